@@ -1,0 +1,1 @@
+"""Generation: from the next token's logits to text. Knows no model."""

@@ -1,0 +1,58 @@
+"""All parameters of a model in one array, and all gradients in another of the same layout.
+
+Zeroing, clipping, the optimiser's update, checkpoints and what ranks exchange are then one call each. The matrices,
+which weight decay shrinks, come first; the vectors (biases, gains), which it leaves alone, follow:
+
+    data   [ wte.weight | wpe.weight | h.0.attn.c_attn.weight | …  ‖ h.0.ln_1.weight | … | ln_f.bias ]
+                                              data[:decayed]       ‖       data[decayed:]
+"""
+
+import math
+from typing import Any
+
+from npgpt.tensor.device import empty, to_device
+from npgpt.tensor.random import initial_normal
+
+
+class FlatParameters:
+    """`data` and the gradients (see `grad`): flat arrays of `size` elements; every Parameter's arrays are views into
+    them. The first `decayed` elements are the matrices.
+    """
+
+    def __init__(self, parameters: dict[str, Any], device: str, dtype: str):
+        matrices = {name: p for name, p in parameters.items() if len(p.shape) >= 2}
+        vectors = {name: p for name, p in parameters.items() if len(p.shape) < 2}
+        self.device = device
+        self.parameters = matrices | vectors
+        self.size = sum(math.prod(p.shape) for p in parameters.values())
+        self.decayed = sum(math.prod(p.shape) for p in matrices.values())
+        self.data = empty(self.size, dtype, device)
+        self._grad = empty(self.size, dtype, device)
+        for parameter, data, grad in zip(self.parameters.values(), self.views(self.data).values(),
+                                         self.views(self._grad).values(), strict=True):
+            parameter.data, parameter._grad, parameter.unset = data, grad, True
+
+    def views(self, flat) -> dict[str, Any]:
+        """name → the part of a flat array of this layout that belongs to the parameter, in its shape."""
+        views, start = {}, 0
+        for name, parameter in self.parameters.items():
+            size = math.prod(parameter.shape)
+            views[name] = flat[start:start + size].reshape(parameter.shape)
+            start += size
+        return views
+
+    def fill(self, seed: int) -> None:
+        """Sets every parameter to its initial value."""
+        for name, parameter in self.parameters.items():
+            if parameter.std is None:
+                parameter.data[...] = parameter.constant
+            else:
+                values = initial_normal(seed, name, parameter.shape, parameter.std)
+                parameter.data[...] = to_device(values.astype(parameter.data.dtype), self.device)
+
+    @property
+    def grad(self):
+        """All gradients, flat; those that no backward has added to are zero."""
+        for parameter in self.parameters.values():
+            _ = parameter.grad
+        return self._grad

@@ -1,0 +1,50 @@
+"""Positions: attention alone cannot tell first from last, so each place adds its own vector to what stands there."""
+
+import math
+
+import numpy as np
+
+from npgpt.layers.module import Module, Parameter
+from npgpt.ops.embedding import embedding_backward, embedding_forward
+from npgpt.tensor import array_module
+
+
+class LearnedPosition(Module):
+    """weight: (block_size, n_embd), learned, as in GPT-2.   x: (B, T, n_embd) → y: (B, T, n_embd), T ≤ block_size"""
+
+    def __init__(self, block_size: int, n_embd: int, std: float = 0.02):
+        self.weight = Parameter(block_size, n_embd, std=std)
+
+    def forward(self, x):
+        places = array_module(x).arange(x.shape[1])                           # (T,)
+        position, saved = embedding_forward(places, self.weight.data)         # (T, C)
+        return x + position, saved
+
+    def backward(self, dy, saved):
+        self.weight.add_grad(embedding_backward(dy.sum(0), saved))            # every example used the same rows
+        return dy
+
+
+class SinusoidalPosition(Module):
+    """Fixed waves of geometrically growing length (Vaswani et al. 2017).   x: (B, T, n_embd) → y: (B, T, n_embd)
+
+    position[t, 2i] = sin(t/10000^(2i/C))    position[t, 2i+1] = cos(t/10000^(2i/C))    any T; nothing to learn
+    """
+
+    def forward(self, x):
+        xp = array_module(x)
+        T, C = x.shape[1:]
+        return x + xp.asarray(sinusoidal_table(T, C)).astype(x.dtype), None
+
+    def backward(self, dy, saved):
+        return dy
+
+
+def sinusoidal_table(T: int, C: int) -> np.ndarray:
+    """The waves, (T, C), in float64."""
+    rates = np.exp(np.arange(0, C, 2) * (-math.log(10000) / C))               # 1/10000^(2i/C)   (⌈C/2⌉,)
+    angles = np.arange(T)[:, None] * rates                                    # (T, ⌈C/2⌉)
+    table = np.empty((T, C))
+    table[:, 0::2] = np.sin(angles)
+    table[:, 1::2] = np.cos(angles[:, :C // 2])
+    return table

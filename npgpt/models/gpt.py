@@ -1,0 +1,155 @@
+"""GPT (Radford et al. 2018, 2019): a stack of causal blocks that predicts each next token.
+
+    x = wte[token] + wpe[place]        x = h_n(… h_0(x))        logits = ln_f(x) wteᵀ
+
+The head is tied: the table that turns tokens into vectors also scores them (Press & Wolf 2017).
+Names and initial values are GPT-2's: Normal(0, 0.02²), the projections that end in a residual addition scaled by
+1/√(2·n_layer), for there are 2·n_layer of them; biases 0, gains 1.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from npgpt.errors import ConfigError, DataError
+from npgpt.generation import decoding
+from npgpt.layers import Block, Checkpointed, Dropout, Embedding, LayerNorm, LearnedPosition, SinusoidalPosition
+from npgpt.layers.feed_forward import ACTIVATIONS
+from npgpt.layers.module import Module
+from npgpt.ops.linear import linear_backward, linear_forward
+from npgpt.ops.linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
+from npgpt.tensor import array_module, to_device, to_numpy
+
+IGNORE_INDEX = -100         # a target that does not count, as in PyTorch
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT; the defaults are GPT-2 124M. Raises ConfigError for a shape that cannot be."""
+
+    vocab_size: int = 50257
+    block_size: int = 1024                  # the longest sequence, in tokens
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0                    # on the embeddings and on what each block adds
+    bias: bool = True                       # in linear maps and layer norms
+    activation: str = "gelu_tanh"           # or gelu_erf, relu
+    position: str = "learned"               # or sinusoidal
+    gradient_checkpointing: bool = False    # keep each block's input only: less memory, a third more work
+
+    def __post_init__(self):
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.n_embd % self.n_head:
+            raise ConfigError(f"n_embd must be a multiple of n_head, so that heads are of one size: "
+                              f"{self.n_embd} is no multiple of {self.n_head}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        for name, allowed in (("activation", tuple(ACTIVATIONS)), ("position", ("learned", "sinusoidal"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
+
+
+class GPT(Module):
+    """tokens: integers (B, T), T ≤ block_size.  `forward` gives logits, `loss` their cross-entropy.
+
+    `key` (npgpt.tensor.Key) turns dropout on; without it nothing is dropped.
+    """
+
+    def __init__(self, config: GPTConfig, seed: int = 1337, device: str = "cpu", dtype: str = "float32"):
+        self.config = c = config
+        proj_std = 0.02 / math.sqrt(2 * c.n_layer)
+        self.wte  = Embedding(c.vocab_size, c.n_embd)
+        self.wpe  = LearnedPosition(c.block_size, c.n_embd) if c.position == "learned" else SinusoidalPosition()
+        self.drop = Dropout(c.dropout)
+        blocks    = [Block(c.n_embd, c.n_head, c.dropout, c.bias, c.activation, proj_std) for _ in range(c.n_layer)]
+        self.h    = [Checkpointed(block) for block in blocks] if c.gradient_checkpointing else blocks
+        self.ln_f = LayerNorm(c.n_embd, c.bias)
+        self.initialise(seed, device, dtype)
+
+    def forward(self, tokens, key=None):
+        """tokens: (B, T)  →  logits: (B, T, vocab_size), saved for `backward_logits`"""
+        x, body = self._body_forward(self._checked(tokens), key)
+        logits, head = linear_forward(x, self.wte.weight.data.T)
+        return logits, (body, head)
+
+    def backward_logits(self, dlogits, saved) -> None:
+        """dlogits: (B, T, vocab_size), saved: from `forward`.  Adds to every gradient."""
+        body, head = saved
+        dx, dweight, _ = linear_backward(dlogits, head)
+        self.wte.weight.add_grad(dweight.T)
+        self._body_backward(dx, body)
+
+    def loss(self, tokens, targets, key=None, num_items_in_batch: int | None = None):
+        """tokens, targets: (B, T)  →  mean cross-entropy over targets ≠ −100: 0-d, nats; saved for `backward`
+
+        num_items_in_batch: what to divide the sum by instead, where the batch is part of a larger one. The losses
+        and gradients of the parts then add up to those of the whole.
+        """
+        tokens, targets = self._checked(tokens), self._checked(targets, "target")
+        if tokens.shape != targets.shape:
+            raise DataError(f"targets must have the shape of tokens, {tokens.shape}, not {targets.shape}")
+        x, body = self._body_forward(tokens, key)
+        loss, head = linear_cross_entropy_forward(x, self.wte.weight.data, targets, num_items_in_batch)
+        return loss, (body, head)
+
+    def backward(self, saved, dloss=1.0) -> None:
+        """saved: from `loss`.  Adds to every gradient."""
+        body, head = saved
+        dloss = array_module(self.flat.data).asarray(dloss, self.flat.data.dtype)
+        dx, dweight = linear_cross_entropy_backward(dloss, head, out=self.wte.weight.unwritten_grad)
+        self.wte.weight.add_grad(dweight)
+        self._body_backward(dx, body)
+
+    def next_logits(self, tokens):
+        """tokens: (B, T), any T ≥ 1, of which the last block_size are read  →  the next token's logits, NumPy (B, V)"""
+        x, _ = self._body_forward(self._checked(tokens[:, -self.config.block_size:]), key=None)
+        logits, _ = linear_forward(x[:, -1], self.wte.weight.data.T)
+        return to_numpy(logits)
+
+    def generate(self, tokens, max_new_tokens: int, **settings):
+        """tokens: (B, T)  →  (B, T + new): the prompt and what the model adds.
+
+        The settings are transformers': do_sample, temperature, top_k, top_p, seed, eos_token_id; see
+        npgpt.generation.decoding.generate.
+        """
+        return decoding.generate(self.next_logits, tokens, max_new_tokens, **settings)
+
+    def _body_forward(self, tokens, key):
+        x, s_wte  = self.wte.forward(tokens)                                  # (B, T, C)
+        x, s_wpe  = self.wpe.forward(x)
+        x, s_drop = self.drop.forward(x, key and key.child(0))
+        s_h = []
+        for n, block in enumerate(self.h):
+            x, s = block.forward(x, key and key.child(1 + n))
+            s_h.append(s)
+        x, s_ln_f = self.ln_f.forward(x)
+        return x, (s_wte, s_wpe, s_drop, s_h, s_ln_f)
+
+    def _body_backward(self, dx, saved) -> None:
+        s_wte, s_wpe, s_drop, s_h, s_ln_f = saved
+        dx = self.ln_f.backward(dx, s_ln_f)
+        for block, s in zip(reversed(self.h), reversed(s_h), strict=True):
+            dx = block.backward(dx, s)
+        dx = self.drop.backward(dx, s_drop)
+        self.wte.backward(self.wpe.backward(dx, s_wpe), s_wte)
+
+    def _checked(self, tokens, what="token"):
+        """The tokens on the model's device. Those in host memory are checked; a GPU's are taken as they are."""
+        if array_module(tokens) is np:
+            tokens = np.asarray(tokens)
+            if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+                raise DataError(f"{what}s must be integers of shape (B, T), not {tokens.dtype} of shape {tokens.shape}")
+            B, T = tokens.shape
+            if T > self.config.block_size or B * T == 0:
+                raise DataError(f"{what}s must be 1 to block_size = {self.config.block_size} long, not {T}, "
+                                f"in a batch of at least 1, not {B}")
+            wrong = (tokens < 0) | (tokens >= self.config.vocab_size)
+            if what == "target":
+                wrong &= tokens != IGNORE_INDEX
+            if wrong.any():
+                raise DataError(f"{what} {tokens[wrong][0]} is not in the vocabulary of {self.config.vocab_size}")
+        return to_device(tokens, self.flat.device)

@@ -1,0 +1,35 @@
+"""The mathematics: each op is a pair of pure functions, `<name>_forward` and `<name>_backward`, in one file.
+
+Forward returns (y, saved), backward takes (dy, saved) and returns the gradients in the order of forward's arguments.
+The derivation stands at the head of each file.
+"""
+
+from npgpt.ops.adamw import adamw
+from npgpt.ops.attention import attention_backward, attention_forward
+from npgpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from npgpt.ops.dropout import dropout_backward, dropout_forward
+from npgpt.ops.embedding import embedding_backward, embedding_forward
+from npgpt.ops.gelu import gelu_erf_backward, gelu_erf_forward, gelu_tanh_backward, gelu_tanh_forward
+from npgpt.ops.layernorm import layernorm_backward, layernorm_forward
+from npgpt.ops.linear import linear_backward, linear_forward
+from npgpt.ops.linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
+from npgpt.ops.penalty import penalty_backward, penalty_forward
+from npgpt.ops.relu import relu_backward, relu_forward
+from npgpt.ops.residual import residual_backward, residual_forward
+from npgpt.ops.softmax import softmax_backward, softmax_forward
+
+__all__ = [
+    "adamw",
+    "attention_backward", "attention_forward",
+    "cross_entropy_backward", "cross_entropy_forward",
+    "dropout_backward", "dropout_forward",
+    "embedding_backward", "embedding_forward",
+    "gelu_erf_backward", "gelu_erf_forward", "gelu_tanh_backward", "gelu_tanh_forward",
+    "layernorm_backward", "layernorm_forward",
+    "linear_backward", "linear_forward",
+    "linear_cross_entropy_backward", "linear_cross_entropy_forward",
+    "penalty_backward", "penalty_forward",
+    "relu_backward", "relu_forward",
+    "residual_backward", "residual_forward",
+    "softmax_backward", "softmax_forward",
+]

@@ -1,0 +1,34 @@
+"""AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019): each weight steps by its gradient's mean over its size.
+
+    m ← β₁ m + (1 − β₁) g            a running mean of the gradient
+    v ← β₂ v + (1 − β₂) g²           and of its square
+    m̂ = m/(1 − β₁ᵗ)    v̂ = v/(1 − β₂ᵗ)
+    w ← w − η λ w − η m̂/(√v̂ + ε)
+
+Why the hats: m starts at 0, so after t steps it is Σᵢ (1 − β₁) β₁^(t−i) gᵢ, whose weights sum to 1 − β₁ᵗ only.
+Dividing by that makes it a true weighted mean; the same for v.
+In words: the step is about η in every weight, whatever the scale of its gradient, and shrinks where the gradient
+keeps changing sign. The decay λ works on the weight itself, not through the gradient ("decoupled"), so that it is not
+divided by √v̂.
+"""
+
+from npgpt.tensor import accelerated, array_module
+
+
+@accelerated
+def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, out=None):
+    """w, g, m, v: (...)  t: the step's number, from 1  lr: η  weight_decay: λ  →  the new w, m, v
+
+    out: three arrays to write them into, usually w, m, v themselves.
+    """
+    xp = array_module(w)
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * (g * g)
+    m_hat = m / (1 - beta1 ** t)
+    v_hat = v / (1 - beta2 ** t)
+    w = w - (lr * weight_decay) * w - lr * m_hat / (xp.sqrt(v_hat) + eps)
+    if out is None:
+        return w, m, v
+    for old, new in zip(out, (w, m, v), strict=True):
+        old[...] = new
+    return out

@@ -1,0 +1,43 @@
+"""Cross-entropy of softmax: how many nats the target costs under the predicted distribution, from logits.
+
+    loss = (1/N) Σₙ (ℓₙ − zₙ,ₜₙ)        ℓₙ = log Σⱼ e^zₙⱼ,  tₙ the target of row n, over the rows whose target counts
+
+Rows with the target `ignore_index` do not count; N is the number that do, at least 1, so that a batch without any has
+loss 0 and gradient 0. Taking max(z) out of ℓ first keeps e^z from overflowing: ℓ = m + log Σⱼ e^(zⱼ − m).
+
+Backward.  ∂ℓₙ/∂zₙⱼ = e^zₙⱼ/Σᵢ e^zₙᵢ = pₙⱼ, the softmax, and ∂zₙ,ₜₙ/∂zₙⱼ = [j = tₙ]:
+    dzₙⱼ = (pₙⱼ − [j = tₙ]) dloss / N        0 in rows that do not count
+In words: what was predicted minus what happened.
+"""
+
+from npgpt.tensor import accelerated, array_module
+
+
+@accelerated
+def cross_entropy_forward(logits, targets, num_items_in_batch=None, ignore_index=-100):
+    """logits: (..., V)  targets: integers (...)  →  loss: 0-d, nats
+
+    num_items_in_batch: N, where the batch is part of a larger one; None counts the targets of this one.
+    """
+    xp = array_module(logits)
+    z, t = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+    counts = t != ignore_index                                                # (N,) bool
+    top  = z.max(-1, keepdims=True)
+    lse  = top + xp.log(xp.exp(z - top).sum(-1, keepdims=True))               # ℓ   (N, 1)
+    hit  = z[xp.arange(t.size), xp.where(counts, t, 0)]                       # zₙ,ₜₙ   (N,)
+    n    = max(num_items_in_batch, 1) if num_items_in_batch is not None \
+        else xp.maximum(counts.sum(dtype=z.dtype), 1)
+    return ((lse[:, 0] - hit) * counts).sum() / n, (logits, targets, lse, n, ignore_index)
+
+
+@accelerated
+def cross_entropy_backward(dloss, saved):
+    """dloss: 0-d  →  dlogits: (..., V)"""
+    logits, targets, lse, n, ignore_index = saved
+    xp = array_module(logits)
+    z, t = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+    counts = t != ignore_index
+    dz = xp.exp(z - lse)                                                      # p   (N, V)
+    dz[xp.arange(t.size), xp.where(counts, t, 0)] -= 1                        # one place a row: no index repeats
+    dz *= counts[:, None] * (dloss / n)
+    return dz.reshape(logits.shape)

@@ -1,0 +1,28 @@
+"""Dropout (Srivastava et al. 2014): each element is set to 0 with probability p, the others grow to keep the mean.
+
+    y = m x / q            m: random, 1 with probability q = 1 − p, else 0
+
+Backward.  y is linear in x:    dx = m dy / q
+The mask is not stored: it is a pure function of the key and is made again (npgpt/tensor/random.py). It compares 16
+random bits, so q is taken as the nearest multiple of 2⁻¹⁶, and dividing by that same q keeps the mean exactly.
+"""
+
+from npgpt.tensor import accelerated, array_module
+from npgpt.tensor.random import keep_mask
+
+
+@accelerated
+def dropout_forward(x, p, key):
+    """x: (B, ...)  p: 0 ≤ p < 1  key: npgpt.tensor.Key  →  y: (B, ...)"""
+    return _drop(x, p, key), (p, key)
+
+
+@accelerated
+def dropout_backward(dy, saved):
+    """dy: (B, ...)  →  dx: (B, ...)"""
+    return _drop(dy, *saved)
+
+
+def _drop(x, p, key):
+    keep = max(round((1 - p) * 65536), 1) / 65536                             # q
+    return x * array_module(x).asarray(keep_mask(key, x.shape, keep)) * (1 / keep)

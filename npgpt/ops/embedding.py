@@ -1,0 +1,29 @@
+"""Embedding: each token takes its row of a table.
+
+    y = W[token]           the same as y = onehot(token) W, without the product by zeros
+
+Backward.  From y = onehot(token) W:   dW = onehot(token)ᵀ dy,   that is   dW[v] = Σ dy over all places where token = v
+In words: a row of the table gathers the gradients of every place it was used, and rows not used get nothing.
+Tokens are whole numbers and have no gradient.
+"""
+
+from npgpt.tensor import accelerated, array_module
+
+
+@accelerated
+def embedding_forward(tokens, weight):
+    """tokens: integers (...)  weight: (V, C)  →  y: (..., C)
+
+    Tokens must lie in [0, V): check them on the host, a GPU wraps a wrong index silently.
+    """
+    return weight[tokens], (tokens, weight.shape)
+
+
+@accelerated
+def embedding_backward(dy, saved):
+    """dy: (..., C)  →  dweight: (V, C)"""
+    tokens, shape = saved
+    xp = array_module(dy)
+    dweight = xp.zeros(shape, dy.dtype)
+    xp.add.at(dweight, tokens, dy)                          # unlike dweight[tokens] += dy, counts repeated tokens
+    return dweight

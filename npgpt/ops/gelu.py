@@ -1,0 +1,80 @@
+"""The Gaussian error linear unit (Hendrycks & Gimpel 2016): x times the chance that a standard normal lies below x.
+
+    y = x Φ(x)            Φ(x) = ½ (1 + erf(x/√2))
+
+Backward.  By the product rule, with Φ' = φ(x) = e^(−x²/2)/√(2π):    y' = Φ(x) + x φ(x),    dx = y' dy
+
+GPT-2 uses an approximation of Φ by a tanh, from the same paper:
+
+    y = ½ x (1 + t)       t = tanh(u)       u = √(2/π) (x + a x³)       a = 0.044715
+
+Backward.  t' = (1 − t²) u'  and  u' = √(2/π) (1 + 3a x²), so    y' = ½ (1 + t) + ½ x (1 − t²) √(2/π) (1 + 3a x²)
+
+In words: a soft gate. Far to the right the gradient passes whole, far to the left not at all, and around 0 the gate
+itself moves with x. Both forms keep y' for backward: it costs less to keep than to compute again.
+
+NumPy has no erf. Beyond 6, erf is ±1 to the last bit of a double. Below, erf(x) = 1 − e^(−x²) erfcx(x), where
+erfcx(x) = e^(x²) erfc(x) is so smooth that a polynomial through its values at 32 Chebyshev points meets it to
+1e-14.
+"""
+
+import functools
+import math
+
+import numpy as np
+
+from npgpt.tensor import accelerated, array_module
+
+A = 0.044715
+SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+
+
+@accelerated
+def gelu_tanh_forward(x):
+    """x: (...)  →  y: (...)"""
+    t  = array_module(x).tanh(SQRT_2_OVER_PI * (x + A * (x * x * x)))
+    dy_dx = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * (SQRT_2_OVER_PI * (1 + 3 * A * (x * x)))
+    return 0.5 * x * (1 + t), (dy_dx,)
+
+
+@accelerated
+def gelu_tanh_backward(dy, saved):
+    """dy: (...)  →  dx: (...)"""
+    dy_dx, = saved
+    return dy * dy_dx
+
+
+@accelerated
+def gelu_erf_forward(x):
+    """x: (...)  →  y: (...)"""
+    cdf = 0.5 * (1 + erf(x * math.sqrt(0.5)))                                 # Φ
+    pdf = array_module(x).exp(-0.5 * x * x) / math.sqrt(2 * math.pi)          # φ
+    return x * cdf, (cdf + x * pdf,)
+
+
+@accelerated
+def gelu_erf_backward(dy, saved):
+    """dy: (...)  →  dx: (...)"""
+    dy_dx, = saved
+    return dy * dy_dx
+
+
+def erf(x):
+    """The error function, to 1e-14.   x: (...) → (...)"""
+    xp = array_module(x)
+    size = xp.minimum(abs(x), 6.0)
+    s = size / 3 - 1                                                          # [0, 6] → [−1, 1]
+    *lower, b1 = _erfcx_coefficients()
+    b2 = 0.0
+    for c in reversed(lower[1:]):                                             # Clenshaw's recurrence for Σ cₖ Tₖ(s)
+        b1, b2 = 2 * s * b1 - b2 + c, b1
+    erfcx = s * b1 - b2 + lower[0]
+    return xp.sign(x) * (1 - xp.exp(-size * size) * erfcx)
+
+
+@functools.cache
+def _erfcx_coefficients():
+    """Chebyshev coefficients of erfcx(3 + 3s) on s ∈ [−1, 1], as Python floats, lowest degree first."""
+    def erfcx(s):
+        return np.array([math.exp(x * x) * math.erfc(x) for x in 3 + 3 * s])
+    return np.polynomial.chebyshev.chebinterpolate(erfcx, 31).tolist()

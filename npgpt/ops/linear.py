@@ -1,0 +1,32 @@
+"""The linear map: every row of x is multiplied by one matrix and shifted.
+
+    y = x W + b            yₙⱼ = Σᵢ xₙᵢ Wᵢⱼ + bⱼ
+
+Backward.  ∂yₙⱼ/∂xₙᵢ = Wᵢⱼ, so       dxₙᵢ = Σⱼ dyₙⱼ Wᵢⱼ       that is   dx = dy Wᵀ
+           ∂yₙⱼ/∂Wᵢⱼ = xₙᵢ, so       dWᵢⱼ = Σₙ xₙᵢ dyₙⱼ       that is   dW = xᵀ dy
+           ∂yₙⱼ/∂bⱼ  = 1,   so       dbⱼ  = Σₙ dyₙⱼ
+In words: the gradient goes back through the same wires, and each wire is blamed by what went in times what was
+wanted out, summed over all rows. The shapes leave no other choice.
+"""
+
+from npgpt.tensor import accelerated, array_module
+
+
+@accelerated
+def linear_forward(x, weight, bias=None):
+    """x: (..., C)  weight: (C, D)  bias: (D,) or None  →  y: (..., D)"""
+    y = x.reshape(-1, x.shape[-1]) @ weight                                   # (N, D): one 2-D product
+    if bias is not None:
+        y += bias
+    return y.reshape(*x.shape[:-1], weight.shape[1]), (x, weight, bias is not None)
+
+
+@accelerated
+def linear_backward(dy, saved, out=None):
+    """dy: (..., D)  →  dx: (..., C)  dweight: (C, D), written into `out` if given  dbias: (D,) or None"""
+    x, weight, has_bias = saved
+    rows_x  = x.reshape(-1, x.shape[-1])                                      # (N, C)
+    rows_dy = dy.reshape(-1, dy.shape[-1])                                    # (N, D)
+    dx      = (rows_dy @ weight.T).reshape(x.shape)
+    dweight = array_module(x).matmul(rows_x.T, rows_dy, out=out)
+    return dx, dweight, rows_dy.sum(0) if has_bias else None

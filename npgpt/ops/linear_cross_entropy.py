@@ -1,0 +1,57 @@
+"""The head and its loss as one op: cross-entropy of the logits x Wᵀ, a few rows at a time.
+
+    z = x Wᵀ            loss = (1/N) Σₙ (ℓₙ − zₙ,ₜₙ)            as in cross_entropy.py
+
+For GPT-2 the logits of 4 × 1024 tokens are 4096 × 50257 numbers, more than all activations of a block. Each row's
+loss needs only its own logits, so they are made for some rows, used, and dropped; only ℓ is kept, one number a row.
+The weight is (V, C), one row a token, as in the embedding that it usually is tied to.
+
+Backward makes the logits of the same rows again, and from dz (see cross_entropy.py), as in linear.py:
+    dx = dz W            dW = Σ over the row groups of dzᵀ x
+"""
+
+from npgpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from npgpt.tensor import accelerated, array_module
+
+LOGITS_AT_ONCE = 1 << 24            # 64 MiB in float32: 333 rows of GPT-2's vocabulary, all rows of a small one
+
+
+@accelerated
+def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ignore_index=-100, rows=None):
+    """x: (..., C)  weight: (V, C)  targets: integers (...)  →  loss: 0-d, nats
+
+    num_items_in_batch: N, as in cross_entropy_forward.  rows: how many rows of logits exist at once.
+    """
+    xp = array_module(x)
+    flat_x, t = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
+    rows = rows or max(1, LOGITS_AT_ONCE // weight.shape[0])
+    n = max(num_items_in_batch, 1) if num_items_in_batch is not None \
+        else xp.maximum((t != ignore_index).sum(dtype=x.dtype), 1)
+    loss, lse = xp.zeros((), x.dtype), xp.empty((t.size, 1), x.dtype)
+    for start in range(0, t.size, rows):
+        part = slice(start, start + rows)
+        part_loss, part_saved = cross_entropy_forward(flat_x[part] @ weight.T, t[part], 1, ignore_index)
+        lse[part] = part_saved[2]
+        loss = loss + part_loss
+    return loss / n, (x, weight, targets, lse, n, ignore_index, rows)
+
+
+@accelerated
+def linear_cross_entropy_backward(dloss, saved, out=None):
+    """dloss: 0-d  →  dx: (..., C)  dweight: (V, C), written into `out` if given"""
+    x, weight, targets, lse, n, ignore_index, rows = saved
+    xp = array_module(x)
+    flat_x, t = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
+    dx = xp.empty(flat_x.shape, x.dtype)
+    dweight = xp.zeros(weight.shape, weight.dtype) if out is None else out
+    if t.size <= rows:                                                        # one group: no sum to begin
+        dz = cross_entropy_backward(dloss, (flat_x @ weight.T, t, lse, n, ignore_index))
+        return (dz @ weight).reshape(x.shape), xp.matmul(dz.T, flat_x, out=dweight)
+    dweight[...] = 0
+    for start in range(0, t.size, rows):
+        part = slice(start, start + rows)
+        z  = flat_x[part] @ weight.T                                          # (rows, V)
+        dz = cross_entropy_backward(dloss, (z, t[part], lse[part], n, ignore_index))
+        dx[part] = dz @ weight
+        dweight += dz.T @ flat_x[part]
+    return dx.reshape(x.shape), dweight

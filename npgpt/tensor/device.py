@@ -1,0 +1,99 @@
+"""Devices: arrays are made on one, and everything after follows the arrays.
+
+A device is named as in PyTorch: "cpu", "cuda" or "cuda:1". This is the only file that imports CuPy.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+
+from npgpt.errors import DeviceError
+
+Array = Any        # a numpy.ndarray or a cupy.ndarray; the formulas run on either
+
+
+def array_module(*arrays: Array):
+    """numpy, or cupy if any of the arrays lives on a GPU.
+
+    An array can only be CuPy's once CuPy has been imported, so nothing is imported here.
+    """
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and any(isinstance(array, cupy.ndarray) for array in arrays):
+        return cupy
+    return np
+
+
+def device_of(array: Array) -> str:
+    """The device on which an array lives, as `to_device` takes it."""
+    return "cpu" if array_module(array) is np else f"cuda:{array.device.id}"
+
+
+def to_device(array: Array, device: str = "cpu") -> Array:
+    """The same values on `device`; the array itself if it is there already.
+
+    Raises DeviceError if the device's name is unknown, CuPy or a driver is missing, or the GPU's memory is full.
+    """
+    if device == "cpu":
+        return to_numpy(array)
+    cupy, index = _cuda(device)
+    try:
+        with cupy.cuda.Device(index):
+            return cupy.asarray(array)
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        raise DeviceError(f"no room on {device} for {array.nbytes / 2**20:.0f} MiB more: "
+                          "use a smaller model or batch, or another device") from error
+
+
+def empty(size: int, dtype: str, device: str = "cpu") -> Array:
+    """A flat array of `size` numbers on `device`, its values undefined. Raises as `to_device` does."""
+    if device == "cpu":
+        return np.empty(size, dtype)
+    cupy, index = _cuda(device)
+    try:
+        with cupy.cuda.Device(index):
+            return cupy.empty(size, dtype)
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        raise DeviceError(f"no room on {device} for {size * np.dtype(dtype).itemsize / 2**20:.0f} MiB: "
+                          "use a smaller model, or another device") from error
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """The same values as a NumPy array; the array itself if it is one."""
+    xp = array_module(array)
+    return np.asarray(array) if xp is np else xp.asnumpy(array)
+
+
+def synchronize(device: str = "cpu") -> None:
+    """Waits until everything queued on `device` is done; nothing is ever queued on the CPU."""
+    if device != "cpu":
+        cupy, index = _cuda(device)
+        cupy.cuda.Device(index).synchronize()
+
+
+def check_device(device: str) -> str:
+    """The device's name, if arrays can be made there; else DeviceError in one sentence."""
+    if device != "cpu":
+        _cuda(device)
+    return device
+
+
+def _cuda(device: str) -> tuple[Any, int]:
+    """CuPy and the GPU's number, for "cuda" or "cuda:N"."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or (number and not number.isdecimal()) or device.endswith(":"):
+        raise DeviceError(f"unknown device {device!r}: use cpu, cuda or cuda:N")
+    index = int(number or 0)
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(f"device {device} needs CuPy: pip install 'npgpt[cuda12]' or 'npgpt[cuda13]', "
+                          "after the CUDA version that nvidia-smi shows") from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:             # CUDARuntimeError: no driver, or one too old for this CuPy
+        reason = str(error).strip() or type(error).__name__
+        raise DeviceError(f"device {device} needs an NVIDIA GPU with a working driver: {reason}") from error
+    if index >= count:
+        raise DeviceError(f"no device {device}: this machine has {count} CUDA device{'s' if count != 1 else ''}")
+    return cupy, index
