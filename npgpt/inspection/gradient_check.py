@@ -1,0 +1,163 @@
+"""The gradient check: does backward give the derivative of forward?
+
+Forward maps x to y; its derivative at x is a linear map J, and backward must apply Jᵀ. For any direction v in x and
+any dy in y the two sides of
+
+    ⟨dy, J v⟩ = ⟨Jᵀ dy, v⟩
+
+are one number. The left is measured with forward alone, by a central difference along v, the right is ⟨backward(dy), v⟩:
+
+    ⟨dy, forward(x + h v) − forward(x − h v)⟩ / 2h            with h = 10⁻⁵ ‖x‖, ‖v‖ = 1
+
+The difference errs by about h²/6 times the third derivative, and by rounding, at most 64 u Σ |dy y| / h, u = 2⁻⁵³.
+A wrong element of the gradient shows in ⟨·, v⟩ only as far as v reaches into it, so every |vᵢ| is at least 0.1/√n.
+Each input and each parameter is checked by itself, so that none hides behind a larger one.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from npgpt.errors import NpgptError
+from npgpt.tensor import array_module, to_numpy
+
+STEP = 1e-5             # h, relative to ‖x‖
+TOLERANCE = 1e-6        # relative to the larger of the measured number and the gradient's norm
+LOCATED = 4096          # of a wrong gradient, so many elements at most are measured one by one
+
+
+class GradientError(NpgptError):
+    """Backward does not give the gradient of forward."""
+
+
+def check_gradients(forward: Callable, backward: Callable, *inputs: Any, parameters: Mapping[str, Any] | None = None,
+                    directions: int = 3, seed: int = 0) -> dict[str, float]:
+    """Checks backward against central differences of forward, in float64.
+
+    forward(*inputs) → (y, saved)      y: one array
+    backward(dy, saved) → the gradients of the float arrays among the inputs, in order (one array, or a tuple)
+    parameters: name → npgpt.layers.Parameter (a module's `.parameters`), whose gradients backward adds to `.grad`.
+
+    Returns, for each input (by its name in forward) and parameter, the worst error on a scale on which TOLERANCE is
+    allowed: relative to the gradient, less what is rounding. Raises GradientError, which names the first gradient
+    that is wrong and the element where it is worst; also if an input is not float64, is modified, or y not finite.
+    """
+    parameters = parameters or {}
+    rng = np.random.default_rng(seed)
+    variables = _variables(forward, inputs, parameters)
+    before = {name: array.copy() for name, array in variables.items()}
+    y = forward(*inputs)[0]
+    errors = dict.fromkeys(variables, 0.0)
+    for direction in range(directions):
+        dy = _like(rng.standard_normal(y.shape), y)
+        if direction % 2:
+            dy = dy.T.copy().T                                # the same values, not C-contiguous
+        gradients = _gradients(forward, backward, inputs, parameters, variables, dy)
+        for name, x in variables.items():
+            if not bool((x == before[name]).all()):
+                raise GradientError(f"forward or backward modified {name}, which it was only given to read")
+            error, allowed = _error(forward, inputs, y, dy, x, gradients[name], rng)
+            if not error <= allowed:                          # NaN is an error too
+                raise GradientError(_describe(name, forward, inputs, dy, x, gradients[name], error, allowed))
+            errors[name] = max(errors[name], TOLERANCE * error / allowed)
+    return errors
+
+
+def _variables(forward: Callable, inputs: tuple, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """name → array of everything that has a gradient."""
+    try:
+        names = list(inspect.signature(forward).parameters)
+    except (TypeError, ValueError):
+        names = []
+    variables = {}
+    for n, value in enumerate(inputs):
+        if getattr(value, "dtype", None) is not None and value.dtype.kind == "f":
+            name = names[n] if n < len(names) and names[n] not in ("args", "kwargs") else f"input {n}"
+            variables[name] = value
+    variables |= {name: parameter.data for name, parameter in parameters.items()}
+    for name, array in variables.items():
+        if array.dtype != np.float64:
+            raise GradientError(f"{name} is {array.dtype}, too coarse for differences: pass float64")
+    return variables
+
+
+def _gradients(forward, backward, inputs, parameters, variables, dy) -> dict[str, Any]:
+    """name → what backward says, for every variable."""
+    for parameter in parameters.values():
+        parameter.unset = True
+    y, saved = forward(*inputs)
+    if not bool(array_module(y).isfinite(y).all()):
+        raise GradientError("forward gives NaN or Inf for these inputs")
+    returned = backward(dy, saved)
+    returned = list(returned) if isinstance(returned, (tuple, list)) else [returned]
+    returned = [gradient for gradient in returned if gradient is not None]
+    names = [name for name in variables if name not in parameters]
+    if len(returned) != len(names):
+        raise GradientError(f"backward returns {len(returned)} gradients for {len(names)} inputs "
+                            f"({', '.join(names) or 'none'})")
+    gradients = dict(zip(names, returned, strict=True)) | {name: p.grad.copy() for name, p in parameters.items()}
+    for name, gradient in gradients.items():
+        if gradient.shape != variables[name].shape:
+            raise GradientError(f"the gradient of {name} has shape {gradient.shape}, not {variables[name].shape}")
+    return gradients
+
+
+def _error(forward, inputs, y, dy, x, gradient, rng) -> tuple[float, float]:
+    """How far ⟨gradient, v⟩ is from the difference along a random v, and how far it may be."""
+    v = rng.standard_normal(x.shape)
+    floor = 0.1 * math.sqrt(float((v * v).sum()) / max(v.size, 1))
+    v = np.where(abs(v) < floor, np.where(v < 0, -floor, floor), v)
+    v = _like(v / max(float(np.sqrt((v * v).sum())), 1e-300), x)
+    h = STEP * (_norm(x) or math.sqrt(max(x.size, 1)))
+    measured = _difference(forward, inputs, dy, x, v, h)
+    claimed  = _number((gradient * v).sum())
+    rounding = 64 * 2.0**-53 * _number(abs(dy * y).sum()) / h
+    return abs(claimed - measured), TOLERANCE * max(abs(measured), _norm(gradient)) + rounding
+
+
+def _difference(forward, inputs, dy, x, v, h: float) -> float:
+    """⟨dy, forward(x + h v) − forward(x − h v)⟩ / 2h, with x moved in place and put back."""
+    kept = x.copy()
+    try:
+        x += h * v
+        above = forward(*inputs)[0].copy()
+        x[...] = kept - h * v
+        return _number((dy * (above - forward(*inputs)[0])).sum()) / (2 * h)
+    finally:
+        x[...] = kept
+
+
+def _describe(name, forward, inputs, dy, x, gradient, error, allowed) -> str:
+    """What is wrong with a gradient, and where most: its elements measured one by one."""
+    text = f"the gradient of {name} is wrong: off by {error:.2g} along a random direction, where {allowed:.1g} is allowed"
+    places = np.arange(x.size)
+    if x.size > LOCATED:
+        places = np.random.default_rng(0).choice(x.size, LOCATED, replace=False)
+    worst = (-1.0, (), 0.0, 0.0)
+    for place in places:
+        index = tuple(int(i) for i in np.unravel_index(place, x.shape))
+        e = np.zeros(x.shape)
+        e[index] = 1
+        h = STEP * max(abs(_number(x[index])), _norm(x) / math.sqrt(x.size), 1e-3)
+        measured, claimed = _difference(forward, inputs, dy, x, _like(e, x), h), _number(gradient[index])
+        if not abs(measured - claimed) <= worst[0]:
+            worst = (abs(measured - claimed), index, measured, claimed)
+    _, index, measured, claimed = worst
+    among = f" of {LOCATED} elements tried" if x.size > LOCATED else ""
+    return f"{text}; worst{among} at {name}{list(index)}: backward says {claimed:.6g}, measured {measured:.6g}"
+
+
+def _norm(x) -> float:
+    return math.sqrt(_number((x * x).sum()))
+
+
+def _number(value) -> float:
+    return float(to_numpy(value))
+
+
+def _like(values: np.ndarray, array) -> Any:
+    """NumPy values as an array of the same module as `array`."""
+    return array_module(array).asarray(values)

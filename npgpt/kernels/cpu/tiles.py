@@ -1,0 +1,22 @@
+"""Tiles: large arrays a cache-sized piece at a time."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+TILE_BYTES = 512 * 1024        # of one array; smaller tiles lose more to Python than they gain in cache
+
+
+def flat_tiles(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """The same piece of each of several contiguous arrays of one size, as flat views, from first to last."""
+    flat = [array.reshape(-1) for array in arrays]
+    size = TILE_BYTES // arrays[0].itemsize
+    for start in range(0, arrays[0].size, size):
+        yield tuple(array[start:start + size] for array in flat)
+
+
+def row_tiles(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """The same rows of each of several 2-D arrays, as views, from first to last."""
+    rows = max(1, TILE_BYTES // (arrays[0].shape[1] * arrays[0].itemsize))
+    for start in range(0, arrays[0].shape[0], rows):
+        yield tuple(array[start:start + rows] for array in arrays)
