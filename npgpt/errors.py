@@ -28,3 +28,7 @@ class DeviceError(NpgptError):
 
 class TrainingError(NpgptError):
     """Training that cannot go on: NaN or Inf in loss or gradients, a run folder in use."""
+
+
+class UsageError(NpgptError):
+    """A command line that cannot be understood."""

@@ -8,8 +8,12 @@ which weight decay shrinks, come first; the vectors (biases, gains), which it le
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from npgpt.errors import CheckpointError
 from npgpt.tensor.device import empty, to_device
 from npgpt.tensor.random import initial_normal
 
@@ -56,3 +60,15 @@ class FlatParameters:
         for parameter in self.parameters.values():
             _ = parameter.grad
         return self._grad
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Sets every parameter from host arrays by name. Raises CheckpointError, which names the first misfit."""
+        for name in sorted(arrays.keys() ^ self.parameters.keys()):
+            raise CheckpointError(f"{name} is in the model but not in the checkpoint" if name in self.parameters else
+                                  f"{name} is in the checkpoint but not in the model")
+        for name, parameter in self.parameters.items():
+            if arrays[name].shape != parameter.shape:
+                raise CheckpointError(f"{name} has shape {tuple(arrays[name].shape)} in the checkpoint, "
+                                      f"but {parameter.shape} in the model")
+        for name, parameter in self.parameters.items():
+            parameter.data[...] = to_device(arrays[name].astype(self.data.dtype, copy=False), self.device)

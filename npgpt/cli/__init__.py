@@ -1,0 +1,1 @@
+"""The command line: `npgpt COMMAND`, one file a command, thin: parse, call, print."""

@@ -1,0 +1,45 @@
+"""Reading options into a dataclass by tyro, with wrong ones told in one sentence."""
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from npgpt.errors import UsageError
+
+def parse(options: Any, command: str, arguments: Sequence[str], default: Any = None) -> Any:
+    """The dataclass `options` filled from `arguments`; `_` and `-` are the same in names. --help prints and exits.
+
+    Raises UsageError.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(options, prog=f"npgpt {command}", args=list(arguments), default=default)
+    except SystemExit as leaving:
+        if leaving.code in (0, None):
+            raise
+        raise UsageError(f"{_sentence(said.getvalue())} (npgpt {command} --help lists the options)") from None
+
+
+def value_of(name: str, arguments: Sequence[str]) -> str | None:
+    """What stands after --name, or after --name= in one word; the last of several. None if it is not there."""
+    value = None
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if word == f"--{name}":
+            value = following
+        elif word.startswith(f"--{name}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def _sentence(box: str) -> str:
+    """tyro frames its errors, with the sentence above a rule and the options it may have meant below."""
+    lines = [line.strip("│╭╮╰╯ \n") for line in box.splitlines()]
+    lines = [line for line in lines if line and not re.match(r"^─ .* ─+$", line)]
+    rule  = next((n for n, line in enumerate(lines) if not line.strip("─")), len(lines))
+    near  = re.search(r"Perhaps you meant:\n(--[\w-]+)", "\n".join(lines))
+    return " ".join(lines[:rule]) + (f"; did you mean {near[1]}?" if near else "")

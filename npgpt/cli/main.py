@@ -1,0 +1,61 @@
+"""`npgpt COMMAND …`: finds the command's file, and turns errors into one line and an exit status.
+
+Exit status: 0 done, 1 an error (one line on stderr), 2 a wrong command line, 130 interrupted.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+
+import npgpt
+from npgpt.errors import NpgptError, UsageError
+
+COMMANDS = {
+    "train": "train a GPT on a text, from scratch or from where a run stopped",
+    "sample": "let a trained GPT write",
+    "gradcheck": "check every op's, layer's and model's gradients against differences",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command in `arguments` (by default the process's) and returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"npgpt {npgpt.__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        return _fail(f"unknown command {name!r}{f'; did you mean {near[0]!r}?' if near else ''} "
+                     "(npgpt --help lists them)", 2)
+    try:
+        return importlib.import_module(f"npgpt.cli.{name}").run(rest)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except NpgptError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:                        # the reader of our output has gone: nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        return _fail("out of memory: use a smaller model or batch", 1)
+    except OSError as error:
+        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+
+
+def _fail(sentence: str, status: int) -> int:
+    print(f"npgpt: {' '.join(sentence.split())}", file=sys.stderr)
+    return status
+
+
+def _help() -> str:
+    lines = ["npgpt: a GPT that can be read down to the last derivative and really trained", "",
+             "usage: npgpt COMMAND [OPTION …]      npgpt COMMAND --help lists a command's options", ""]
+    lines += [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
+    return "\n".join([*lines, "", "Begin with: npgpt train"])

@@ -1,0 +1,113 @@
+"""`npgpt train`: from a text to a GPT that writes."""
+
+import contextlib
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from npgpt.cli.arguments import parse, value_of
+from npgpt.errors import ConfigError, UsageError
+from npgpt.tensor.device import check_device
+from npgpt.terminal import printable
+from npgpt.tokenizers import BPETokenizer
+from npgpt.training.config import TrainConfig, read_config_file, read_preset
+from npgpt.training.monitor import Monitor
+from npgpt.training.runs import Run, create_run, load_model, new_run_path, open_run, write_config
+from npgpt.training.trainer import sample_text, train
+
+MAY_CHANGE = {"dropout", "gradient_checkpointing", "max_iters", "learning_rate", "warmup_iters", "lr_decay_iters",
+              "min_lr", "weight_decay", "beta1", "beta2", "grad_clip", "l1", "l2", "eval_interval", "eval_iters",
+              "log_interval", "sample_tokens", "device"}       # settings that a resumed run may be given anew
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a GPT on a text. Settings come from a preset, then --config, then the options below. The run's folder
+    holds everything: settings, tokenizer, tokens, metrics.jsonl and checkpoints. Ctrl-C saves and stops; --resume
+    goes on bit for bit."""
+
+    preset: str = "quick"
+    """Where settings start from: quick, shakespeare-char-cpu, shakespeare-char, gpt2-124m."""
+    config: Path | None = None
+    """A TOML file of settings that go over the preset's."""
+    resume: Path | None = None
+    """The folder of a run to go on with, from its latest checkpoint; its own settings are the start."""
+    settings: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+
+
+def run(arguments: list[str]) -> int:
+    preset, file, resume = (value_of(name, arguments) for name in ("preset", "config", "resume"))
+    if resume and (preset or file):
+        raise UsageError("--resume goes on with a run's own settings: give options, but no --preset or --config")
+    if resume:
+        base = open_run(Path(resume)).config
+    else:
+        base = TrainConfig.parse(read_preset(preset or "quick"), f"preset {preset or 'quick'}")
+        if file:
+            base = TrainConfig.parse(read_config_file(Path(file)), file, base)
+    config  = parse(Options, "train", arguments, Options(settings=base)).settings
+    console = Console(highlight=False, soft_wrap=True)
+    check_device(config.device)
+    with stop_on_signals() as stop:
+        if resume:
+            path = Path(resume)
+            opened = _reopen(path, base, config)
+        else:
+            path = new_run_path(config, Path(file).stem if file and not preset else preset or "quick")
+            opened = create_run(path, config, lambda text: console.print(text, markup=False))
+        console.print(f"run: {path}", markup=False)
+        with Monitor(path, config.max_iters, console) as monitor:
+            finished = train(opened, monitor, resume=resume is not None, stop=stop)
+    if not finished:
+        console.print(f"stopped and saved; go on with:  npgpt train --resume {path}", markup=False)
+        return 130
+    _show_result(path, opened, console)
+    return 0
+
+
+def _reopen(path: Path, before: TrainConfig, config: TrainConfig) -> Run:
+    """The run, with the settings that may change as they are now."""
+    for name in (f.name for f in fields(TrainConfig)):
+        if getattr(config, name) != getattr(before, name) and name not in MAY_CHANGE:
+            raise ConfigError(f"{name} cannot change when a run goes on: {path} has {getattr(before, name)!r}, "
+                              f"not {getattr(config, name)!r}")
+    if config != before:
+        write_config(path, config)
+    return open_run(path)
+
+
+def _show_result(path: Path, opened: Run, console: Console) -> None:
+    """The last words: how good the best checkpoint is, what it writes, and the next command to type."""
+    model, _, checkpoint = load_model(path, "best", "cpu", lambda text: None)
+    loss = checkpoint.state["best_val_loss"]
+    console.print(f"\nbest validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.1f}) "
+                  f"at step {checkpoint.step}; it writes:\n", markup=False)
+    console.print(f"[bold]{escape(printable(sample_text(opened, model, 256)))}[/]\n")
+    prompt = "The " if isinstance(opened.tokenizer, BPETokenizer) else "\\n"
+    console.print(f"next:  npgpt sample {path} --prompt '{prompt}'", markup=False)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether SIGINT or SIGTERM has come. A second SIGINT raises KeyboardInterrupt."""
+    came: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        came.append(number)
+        os.write(2, b"\nstopping after this step and saving; Ctrl-C again quits at once, without saving\n")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

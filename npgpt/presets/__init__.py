@@ -1,0 +1,1 @@
+"""Settings that are known to work, one TOML file each; `npgpt train --preset NAME` reads them from here."""

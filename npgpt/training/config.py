@@ -1,0 +1,179 @@
+"""All settings of a training run, and where they come from: a preset, then a file, then flags."""
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+from npgpt.errors import ConfigError
+from npgpt.models import GPTConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The defaults are the preset `quick`. Names as in nanoGPT. Raises ConfigError for a value that cannot be."""
+
+    # Data
+    data: str = "python-docs"
+    """What to learn from: python-docs (the language reference that comes with Python), or a text file or a folder of
+    text files, UTF-8."""
+    val_fraction: float = 0.1
+    """The share of the text held back for validation."""
+    tokenizer: str = "bpe"
+    """bpe (byte-level byte-pair encoding, trained on the text), character, or the folder of a saved tokenizer."""
+    vocab_size: int = 1024
+    """Tokens that bpe may use: 256 bytes, one special token, the rest learned merges. The other tokenizers bring
+    their own."""
+
+    # Model
+    block_size: int = 128
+    """Context: the longest sequence the model reads, in tokens."""
+    n_layer: int = 4
+    """Blocks."""
+    n_head: int = 4
+    """Attention heads; n_embd must be a multiple."""
+    n_embd: int = 192
+    """Channels."""
+    dropout: float = 0.1
+    """The chance of each element to be dropped, on the embeddings and on what each block adds."""
+    bias: bool = True
+    """Biases in linear maps and layer norms."""
+    activation: str = "gelu_tanh"
+    """gelu_tanh (GPT-2's), gelu_erf or relu."""
+    position: str = "learned"
+    """learned or sinusoidal."""
+    gradient_checkpointing: bool = False
+    """Keep only each block's input for backward and run the block again: less memory, a third more work."""
+
+    # Optimisation
+    batch_size: int = 16
+    """Sequences that go through the model at once."""
+    gradient_accumulation_steps: int = 1
+    """Batches whose gradients are added up before each update."""
+    max_iters: int = 1500
+    """Updates."""
+    learning_rate: float = 1e-3
+    """The highest learning rate, reached after the warm-up."""
+    warmup_iters: int = 100
+    """Updates over which the learning rate rises."""
+    lr_decay_iters: int | None = None
+    """The update at which the learning rate arrives at min_lr; by default max_iters."""
+    min_lr: float | None = None
+    """The lowest learning rate; by default a tenth of the highest."""
+    weight_decay: float = 0.1
+    """AdamW's decay, on matrices only."""
+    beta1: float = 0.9
+    """AdamW's memory of the gradient."""
+    beta2: float = 0.99
+    """AdamW's memory of the gradient's square."""
+    grad_clip: float = 1.0
+    """The longest gradient; longer ones are scaled down. 0 leaves them."""
+    l1: float = 0.0
+    """Penalty added to the loss, times the sum of all |w| in matrices."""
+    l2: float = 0.0
+    """Penalty added to the loss, times the sum of all w² in matrices."""
+
+    # Progress
+    eval_interval: int = 250
+    """Updates between two evaluations; each saves a checkpoint."""
+    eval_iters: int = 50
+    """Batches of an evaluation, at most."""
+    log_interval: int = 10
+    """Updates between two lines of metrics."""
+    sample_tokens: int = 64
+    """Tokens the model writes after each evaluation, to be looked at; 0 for none."""
+
+    # Run
+    seed: int = 1337
+    """Everything random is a function of it."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+    dtype: str = "float32"
+    """float32 or float64."""
+    out_dir: str | None = None
+    """The run's folder, new or empty; by default runs/ and the preset's name, with a number if that is taken."""
+
+    def __post_init__(self):
+        def need(fine: bool, name: str, what: str) -> None:
+            if not fine:
+                raise ConfigError(f"{name} must be {what}, not {getattr(self, name)!r}")
+
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{field.name} must be a finite number, not {value}")
+        for name in ("batch_size", "gradient_accumulation_steps", "max_iters", "eval_interval", "eval_iters",
+                     "log_interval"):
+            need(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("warmup_iters", "sample_tokens", "weight_decay", "grad_clip", "l1", "l2", "learning_rate"):
+            need(getattr(self, name) >= 0, name, "at least 0")
+        for name in ("beta1", "beta2"):
+            need(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+        need(0 < self.val_fraction < 1, "val_fraction", "above 0 and below 1")
+        need(0 <= self.seed < 2**64, "seed", "at least 0 and below 2⁶⁴")
+        need(self.dtype in ("float32", "float64"), "dtype", "float32 or float64")
+        need(self.lr_decay_iters is None or self.lr_decay_iters >= 1, "lr_decay_iters", "at least 1")
+        need(self.min_lr is None or 0 <= self.min_lr <= self.learning_rate, "min_lr",
+             "at least 0 and at most learning_rate")
+        self.model(self.vocab_size)
+
+    def model(self, vocab_size: int) -> GPTConfig:
+        """The model's shape, for a vocabulary of this size."""
+        shared = {field.name for field in dataclasses.fields(GPTConfig)} - {"vocab_size"}
+        return GPTConfig(vocab_size, **{name: getattr(self, name) for name in shared})
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any], source: str, base: Self | None = None) -> Self:
+        """`base` (by default the defaults) with these settings over it; `source` is named in errors.
+
+        `-` in a name counts as `_`. Raises ConfigError for an unknown name, which tells the nearest known one, and
+        for a value of the wrong type.
+        """
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        changes = {}
+        for key, value in settings.items():
+            name = key.replace("-", "_")
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
+                raise ConfigError(f"{source}: unknown setting {key!r}; the nearest known one is {near[0]!r}")
+            if fields[name] in (float, float | None) and type(value) is int:
+                value = float(value)
+            if type(value) not in (getattr(fields[name], "__args__", None) or (fields[name],)):
+                kind = str(getattr(fields[name], "__name__", fields[name])).replace(" | None", "")
+                raise ConfigError(f"{source}: {name} must be of type {kind}, not {value!r}")
+            changes[name] = value
+        return dataclasses.replace(base or cls(), **changes)
+
+    def to_toml(self) -> str:
+        """One line a setting; what is None is left out."""
+        return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
+                       for name, value in dataclasses.asdict(self).items() if value is not None)
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package."""
+    return sorted(entry.name.removesuffix(".toml") for entry in resources.files("npgpt.presets").iterdir()
+                  if entry.name.endswith(".toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset. Raises ConfigError for an unknown name."""
+    if name not in preset_names():
+        raise ConfigError(f"unknown preset {name!r}: use one of {', '.join(preset_names())}")
+    return tomllib.loads((resources.files("npgpt.presets") / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file. Raises ConfigError if it cannot be read."""
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error

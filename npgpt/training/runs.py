@@ -1,0 +1,162 @@
+"""A run's folder: made once from a configuration, opened again to go on or to sample.
+
+    config.toml  metrics.jsonl  tokenizer/  data/train.bin  data/val.bin  checkpoints/step-000250/  lock
+
+config.toml is written last: a folder without one is not a run yet.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from npgpt.data.batches import Batches, evaluation_batches
+from npgpt.data.corpora import read_documents, split_documents
+from npgpt.data.shards import open_shard, write_shard
+from npgpt.errors import CheckpointError, TrainingError
+from npgpt.files import atomic_write
+from npgpt.models import GPT
+from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
+from npgpt.tokenizers.files import Tokenizer
+from npgpt.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_latest
+from npgpt.training.config import TrainConfig, read_config_file
+
+
+class Run(NamedTuple):
+    """A run's folder and what stands in it, the checkpoints aside. train, val: token ids, memory-mapped."""
+
+    path: Path
+    config: TrainConfig
+    tokenizer: Tokenizer
+    train: np.ndarray
+    val: np.ndarray
+
+
+def new_run_path(config: TrainConfig, name: str) -> Path:
+    """Where a new run goes: out_dir, or the first free one of runs/NAME, runs/NAME-2, …
+
+    Raises TrainingError if out_dir holds a run already, or anything else.
+    """
+    if config.out_dir is None:
+        number, path = 1, Path("runs") / name
+        while path.exists():
+            number += 1
+            path = Path("runs") / f"{name}-{number}"
+        return path
+    path = Path(config.out_dir)
+    if (path / "config.toml").exists():
+        raise TrainingError(f"{path} already holds a run: go on with it by --resume {path}, "
+                            "or choose another --out-dir")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise TrainingError(f"{path} exists and is not an empty folder: choose another --out-dir")
+    return path
+
+
+def create_run(path: Path, config: TrainConfig, note: Callable[[str], None]) -> Run:
+    """Reads the text, makes the tokenizer and the token files, and writes config.toml. `note` is told what is done.
+
+    Raises DataError, TokenizerError, TrainingError; then nothing of the new folder is left.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot make the run's folder {path}: {error.strerror}") from error
+    try:
+        documents = read_documents(config.data)
+        note(f"{config.data}: {len(documents):,} document{'s' * (len(documents) != 1)}, "
+             f"{sum(map(len, documents)):,} characters")
+        train, val = split_documents(documents, config.val_fraction, config.seed)
+        tokenizer = _make_tokenizer(config, documents, train)
+        tokenizer.save(path / "tokenizer")
+        (path / "data").mkdir(exist_ok=True)
+        counts = [write_shard(path / "data" / f"{name}.bin", _encoded(part, tokenizer), tokenizer.vocab_size)
+                  for name, part in (("train", train), ("val", val))]
+        note(f"tokenizer: {config.tokenizer}, {tokenizer.vocab_size:,} tokens; "
+             f"{counts[0]:,} to train on, {counts[1]:,} to validate")
+        run = Run(path, config, tokenizer, *_open_tokens(path))
+        Batches(run.train, config.block_size, 1, config.seed)                 # long enough? DataError if not
+        next(evaluation_batches(run.val, config.block_size, 1, 1))
+        write_config(path, config)
+        return run
+    except OSError as error:
+        _clear(path)
+        raise TrainingError(f"cannot write the run's folder {path}: {error.strerror}") from error
+    except BaseException:
+        _clear(path)
+        raise
+
+
+def open_run(path: Path) -> Run:
+    """The run in a folder. Raises TrainingError if there is none; ConfigError, TokenizerError, DataError if damaged."""
+    if not (path / "config.toml").is_file():
+        raise TrainingError(f"{path} is not a run's folder: it has no config.toml")
+    config = TrainConfig.parse(read_config_file(path / "config.toml"), str(path / "config.toml"))
+    return Run(path, config, load_tokenizer(path / "tokenizer"), *_open_tokens(path))
+
+
+def write_config(path: Path, config: TrainConfig) -> None:
+    """Writes config.toml, whole or not at all."""
+    with atomic_write(path / "config.toml", "w") as file:
+        file.write(config.to_toml())
+
+
+def load_model(path: Path, which: str, device: str, warn: Callable[[str], None]) -> tuple[GPT, Tokenizer, Checkpoint]:
+    """The model of a run as a checkpoint holds it, with its tokenizer.
+
+    which: "best" (lowest validation loss), "latest", or a step's number.  Raises CheckpointError and as `open_run`.
+    """
+    if not (path / "config.toml").is_file():
+        raise TrainingError(f"{path} is not a run's folder: it has no config.toml")
+    config = TrainConfig.parse(read_config_file(path / "config.toml"), str(path / "config.toml"))
+    tokenizer = load_tokenizer(path / "tokenizer")
+    if which in ("best", "latest"):
+        checkpoint = load_latest(path, warn)
+        best = checkpoint.state.get("best_step")
+        if which == "best" and best is not None and best != checkpoint.step:
+            checkpoint = load_checkpoint(_at_step(path, best))
+    else:
+        checkpoint = load_checkpoint(_at_step(path, which))
+    model = GPT(config.model(tokenizer.vocab_size), config.seed, device, config.dtype)
+    model.flat.load(checkpoint.tensors["model"])
+    return model, tokenizer, checkpoint
+
+
+def _at_step(path: Path, step: int | str) -> Path:
+    found = {folder.name: folder for folder in list_checkpoints(path)}
+    steps = [name.removeprefix("step-").lstrip("0") or "0" for name in found]
+    for folder, number in zip(found.values(), steps, strict=True):
+        if number == str(step):
+            return folder
+    raise CheckpointError(f"{path} has no checkpoint {step!r}: use best, latest"
+                          + "".join(f", {number}" for number in sorted(steps, key=int)))
+
+
+def _make_tokenizer(config: TrainConfig, documents: list[str], train: list[str]) -> Tokenizer:
+    if config.tokenizer == "character":
+        return CharacterTokenizer.train(documents)          # of all the text: a character must not be unknown
+    if config.tokenizer == "bpe":
+        return BPETokenizer.train(train, config.vocab_size)
+    return load_tokenizer(Path(config.tokenizer))
+
+
+def _encoded(documents: list[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Each document's ids, with the end-of-text id after it where the tokenizer has one."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for document in documents:
+        yield np.array(tokenizer.encode_ordinary(document) + end, np.int64)
+
+
+def _open_tokens(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    return open_shard(path / "data" / "train.bin").tokens, open_shard(path / "data" / "val.bin").tokens
+
+
+def _clear(path: Path) -> None:
+    """Removes what create_run made."""
+    for name in ("tokenizer", "data"):
+        shutil.rmtree(path / name, ignore_errors=True)
+    for name in ("config.toml", "lock"):
+        (path / name).unlink(missing_ok=True)
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
