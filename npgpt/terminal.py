@@ -4,6 +4,7 @@ import unicodedata
 
 
 def printable(text: str) -> str:
-    """The text with control characters other than newline and tab replaced by ·, so that none steers the terminal."""
+    """The text with control characters other than newline and tab replaced by ·, so that none steers the
+    terminal."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else "·"
                    for c in text)

@@ -10,8 +10,9 @@ import tyro
 
 from npgpt.errors import UsageError
 
+
 def parse(options: Any, command: str, arguments: Sequence[str], default: Any = None) -> Any:
-    """The dataclass `options` filled from `arguments`; `_` and `-` are the same in names. --help prints and exits.
+    """The dataclass `options` filled from `arguments`. In names `_` and `-` are the same. --help exits.
 
     Raises UsageError.
     """
@@ -26,7 +27,7 @@ def parse(options: Any, command: str, arguments: Sequence[str], default: Any = N
 
 
 def value_of(name: str, arguments: Sequence[str]) -> str | None:
-    """What stands after --name, or after --name= in one word; the last of several. None if it is not there."""
+    """What stands after --name, or after --name= in one word; the last of several, or None."""
     value = None
     for word, following in zip(arguments, [*arguments[1:], None], strict=True):
         if word == f"--{name}":

@@ -17,8 +17,8 @@ from npgpt.tensor.device import check_device
 
 @dataclass(frozen=True)
 class Options:
-    """Compare what backward says with central differences of forward, in float64, for every op, layer and a whole
-    GPT."""
+    """Compare what backward says with central differences of forward, in float64, for every op, layer and a
+    whole GPT."""
 
     names: Annotated[list[str], tyro.conf.Positional] = field(default_factory=list)
     """Only those whose names contain one of these, such as attention; by default all."""

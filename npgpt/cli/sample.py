@@ -45,22 +45,21 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, "sample", arguments)
-    for name in ("max_new_tokens", "num_samples", "top_k"):
-        if getattr(options, name) < (name == "num_samples"):
-            raise ConfigError(f"{name} must be at least {int(name == 'num_samples')}, not {getattr(options, name)}")
+    for name, least in (("max_new_tokens", 0), ("num_samples", 1), ("top_k", 0)):
+        if getattr(options, name) < least:
+            raise ConfigError(f"{name} must be at least {least}, not {getattr(options, name)}")
     if not 0 <= options.seed < 2**64:
         raise ConfigError(f"seed must be at least 0 and below 2⁶⁴, not {options.seed}")
     model, tokenizer, _ = load_model(options.run, options.checkpoint, options.device, _warn)
     prompt = options.prompt.replace("\\n", "\n")
-    ids = tokenizer.encode_ordinary(prompt)
-    if not ids:
-        ids = [tokenizer.encode_ordinary("\n")[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id]
+    end = tokenizer.eos_token_id
+    ids = tokenizer.encode_ordinary(prompt) or (tokenizer.encode_ordinary("\n") if end is None else [end])
     show = printable if sys.stdout.isatty() else str
     for n in range(options.num_samples):
         new = stream(model.next_logits, np.array([ids]), options.max_new_tokens, options.do_sample,
                      options.temperature, options.top_k or None, options.top_p, options.seed + n)
         print(show(prompt), end="", flush=True)
-        for text in tokenizer.decode_stream(_until(tokenizer.eos_token_id, (int(token[0]) for token in new))):
+        for text in tokenizer.decode_stream(_until(end, (int(token[0]) for token in new))):
             print(show(text), end="", flush=True)
         print("\n---" if n + 1 < options.num_samples else "")
     return 0

@@ -22,16 +22,17 @@ from npgpt.training.monitor import Monitor
 from npgpt.training.runs import Run, create_run, load_model, new_run_path, open_run, write_config
 from npgpt.training.trainer import sample_text, train
 
-MAY_CHANGE = {"dropout", "gradient_checkpointing", "max_iters", "learning_rate", "warmup_iters", "lr_decay_iters",
-              "min_lr", "weight_decay", "beta1", "beta2", "grad_clip", "l1", "l2", "eval_interval", "eval_iters",
-              "log_interval", "sample_tokens", "device"}       # settings that a resumed run may be given anew
+MAY_CHANGE = {      # settings that a resumed run may be given anew
+    "dropout", "gradient_checkpointing", "max_iters", "learning_rate", "warmup_iters", "lr_decay_iters",
+    "min_lr", "weight_decay", "beta1", "beta2", "grad_clip", "l1", "l2", "eval_interval", "eval_iters",
+    "log_interval", "sample_tokens", "device"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Train a GPT on a text. Settings come from a preset, then --config, then the options below. The run's folder
-    holds everything: settings, tokenizer, tokens, metrics.jsonl and checkpoints. Ctrl-C saves and stops; --resume
-    goes on bit for bit."""
+    """Train a GPT on a text. Settings come from a preset, then --config, then the options below. The run's
+    folder holds everything: settings, tokenizer, tokens, metrics.jsonl and checkpoints. Ctrl-C saves and
+    stops; --resume goes on bit for bit."""
 
     preset: str = "quick"
     """Where settings start from: quick, shakespeare-char-cpu, shakespeare-char, gpt2-124m."""
@@ -45,7 +46,7 @@ class Options:
 def run(arguments: list[str]) -> int:
     preset, file, resume = (value_of(name, arguments) for name in ("preset", "config", "resume"))
     if resume and (preset or file):
-        raise UsageError("--resume goes on with a run's own settings: give options, but no --preset or --config")
+        raise UsageError("--resume starts from a run's own settings: give no --preset or --config with it")
     if resume:
         base = open_run(Path(resume)).config
     else:
@@ -76,8 +77,8 @@ def _reopen(path: Path, before: TrainConfig, config: TrainConfig) -> Run:
     """The run, with the settings that may change as they are now."""
     for name in (f.name for f in fields(TrainConfig)):
         if getattr(config, name) != getattr(before, name) and name not in MAY_CHANGE:
-            raise ConfigError(f"{name} cannot change when a run goes on: {path} has {getattr(before, name)!r}, "
-                              f"not {getattr(config, name)!r}")
+            raise ConfigError(f"{name} cannot change when a run goes on: "
+                              f"{path} has {getattr(before, name)!r}, not {getattr(config, name)!r}")
     if config != before:
         write_config(path, config)
     return open_run(path)
@@ -96,7 +97,7 @@ def _show_result(path: Path, opened: Run, console: Console) -> None:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether SIGINT or SIGTERM has come. A second SIGINT raises KeyboardInterrupt."""
+    """Gives a function that says whether SIGINT or SIGTERM has come. A second SIGINT interrupts at once."""
     came: list[int] = []
 
     def note(number: int, frame: object) -> None:

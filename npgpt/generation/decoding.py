@@ -9,14 +9,15 @@ from npgpt.generation.sampling import draw, next_token_probabilities
 from npgpt.tensor.random import SAMPLING, Key, uniform
 
 
-def stream(next_logits: Callable[[np.ndarray], np.ndarray], tokens, max_new_tokens: int, do_sample: bool = False,
-           temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0,
+def stream(next_logits: Callable[[np.ndarray], np.ndarray], tokens, max_new_tokens: int,
+           do_sample: bool = False, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0,
            seed: int = 0) -> Iterator[np.ndarray]:
     """Yields the next token of every sequence, (B,), up to max_new_tokens times.
 
     next_logits: (B, T) → (B, V).  tokens: the prompts, (B, T), T ≥ 1.
-    do_sample=False takes the most likely token. With do_sample=True tokens are drawn, temperature, top_k and top_p as
-    in npgpt.generation.sampling; the n-th token of sequence b is a function of (seed, n, b).  Raises ConfigError.
+    do_sample=False takes the most likely token. With do_sample=True tokens are drawn, with temperature, top_k
+    and top_p as in npgpt.generation.sampling; the random number for the n-th token of sequence b is a
+    function of (seed, n, b).  Raises ConfigError.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or tokens.size == 0:
@@ -37,9 +38,10 @@ def stream(next_logits: Callable[[np.ndarray], np.ndarray], tokens, max_new_toke
 
 def generate(next_logits: Callable[[np.ndarray], np.ndarray], tokens, max_new_tokens: int, *,
              eos_token_id: int | None = None, **settings) -> np.ndarray:
-    """tokens: (B, T)  →  (B, T + new), new ≤ max_new_tokens: prompts and continuations. Settings as in `stream`.
+    """tokens: (B, T)  →  (B, T + new), new ≤ max_new_tokens: prompts and continuations
 
-    A sequence ends with eos_token_id, and is filled up with it while others of the batch go on.
+    The settings are those of `stream`. A sequence ends with eos_token_id, and is filled up with it while
+    others of the batch go on.
     """
     tokens = np.asarray(tokens)
     ended  = np.zeros(len(tokens), bool)

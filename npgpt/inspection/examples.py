@@ -1,8 +1,9 @@
 """One or more valid calls for every op, layer and model: what `npgpt gradcheck` and the tests run.
 
-A case is built from sizes and a random generator, in float64. The data are chosen so that they cannot hide a bug:
-weights of order 1, gains that are not 1 and offsets that are not 0 (never the initial values), all sizes different,
-repeated tokens, targets that do not count, keys that are hidden, values away from the kinks of relu and |w|.
+A case is built from sizes and a random generator, in float64. The data are chosen so that they cannot hide a
+bug: weights of order 1, gains that are not 1 and offsets that are not 0 (never the initial values), all sizes
+different, repeated tokens, targets that do not count, keys that are hidden, values away from the kinks of
+relu and |w|.
 """
 
 from collections.abc import Callable, Mapping
@@ -43,55 +44,40 @@ def _op(forward: Callable, backward: Callable, inputs: Callable[[Sizes, Any], tu
     """inputs(n, random) gives forward's arguments; random.normal(*shape) and the like make them."""
     def build(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case:
         values = inputs(n, Draw(rng))
-        return Case(forward, backward, tuple(to_device(value, device) if isinstance(value, np.ndarray) else value
-                                             for value in values))
+        return Case(forward, backward, _placed(values, device))
     return build
 
 
-def _layer(make: Callable[[Sizes], layers.Module], inputs: Callable[[Sizes, Any], tuple]) -> Build:
+def _layer(make: Callable[[Sizes], Any], inputs: Callable[[Sizes, Any], tuple]) -> Build:
     def build(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case:
         draw, module = Draw(rng), make(n).initialise(device=device, dtype="float64")
         draw.parameters(module)
-        backward = _without_gradient_of_tokens(module) if isinstance(module, layers.Embedding) else module.backward
-        return Case(module.forward, backward, tuple(
-            to_device(value, device) if isinstance(value, np.ndarray) else value for value in inputs(n, draw)),
-            module.parameters)
+        return Case(module.forward, module.backward, _placed(inputs(n, draw), device), module.parameters)
     return build
 
 
-def _without_gradient_of_tokens(module: layers.Module) -> Callable:
-    def backward(dy, saved):
-        module.backward(dy, saved)
-        return ()
-    return backward
+def _placed(values: tuple, device: str) -> tuple:
+    """The arrays among the values on the device, the rest as it is."""
+    return tuple(to_device(value, device) if isinstance(value, np.ndarray) else value for value in values)
 
 
 def _gpt(**options) -> Build:
     def build(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case:
-        config = GPTConfig(vocab_size=n.V, block_size=n.T + 1, n_layer=2, n_head=n.H, n_embd=n.H * n.D, **options)
+        config = GPTConfig(n.V, block_size=n.T + 1, n_layer=2, n_head=n.H, n_embd=n.H * n.D, **options)
         draw, model = Draw(rng), GPT(config, device=device, dtype="float64")
         draw.parameters(model)
         tokens, targets, key = draw.tokens(n.V, n.B, n.T), draw.targets(n.V, n.B, n.T), Key(1, step=2)
-        def forward(*_):
-            return model.loss(tokens, targets, key)
-        def backward(dy, saved):
-            model.backward(saved, dy)
-            return ()
-        return Case(forward, backward, (), model.parameters)
+        return Case(lambda: model.loss(tokens, targets, key), lambda dy, saved: model.backward(saved, dy), (),
+                    model.parameters)
     return build
 
 
 def _gpt_logits(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case:
-    config = GPTConfig(vocab_size=n.V, block_size=n.T, n_layer=1, n_head=n.H, n_embd=n.H * n.D)
+    config = GPTConfig(n.V, block_size=n.T, n_layer=1, n_head=n.H, n_embd=n.H * n.D)
     draw, model = Draw(rng), GPT(config, device=device, dtype="float64")
     draw.parameters(model)
     tokens = draw.tokens(n.V, n.B, n.T)
-    def forward(*_):
-        return model.forward(tokens)
-    def backward(dy, saved):
-        model.backward_logits(dy, saved)
-        return ()
-    return Case(forward, backward, (), model.parameters)
+    return Case(lambda: model.forward(tokens), model.backward_logits, (), model.parameters)
 
 
 class Draw:
@@ -124,7 +110,7 @@ class Draw:
         return targets
 
     def key_mask(self, B: int, S: int) -> np.ndarray:
-        """Hides about a third; the first key of example 0 is hidden, which leaves a causal first row blind."""
+        """Hides about a third, and the first key of example 0: if causal, its first query sees nothing."""
         mask = self.rng.random((B, S)) < 0.7
         mask[:1, 0] = False
         return mask
@@ -140,6 +126,14 @@ class Draw:
             parameter.data[...] = to_device(values, module.flat.device)
 
 
+def _attention(inputs: Callable[[Sizes, Any], tuple]) -> Build:
+    return _op(ops.attention_forward, ops.attention_backward, inputs)
+
+
+def _qkv(n: Sizes, draw: Draw, keys: int) -> tuple:
+    return tuple(draw.normal(n.B, n.H, length, n.D) for length in (n.T, keys, keys))
+
+
 OPS: dict[str, Build] = {
     "linear": _op(ops.linear_forward, ops.linear_backward,
                   lambda n, r: (r.normal(n.B, n.T, n.C), r.normal(n.C, n.D), r.normal(n.D))),
@@ -152,26 +146,19 @@ OPS: dict[str, Build] = {
     "layernorm, no beta": _op(ops.layernorm_forward, ops.layernorm_backward,
                               lambda n, r: (r.normal(n.B, n.H, n.T, n.C), r.gain(n.C))),
     "layernorm, variance near eps": _op(ops.layernorm_forward, ops.layernorm_backward,
-                                        lambda n, r: (0.01 * r.normal(n.T, n.C), r.gain(n.C), r.normal(n.C), 1e-4)),
-    "gelu_tanh": _op(ops.gelu_tanh_forward, ops.gelu_tanh_backward, lambda n, r: (2 * r.normal(n.B, n.T, n.C),)),
+                                        lambda n, r: (0.01 * r.normal(n.T, n.C), r.gain(n.C), r.normal(n.C),
+                                                      1e-4)),
+    "gelu_tanh": _op(ops.gelu_tanh_forward, ops.gelu_tanh_backward,
+                     lambda n, r: (2 * r.normal(n.B, n.T, n.C),)),
     "gelu_erf": _op(ops.gelu_erf_forward, ops.gelu_erf_backward, lambda n, r: (2 * r.normal(n.B, n.T, n.C),)),
     "relu": _op(ops.relu_forward, ops.relu_backward, lambda n, r: (r.apart(n.B, n.T, n.C),)),
     "softmax": _op(ops.softmax_forward, ops.softmax_backward, lambda n, r: (r.normal(n.B, n.T, n.C),)),
-    "attention, causal": _op(ops.attention_forward, ops.attention_backward,
-                             lambda n, r: tuple(r.normal(n.B, n.H, n.T, n.D) for _ in range(3))),
-    "attention, causal, T ≠ S": _op(ops.attention_forward, ops.attention_backward,
-                                    lambda n, r: (r.normal(n.B, n.H, n.T, n.D), r.normal(n.B, n.H, n.S, n.D),
-                                                  r.normal(n.B, n.H, n.S, n.D))),
-    "attention, all to all, T ≠ S": _op(ops.attention_forward, ops.attention_backward,
-                                        lambda n, r: (r.normal(n.B, n.H, n.T, n.D), r.normal(n.B, n.H, n.S, n.D),
-                                                      r.normal(n.B, n.H, n.S, n.D), False)),
-    "attention, causal, key mask": _op(ops.attention_forward, ops.attention_backward,
-                                       lambda n, r: (*(r.normal(n.B, n.H, n.T, n.D) for _ in range(3)),
-                                                     True, r.key_mask(n.B, n.T))),
-    "attention, all to all, key mask": _op(ops.attention_forward, ops.attention_backward,
-                                           lambda n, r: (r.normal(n.B, n.H, n.T, n.D), r.normal(n.B, n.H, n.S, n.D),
-                                                         r.normal(n.B, n.H, n.S, n.D), False,
-                                                         r.key_mask(n.B, n.S))),
+    "attention, causal": _attention(lambda n, r: _qkv(n, r, n.T)),
+    "attention, causal, T ≠ S": _attention(lambda n, r: _qkv(n, r, n.S)),
+    "attention, causal, key mask": _attention(lambda n, r: (*_qkv(n, r, n.T), True, r.key_mask(n.B, n.T))),
+    "attention, all to all, T ≠ S": _attention(lambda n, r: (*_qkv(n, r, n.S), False)),
+    "attention, all to all, key mask": _attention(lambda n, r: (*_qkv(n, r, n.S), False,
+                                                                r.key_mask(n.B, n.S))),
     "dropout": _op(ops.dropout_forward, ops.dropout_backward,
                    lambda n, r: (r.normal(n.B, n.T, n.C), 0.3, Key(5, step=3, example=2))),
     "residual": _op(ops.residual_forward, ops.residual_backward,
@@ -183,7 +170,8 @@ OPS: dict[str, Build] = {
     "linear_cross_entropy": _op(ops.linear_cross_entropy_forward, ops.linear_cross_entropy_backward,
                                 lambda n, r: (r.normal(n.B, n.T, n.C), r.normal(n.V, n.C),
                                               r.targets(n.V, n.B, n.T))),
-    "linear_cross_entropy, by 3 rows": _op(ops.linear_cross_entropy_forward, ops.linear_cross_entropy_backward,
+    "linear_cross_entropy, by 3 rows": _op(ops.linear_cross_entropy_forward,
+                                           ops.linear_cross_entropy_backward,
                                            lambda n, r: (r.normal(n.B, n.T, n.C), r.normal(n.V, n.C),
                                                          r.targets(n.V, n.B, n.T), None, -100, 3)),
     "penalty": _op(ops.penalty_forward, ops.penalty_backward, lambda n, r: (r.apart(n.C, n.D), 0.3, 0.7)),
@@ -193,12 +181,15 @@ LAYERS: dict[str, Build] = {
     "Linear": _layer(lambda n: layers.Linear(n.C, n.D), lambda n, r: (r.normal(n.B, n.T, n.C),)),
     "Embedding": _layer(lambda n: layers.Embedding(n.V, n.C), lambda n, r: (r.tokens(n.V, n.B, n.T),)),
     "LayerNorm": _layer(lambda n: layers.LayerNorm(n.C), lambda n, r: (r.normal(n.B, n.T, n.C),)),
-    "LearnedPosition": _layer(lambda n: layers.LearnedPosition(n.T + 1, n.C), lambda n, r: (r.normal(n.B, n.T, n.C),)),
-    "SinusoidalPosition": _layer(lambda n: layers.SinusoidalPosition(), lambda n, r: (r.normal(n.B, n.T, n.C),)),
+    "LearnedPosition": _layer(lambda n: layers.LearnedPosition(n.T + 1, n.C),
+                              lambda n, r: (r.normal(n.B, n.T, n.C),)),
+    "SinusoidalPosition": _layer(lambda n: layers.SinusoidalPosition(),
+                                 lambda n, r: (r.normal(n.B, n.T, n.C),)),
     "SelfAttention": _layer(lambda n: layers.SelfAttention(n.H * n.D, n.H, dropout=0.2),
                             lambda n, r: (r.normal(n.B, n.T, n.H * n.D), Key(1), r.key_mask(n.B, n.T))),
-    "SelfAttention, not causal": _layer(lambda n: layers.SelfAttention(n.H * n.D, n.H, bias=False, causal=False),
-                                        lambda n, r: (r.normal(n.B, n.T, n.H * n.D),)),
+    "SelfAttention, not causal": _layer(
+        lambda n: layers.SelfAttention(n.H * n.D, n.H, bias=False, causal=False),
+        lambda n, r: (r.normal(n.B, n.T, n.H * n.D),)),
     "FeedForward": _layer(lambda n: layers.FeedForward(n.C, dropout=0.2),
                           lambda n, r: (r.normal(n.B, n.T, n.C), Key(1))),
     "FeedForward, gelu_erf": _layer(lambda n: layers.FeedForward(n.C, bias=False, activation="gelu_erf"),

@@ -1,17 +1,18 @@
 """The gradient check: does backward give the derivative of forward?
 
-Forward maps x to y; its derivative at x is a linear map J, and backward must apply Jᵀ. For any direction v in x and
-any dy in y the two sides of
+Forward maps x to y; its derivative at x is a linear map J, and backward must apply Jᵀ. For any direction v in
+x and any dy in y the two sides of
 
     ⟨dy, J v⟩ = ⟨Jᵀ dy, v⟩
 
-are one number. The left is measured with forward alone, by a central difference along v, the right is ⟨backward(dy), v⟩:
+are one number. The left is measured with forward alone, by a central difference along v, the right is
+⟨backward(dy), v⟩:
 
     ⟨dy, forward(x + h v) − forward(x − h v)⟩ / 2h            with h = 10⁻⁵ ‖x‖, ‖v‖ = 1
 
-The difference errs by about h²/6 times the third derivative, and by rounding, at most 64 u Σ |dy y| / h, u = 2⁻⁵³.
-A wrong element of the gradient shows in ⟨·, v⟩ only as far as v reaches into it, so every |vᵢ| is at least 0.1/√n.
-Each input and each parameter is checked by itself, so that none hides behind a larger one.
+The difference errs by about h²/6 times the third derivative, and by rounding, at most 64 u Σ |dy y| / h, u =
+2⁻⁵³. A wrong element of the gradient shows in ⟨·, v⟩ only as far as v reaches into it, so every |vᵢ| is at
+least 0.1/√n. Each input and each parameter is checked by itself, so that none hides behind a larger one.
 """
 
 import inspect
@@ -33,17 +34,21 @@ class GradientError(NpgptError):
     """Backward does not give the gradient of forward."""
 
 
-def check_gradients(forward: Callable, backward: Callable, *inputs: Any, parameters: Mapping[str, Any] | None = None,
-                    directions: int = 3, seed: int = 0) -> dict[str, float]:
+def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
+                    parameters: Mapping[str, Any] | None = None, directions: int = 3,
+                    seed: int = 0) -> dict[str, float]:
     """Checks backward against central differences of forward, in float64.
 
     forward(*inputs) → (y, saved)      y: one array
-    backward(dy, saved) → the gradients of the float arrays among the inputs, in order (one array, or a tuple)
-    parameters: name → npgpt.layers.Parameter (a module's `.parameters`), whose gradients backward adds to `.grad`.
+    backward(dy, saved) → the gradients of the float arrays among the inputs, in order: one array, a tuple,
+        or None where there are no such inputs
+    parameters: name → npgpt.layers.Parameter (a module's `.parameters`), whose gradients backward adds to
+    `.grad`.
 
-    Returns, for each input (by its name in forward) and parameter, the worst error on a scale on which TOLERANCE is
-    allowed: relative to the gradient, less what is rounding. Raises GradientError, which names the first gradient
-    that is wrong and the element where it is worst; also if an input is not float64, is modified, or y not finite.
+    Returns, for each input (by its name in forward) and parameter, the worst error on a scale on which
+    TOLERANCE is allowed: relative to the gradient, less what is rounding. Raises GradientError, which names
+    the first gradient that is wrong and the element where it is worst; also if an input is not float64, is
+    modified, or y not finite.
     """
     parameters = parameters or {}
     rng = np.random.default_rng(seed)
@@ -62,7 +67,7 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any, paramet
             error, allowed = _error(forward, inputs, y, dy, x, gradients[name], rng)
             if not error <= allowed:                          # NaN is an error too
                 raise GradientError(_describe(name, forward, inputs, dy, x, gradients[name], error, allowed))
-            errors[name] = max(errors[name], TOLERANCE * error / allowed)
+            errors[name] = max(errors[name], TOLERANCE * error / (allowed or 1))   # none allowed: it is 0
     return errors
 
 
@@ -98,10 +103,12 @@ def _gradients(forward, backward, inputs, parameters, variables, dy) -> dict[str
     if len(returned) != len(names):
         raise GradientError(f"backward returns {len(returned)} gradients for {len(names)} inputs "
                             f"({', '.join(names) or 'none'})")
-    gradients = dict(zip(names, returned, strict=True)) | {name: p.grad.copy() for name, p in parameters.items()}
+    gradients = dict(zip(names, returned, strict=True))
+    gradients |= {name: parameter.grad.copy() for name, parameter in parameters.items()}
     for name, gradient in gradients.items():
         if gradient.shape != variables[name].shape:
-            raise GradientError(f"the gradient of {name} has shape {gradient.shape}, not {variables[name].shape}")
+            raise GradientError(f"the gradient of {name} has shape {gradient.shape}, "
+                                f"not {variables[name].shape}")
     return gradients
 
 
@@ -132,11 +139,12 @@ def _difference(forward, inputs, dy, x, v, h: float) -> float:
 
 def _describe(name, forward, inputs, dy, x, gradient, error, allowed) -> str:
     """What is wrong with a gradient, and where most: its elements measured one by one."""
-    text = f"the gradient of {name} is wrong: off by {error:.2g} along a random direction, where {allowed:.1g} is allowed"
+    text = (f"the gradient of {name} is wrong: off by {error:.2g} along a random direction, "
+            f"where {allowed:.1g} is allowed")
     places = np.arange(x.size)
     if x.size > LOCATED:
         places = np.random.default_rng(0).choice(x.size, LOCATED, replace=False)
-    worst = (-1.0, (), 0.0, 0.0)
+    worst: tuple[float, tuple[int, ...], float, float] = (-1.0, (), 0.0, 0.0)
     for place in places:
         index = tuple(int(i) for i in np.unravel_index(place, x.shape))
         e = np.zeros(x.shape)
@@ -147,7 +155,8 @@ def _describe(name, forward, inputs, dy, x, gradient, error, allowed) -> str:
             worst = (abs(measured - claimed), index, measured, claimed)
     _, index, measured, claimed = worst
     among = f" of {LOCATED} elements tried" if x.size > LOCATED else ""
-    return f"{text}; worst{among} at {name}{list(index)}: backward says {claimed:.6g}, measured {measured:.6g}"
+    return (f"{text}; worst{among} at {name}{list(index)}: "
+            f"backward says {claimed:.6g}, measured {measured:.6g}")
 
 
 def _norm(x) -> float:

@@ -1,1 +1,1 @@
-"""Twins of the ops: `cpu` in NumPy, `cuda` in CUDA. Found by name (npgpt/tensor/twins.py), imported by nobody."""
+"""Twins of the ops: `cpu` in NumPy, `cuda` in CUDA. Found by name (npgpt/tensor/twins.py), not imported."""

@@ -11,5 +11,5 @@ from npgpt.layers.module import Module, Parameter
 from npgpt.layers.norm import LayerNorm
 from npgpt.layers.position import LearnedPosition, SinusoidalPosition
 
-__all__ = ["Block", "Checkpointed", "Dropout", "Embedding", "FeedForward", "LayerNorm", "LearnedPosition", "Linear",
-           "Module", "Parameter", "SelfAttention", "SinusoidalPosition"]
+__all__ = ["Block", "Checkpointed", "Dropout", "Embedding", "FeedForward", "LayerNorm", "LearnedPosition",
+           "Linear", "Module", "Parameter", "SelfAttention", "SinusoidalPosition"]

@@ -9,9 +9,10 @@ from npgpt.tensor import array_module
 
 
 class SelfAttention(Module):
-    """c_attn makes queries, keys and values in one product, c_proj mixes the heads.   x: (B, T, C) → y: (B, T, C)
+    """c_attn makes queries, keys and values in one product, c_proj mixes the heads.   x, y: (B, T, C)
 
-    proj_std: of c_proj's initial values.  dropout: on y.  key_mask (forward): bool (B, T), False hides a position.
+    proj_std: of c_proj's initial values.  dropout: on y.  key_mask, in forward: bool (B, T), False hides a
+    position.
     """
 
     def __init__(self, n_embd: int, n_head: int, dropout: float = 0.0, bias: bool = True, causal: bool = True,

@@ -1,14 +1,14 @@
 """Activation checkpointing (Chen et al. 2016): keep a layer's input only, and run it again in backward.
 
-Costs one more forward, and saves the memory of everything that the layer would have saved. The second run equals the
-first, for dropout too: its masks are a function of the key.
+Costs one more forward, and saves the memory of everything that the layer would have saved. The second run
+equals the first, for dropout too: its masks are a function of the key.
 """
 
 from npgpt.layers.module import Module
 
 
 class Checkpointed(Module):
-    """Wraps a layer with `forward(x, key)` and `backward(dy, saved)`; parameters and their names stay the layer's."""
+    """Wraps a layer with `forward(x, key)`; the parameters and their names stay the layer's."""
 
     def __init__(self, layer):
         self.layer = layer

@@ -1,7 +1,7 @@
 """All parameters of a model in one array, and all gradients in another of the same layout.
 
-Zeroing, clipping, the optimiser's update, checkpoints and what ranks exchange are then one call each. The matrices,
-which weight decay shrinks, come first; the vectors (biases, gains), which it leaves alone, follow:
+Zeroing, clipping, the optimiser's update, checkpoints and what ranks exchange are then one call each. The
+matrices, which weight decay shrinks, come first; the vectors (biases, gains), which it leaves alone, follow:
 
     data   [ wte.weight | wpe.weight | h.0.attn.c_attn.weight | …  ‖ h.0.ln_1.weight | … | ln_f.bias ]
                                               data[:decayed]       ‖       data[decayed:]
@@ -19,8 +19,8 @@ from npgpt.tensor.random import initial_normal
 
 
 class FlatParameters:
-    """`data` and the gradients (see `grad`): flat arrays of `size` elements; every Parameter's arrays are views into
-    them. The first `decayed` elements are the matrices.
+    """`data` and the gradients (see `grad`): flat arrays of `size` elements; every Parameter's arrays are
+    views into them. The first `decayed` elements are the matrices.
     """
 
     def __init__(self, parameters: dict[str, Any], device: str, dtype: str):
@@ -62,10 +62,10 @@ class FlatParameters:
         return self._grad
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Sets every parameter from host arrays by name. Raises CheckpointError, which names the first misfit."""
+        """Sets every parameter from host arrays by name. Raises CheckpointError naming the first misfit."""
         for name in sorted(arrays.keys() ^ self.parameters.keys()):
-            raise CheckpointError(f"{name} is in the model but not in the checkpoint" if name in self.parameters else
-                                  f"{name} is in the checkpoint but not in the model")
+            there, not_there = ("model", "checkpoint") if name in self.parameters else ("checkpoint", "model")
+            raise CheckpointError(f"{name} is in the {there} but not in the {not_there}")
         for name, parameter in self.parameters.items():
             if arrays[name].shape != parameter.shape:
                 raise CheckpointError(f"{name} has shape {tuple(arrays[name].shape)} in the checkpoint, "

@@ -1,12 +1,13 @@
 """Parameter and Module: what owns the numbers that are learned, and how they are found by name.
 
-A layer is a Module with `forward(x) -> y, saved` and `backward(dy, saved) -> dx`. Its parameters and parts are plain
-attributes; a list of modules counts as parts too. Names come from the attributes: `h.0.attn.c_attn.weight`.
-A new layer's parameters are shapes only; `initialise` makes the arrays, where and how the caller says:
+A layer is a Module with `forward(x) -> y, saved` and `backward(dy, saved) -> dx`. Its parameters and parts
+are plain attributes; a list of modules counts as parts too. Names come from the attributes:
+`h.0.attn.c_attn.weight`. A new layer's parameters are shapes only; `initialise` makes the arrays, where and
+how the caller says:
 
     layer = Linear(3, 5).initialise(seed=0, device="cpu", dtype="float64")
 
-Within forward and backward nothing of a layer changes but the gradients of its parameters, which backward adds to.
+Forward changes nothing of a layer, backward only adds to the gradients of its parameters.
 """
 
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ class Parameter:
 
     data: Any = None
     _grad: Any = None
-    unset = True        # the gradient is zero, and its memory not written yet: the first to add writes it instead
+    unset = True        # the gradient is zero and its memory not written yet: the first to add writes it
 
     def __init__(self, *shape: int, std: float | None = None, constant: float = 0.0):
         self.shape, self.std, self.constant = shape, std, constant
@@ -76,7 +77,7 @@ class Module:
                 if first_names[id(parameter)] == name}
 
     def initialise(self, seed: int = 0, device: str = "cpu", dtype: str = "float32") -> Self:
-        """Makes the arrays of all parameters, laid flat, with initial values that depend on seed and name alone.
+        """Makes the arrays of all parameters, laid flat. Initial values depend on seed and name alone.
 
         dtype: "float32", or "float64" for checking.  Raises ConfigError, DeviceError.
         """

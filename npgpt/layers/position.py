@@ -1,4 +1,4 @@
-"""Positions: attention alone cannot tell first from last, so each place adds its own vector to what stands there."""
+"""Positions: attention cannot tell first from last, so each place adds a vector to what stands there."""
 
 import math
 
@@ -10,7 +10,7 @@ from npgpt.tensor import array_module
 
 
 class LearnedPosition(Module):
-    """weight: (block_size, n_embd), learned, as in GPT-2.   x: (B, T, n_embd) → y: (B, T, n_embd), T ≤ block_size"""
+    """weight: (block_size, n_embd), learned, as in GPT-2.   x, y: (B, T, n_embd), T ≤ block_size"""
 
     def __init__(self, block_size: int, n_embd: int, std: float = 0.02):
         self.weight = Parameter(block_size, n_embd, std=std)
@@ -21,14 +21,14 @@ class LearnedPosition(Module):
         return x + position, saved
 
     def backward(self, dy, saved):
-        self.weight.add_grad(embedding_backward(dy.sum(0), saved))            # every example used the same rows
+        self.weight.add_grad(embedding_backward(dy.sum(0), saved))        # every example used the same rows
         return dy
 
 
 class SinusoidalPosition(Module):
-    """Fixed waves of geometrically growing length (Vaswani et al. 2017).   x: (B, T, n_embd) → y: (B, T, n_embd)
+    """Fixed waves of geometrically growing length (Vaswani et al. 2017).   x, y: (B, T, n_embd), any T
 
-    position[t, 2i] = sin(t/10000^(2i/C))    position[t, 2i+1] = cos(t/10000^(2i/C))    any T; nothing to learn
+    position[t, 2i] = sin(t/10000^(2i/C))    position[t, 2i+1] = cos(t/10000^(2i/C))    nothing to learn
     """
 
     def forward(self, x):

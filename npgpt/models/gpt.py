@@ -2,8 +2,8 @@
 
     x = wte[token] + wpe[place]        x = h_n(… h_0(x))        logits = ln_f(x) wteᵀ
 
-The head is tied: the table that turns tokens into vectors also scores them (Press & Wolf 2017).
-Names and initial values are GPT-2's: Normal(0, 0.02²), the projections that end in a residual addition scaled by
+The head is tied: the table that turns tokens into vectors also scores them (Press & Wolf 2017). Names and
+initial values are GPT-2's: Normal(0, 0.02²), the projections that end in a residual addition scaled by
 1/√(2·n_layer), for there are 2·n_layer of them; biases 0, gains 1.
 """
 
@@ -14,9 +14,17 @@ import numpy as np
 
 from npgpt.errors import ConfigError, DataError
 from npgpt.generation import decoding
-from npgpt.layers import Block, Checkpointed, Dropout, Embedding, LayerNorm, LearnedPosition, SinusoidalPosition
+from npgpt.layers import (
+    Block,
+    Checkpointed,
+    Dropout,
+    Embedding,
+    LayerNorm,
+    LearnedPosition,
+    Module,
+    SinusoidalPosition,
+)
 from npgpt.layers.feed_forward import ACTIVATIONS
-from npgpt.layers.module import Module
 from npgpt.ops.linear import linear_backward, linear_forward
 from npgpt.ops.linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
 from npgpt.tensor import array_module, to_device, to_numpy
@@ -63,10 +71,13 @@ class GPT(Module):
         self.config = c = config
         proj_std = 0.02 / math.sqrt(2 * c.n_layer)
         self.wte  = Embedding(c.vocab_size, c.n_embd)
-        self.wpe  = LearnedPosition(c.block_size, c.n_embd) if c.position == "learned" else SinusoidalPosition()
+        self.wpe: LearnedPosition | SinusoidalPosition = \
+            LearnedPosition(c.block_size, c.n_embd) if c.position == "learned" else SinusoidalPosition()
         self.drop = Dropout(c.dropout)
-        blocks    = [Block(c.n_embd, c.n_head, c.dropout, c.bias, c.activation, proj_std) for _ in range(c.n_layer)]
-        self.h    = [Checkpointed(block) for block in blocks] if c.gradient_checkpointing else blocks
+        self.h: list = [Block(c.n_embd, c.n_head, c.dropout, c.bias, c.activation, proj_std)
+                        for _ in range(c.n_layer)]
+        if c.gradient_checkpointing:
+            self.h = [Checkpointed(block) for block in self.h]
         self.ln_f = LayerNorm(c.n_embd, c.bias)
         self.initialise(seed, device, dtype)
 
@@ -86,8 +97,8 @@ class GPT(Module):
     def loss(self, tokens, targets, key=None, num_items_in_batch: int | None = None):
         """tokens, targets: (B, T)  →  mean cross-entropy over targets ≠ −100: 0-d, nats; saved for `backward`
 
-        num_items_in_batch: what to divide the sum by instead, where the batch is part of a larger one. The losses
-        and gradients of the parts then add up to those of the whole.
+        num_items_in_batch: what to divide the sum by instead, where the batch is part of a larger one. The
+        losses and gradients of the parts then add up to those of the whole.
         """
         tokens, targets = self._checked(tokens), self._checked(targets, "target")
         if tokens.shape != targets.shape:
@@ -105,7 +116,7 @@ class GPT(Module):
         self._body_backward(dx, body)
 
     def next_logits(self, tokens):
-        """tokens: (B, T), any T ≥ 1, of which the last block_size are read  →  the next token's logits, NumPy (B, V)"""
+        """tokens: (B, T), of which the last block_size are read  →  logits of the next token: NumPy (B, V)"""
         x, _ = self._body_forward(self._checked(tokens[:, -self.config.block_size:]), key=None)
         logits, _ = linear_forward(x[:, -1], self.wte.weight.data.T)
         return to_numpy(logits)
@@ -138,18 +149,20 @@ class GPT(Module):
         self.wte.backward(self.wpe.backward(dx, s_wpe), s_wte)
 
     def _checked(self, tokens, what="token"):
-        """The tokens on the model's device. Those in host memory are checked; a GPU's are taken as they are."""
+        """The tokens on the model's device. Those in host memory are checked, a GPU's taken as they are."""
         if array_module(tokens) is np:
             tokens = np.asarray(tokens)
             if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
-                raise DataError(f"{what}s must be integers of shape (B, T), not {tokens.dtype} of shape {tokens.shape}")
+                raise DataError(f"{what}s must be integers of shape (B, T), "
+                                f"not {tokens.dtype} of shape {tokens.shape}")
             B, T = tokens.shape
-            if T > self.config.block_size or B * T == 0:
+            if self.config.block_size < T or B * T == 0:
                 raise DataError(f"{what}s must be 1 to block_size = {self.config.block_size} long, not {T}, "
                                 f"in a batch of at least 1, not {B}")
             wrong = (tokens < 0) | (tokens >= self.config.vocab_size)
             if what == "target":
                 wrong &= tokens != IGNORE_INDEX
             if wrong.any():
-                raise DataError(f"{what} {tokens[wrong][0]} is not in the vocabulary of {self.config.vocab_size}")
+                raise DataError(f"{what} {tokens[wrong][0]} is not in the vocabulary "
+                                f"of {self.config.vocab_size}")
         return to_device(tokens, self.flat.device)

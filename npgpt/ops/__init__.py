@@ -1,7 +1,7 @@
 """The mathematics: each op is a pair of pure functions, `<name>_forward` and `<name>_backward`, in one file.
 
-Forward returns (y, saved), backward takes (dy, saved) and returns the gradients in the order of forward's arguments.
-The derivation stands at the head of each file.
+Forward returns (y, saved), backward takes (dy, saved) and returns the gradients in the order of forward's
+arguments. The derivation stands at the head of each file.
 """
 
 from npgpt.ops.adamw import adamw
@@ -20,16 +20,30 @@ from npgpt.ops.softmax import softmax_backward, softmax_forward
 
 __all__ = [
     "adamw",
-    "attention_backward", "attention_forward",
-    "cross_entropy_backward", "cross_entropy_forward",
-    "dropout_backward", "dropout_forward",
-    "embedding_backward", "embedding_forward",
-    "gelu_erf_backward", "gelu_erf_forward", "gelu_tanh_backward", "gelu_tanh_forward",
-    "layernorm_backward", "layernorm_forward",
-    "linear_backward", "linear_forward",
-    "linear_cross_entropy_backward", "linear_cross_entropy_forward",
-    "penalty_backward", "penalty_forward",
-    "relu_backward", "relu_forward",
-    "residual_backward", "residual_forward",
-    "softmax_backward", "softmax_forward",
+    "attention_backward",
+    "attention_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dropout_backward",
+    "dropout_forward",
+    "embedding_backward",
+    "embedding_forward",
+    "gelu_erf_backward",
+    "gelu_erf_forward",
+    "gelu_tanh_backward",
+    "gelu_tanh_forward",
+    "layernorm_backward",
+    "layernorm_forward",
+    "linear_backward",
+    "linear_cross_entropy_backward",
+    "linear_cross_entropy_forward",
+    "linear_forward",
+    "penalty_backward",
+    "penalty_forward",
+    "relu_backward",
+    "relu_forward",
+    "residual_backward",
+    "residual_forward",
+    "softmax_backward",
+    "softmax_forward",
 ]

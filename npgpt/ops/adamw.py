@@ -5,11 +5,12 @@
     m̂ = m/(1 − β₁ᵗ)    v̂ = v/(1 − β₂ᵗ)
     w ← w − η λ w − η m̂/(√v̂ + ε)
 
-Why the hats: m starts at 0, so after t steps it is Σᵢ (1 − β₁) β₁^(t−i) gᵢ, whose weights sum to 1 − β₁ᵗ only.
-Dividing by that makes it a true weighted mean; the same for v.
-In words: the step is about η in every weight, whatever the scale of its gradient, and shrinks where the gradient
-keeps changing sign. The decay λ works on the weight itself, not through the gradient ("decoupled"), so that it is not
-divided by √v̂.
+Why the hats: m starts at 0, so after t steps it is Σᵢ (1 − β₁) β₁^(t−i) gᵢ, whose weights sum to 1 − β₁ᵗ
+only. Dividing by that makes it a true weighted mean; the same for v.
+
+In words: the step is about η in every weight, whatever the scale of its gradient, and shrinks where the
+gradient keeps changing sign. The decay λ works on the weight itself, not through the gradient ("decoupled"),
+so that it is not divided by √v̂.
 """
 
 from npgpt.tensor import accelerated, array_module

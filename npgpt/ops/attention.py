@@ -1,13 +1,13 @@
-"""Scaled dot-product attention (Vaswani et al. 2017): each query takes a mean of the values, weighted by how well
-its key fits.  For one head, with queries Q (T, D), keys K (S, D), values V (S, D):
+"""Scaled dot-product attention (Vaswani et al. 2017): each query takes a mean of the values, weighted by how
+well it fits their keys.  For one head, with queries Q (T, D), keys K (S, D), values V (S, D):
 
     A = Q Kᵀ/√D + mask        mask: 0 where query t may look at key s, −∞ elsewhere
     P = softmax(A), by rows   y = P V
 
-Causal: the queries are the last T of the S positions, so query t may look at the keys s ≤ t + S − T. A row that may
-look at nothing gives y = 0. Of the probabilities only ℓₜ = log Σₛ e^Aₜₛ is kept, one number a row (as in
-FlashAttention, Dao et al. 2022): backward rebuilds P = e^(A − ℓ), so no (T, S) array outlives either pass.
-A row that may look at nothing has ℓ = +∞, which makes its P zero.
+Causal: the queries are the last T of the S positions, so query t may look at the keys s ≤ t + S − T. A row
+that may look at nothing gives y = 0. Of the probabilities only ℓₜ = log Σₛ e^Aₜₛ is kept, one number a row
+(as in FlashAttention, Dao et al. 2022): backward rebuilds P = e^(A − ℓ), so no (T, S) array outlives either
+pass. A row that may look at nothing has ℓ = +∞, which makes its P zero.
 
 Backward.  From y = P V:               dV = Pᵀ dy             dP = dy Vᵀ
 From P = softmax(A) (see softmax.py):  dA = P (dP − Σₛ dPₜₛ Pₜₛ)
@@ -22,7 +22,10 @@ from npgpt.tensor import accelerated, array_module
 
 @accelerated
 def attention_forward(q, k, v, causal=True, key_mask=None):
-    """q: (B, H, T, D)  k, v: (B, H, S, D)  key_mask: bool (B, S), False hides a key, or None  →  y: (B, H, T, D)"""
+    """q: (B, H, T, D)  k, v: (B, H, S, D)  →  y: (B, H, T, D)
+
+    key_mask: bool (B, S), False hides a key from every query; None hides none.
+    """
     xp = array_module(q)
     a     = attention_scores(q, k, causal, key_mask)                          # A   (B, H, T, S)
     top   = a.max(-1, keepdims=True)                                          # (B, H, T, 1)

@@ -1,9 +1,9 @@
 """Cross-entropy of softmax: how many nats the target costs under the predicted distribution, from logits.
 
-    loss = (1/N) Σₙ (ℓₙ − zₙ,ₜₙ)        ℓₙ = log Σⱼ e^zₙⱼ,  tₙ the target of row n, over the rows whose target counts
+    loss = (1/N) Σₙ (ℓₙ − zₙ,ₜₙ)        ℓₙ = log Σⱼ e^zₙⱼ        tₙ: the target of row n; n: rows that count
 
-Rows with the target `ignore_index` do not count; N is the number that do, at least 1, so that a batch without any has
-loss 0 and gradient 0. Taking max(z) out of ℓ first keeps e^z from overflowing: ℓ = m + log Σⱼ e^(zⱼ − m).
+Rows with the target `ignore_index` do not count; N is the number that do, at least 1, so that a batch without
+any has loss 0 and gradient 0. With m = max(z) taken out first, ℓ = m + log Σⱼ e^(zⱼ − m), nothing overflows.
 
 Backward.  ∂ℓₙ/∂zₙⱼ = e^zₙⱼ/Σᵢ e^zₙᵢ = pₙⱼ, the softmax, and ∂zₙ,ₜₙ/∂zₙⱼ = [j = tₙ]:
     dzₙⱼ = (pₙⱼ − [j = tₙ]) dloss / N        0 in rows that do not count
@@ -38,6 +38,6 @@ def cross_entropy_backward(dloss, saved):
     z, t = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     counts = t != ignore_index
     dz = xp.exp(z - lse)                                                      # p   (N, V)
-    dz[xp.arange(t.size), xp.where(counts, t, 0)] -= 1                        # one place a row: no index repeats
+    dz[xp.arange(t.size), xp.where(counts, t, 0)] -= 1              # one place a row: no index repeats
     dz *= counts[:, None] * (dloss / n)
     return dz.reshape(logits.shape)

@@ -1,10 +1,11 @@
-"""Dropout (Srivastava et al. 2014): each element is set to 0 with probability p, the others grow to keep the mean.
+"""Dropout (Srivastava et al. 2014): elements become 0 with probability p, the others make up for it.
 
     y = m x / q            m: random, 1 with probability q = 1 − p, else 0
 
 Backward.  y is linear in x:    dx = m dy / q
-The mask is not stored: it is a pure function of the key and is made again (npgpt/tensor/random.py). It compares 16
-random bits, so q is taken as the nearest multiple of 2⁻¹⁶, and dividing by that same q keeps the mean exactly.
+The mask is not stored: it is a pure function of the key and is made again (npgpt/tensor/random.py). It
+compares 16 random bits, so q is taken as the nearest multiple of 2⁻¹⁶, and dividing by that same q keeps the
+mean exactly.
 """
 
 from npgpt.tensor import accelerated, array_module

@@ -2,7 +2,8 @@
 
     y = W[token]           the same as y = onehot(token) W, without the product by zeros
 
-Backward.  From y = onehot(token) W:   dW = onehot(token)ᵀ dy,   that is   dW[v] = Σ dy over all places where token = v
+Backward.  From y = onehot(token) W:   dW = onehot(token)ᵀ dy
+that is                                dW[v] = Σ dy over all places where token = v
 In words: a row of the table gathers the gradients of every place it was used, and rows not used get nothing.
 Tokens are whole numbers and have no gradient.
 """
@@ -25,5 +26,5 @@ def embedding_backward(dy, saved):
     tokens, shape = saved
     xp = array_module(dy)
     dweight = xp.zeros(shape, dy.dtype)
-    xp.add.at(dweight, tokens, dy)                          # unlike dweight[tokens] += dy, counts repeated tokens
+    xp.add.at(dweight, tokens, dy)            # unlike dweight[tokens] += dy, counts every repeat
     return dweight

@@ -1,4 +1,5 @@
-"""The Gaussian error linear unit (Hendrycks & Gimpel 2016): x times the chance that a standard normal lies below x.
+"""The Gaussian error linear unit (Hendrycks & Gimpel 2016): x times the chance that a standard normal lies
+below x.
 
     y = x Φ(x)            Φ(x) = ½ (1 + erf(x/√2))
 
@@ -8,10 +9,11 @@ GPT-2 uses an approximation of Φ by a tanh, from the same paper:
 
     y = ½ x (1 + t)       t = tanh(u)       u = √(2/π) (x + a x³)       a = 0.044715
 
-Backward.  t' = (1 − t²) u'  and  u' = √(2/π) (1 + 3a x²), so    y' = ½ (1 + t) + ½ x (1 − t²) √(2/π) (1 + 3a x²)
+Backward.  t' = (1 − t²) u'  and  u' = √(2/π) (1 + 3a x²), so
+    y' = ½ (1 + t) + ½ x (1 − t²) √(2/π) (1 + 3a x²),    dx = y' dy
 
-In words: a soft gate. Far to the right the gradient passes whole, far to the left not at all, and around 0 the gate
-itself moves with x. Both forms keep y' for backward: it costs less to keep than to compute again.
+In words: a soft gate. Far to the right the gradient passes whole, far to the left not at all, and around 0
+the gate itself moves with x. Both forms keep y' for backward: it costs less to keep than to compute again.
 
 NumPy has no erf. Beyond 6, erf is ±1 to the last bit of a double. Below, erf(x) = 1 − e^(−x²) erfcx(x), where
 erfcx(x) = e^(x²) erfc(x) is so smooth that a polynomial through its values at 32 Chebyshev points meets it to
@@ -66,7 +68,7 @@ def erf(x):
     s = size / 3 - 1                                                          # [0, 6] → [−1, 1]
     *lower, b1 = _erfcx_coefficients()
     b2 = 0.0
-    for c in reversed(lower[1:]):                                             # Clenshaw's recurrence for Σ cₖ Tₖ(s)
+    for c in reversed(lower[1:]):                              # Clenshaw's recurrence for Σ cₖ Tₖ(s)
         b1, b2 = 2 * s * b1 - b2 + c, b1
     erfcx = s * b1 - b2 + lower[0]
     return xp.sign(x) * (1 - xp.exp(-size * size) * erfcx)

@@ -5,8 +5,8 @@
 Backward.  ∂yₙⱼ/∂xₙᵢ = Wᵢⱼ, so       dxₙᵢ = Σⱼ dyₙⱼ Wᵢⱼ       that is   dx = dy Wᵀ
            ∂yₙⱼ/∂Wᵢⱼ = xₙᵢ, so       dWᵢⱼ = Σₙ xₙᵢ dyₙⱼ       that is   dW = xᵀ dy
            ∂yₙⱼ/∂bⱼ  = 1,   so       dbⱼ  = Σₙ dyₙⱼ
-In words: the gradient goes back through the same wires, and each wire is blamed by what went in times what was
-wanted out, summed over all rows. The shapes leave no other choice.
+In words: the gradient goes back through the same wires, and each wire is blamed by what went in times what
+was wanted out, summed over all rows. The shapes leave no other choice.
 """
 
 from npgpt.tensor import accelerated, array_module

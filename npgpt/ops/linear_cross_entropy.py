@@ -2,9 +2,9 @@
 
     z = x Wᵀ            loss = (1/N) Σₙ (ℓₙ − zₙ,ₜₙ)            as in cross_entropy.py
 
-For GPT-2 the logits of 4 × 1024 tokens are 4096 × 50257 numbers, more than all activations of a block. Each row's
-loss needs only its own logits, so they are made for some rows, used, and dropped; only ℓ is kept, one number a row.
-The weight is (V, C), one row a token, as in the embedding that it usually is tied to.
+For GPT-2 the logits of 4 × 1024 tokens are 4096 × 50257 numbers, more than all activations of a block. Each
+row's loss needs only its own logits, so they are made for some rows, used, and dropped; only ℓ is kept, one
+number a row. The weight is (V, C), one row a token, as in the embedding that it usually is tied to.
 
 Backward makes the logits of the same rows again, and from dz (see cross_entropy.py), as in linear.py:
     dx = dz W            dW = Σ over the row groups of dzᵀ x
@@ -13,7 +13,7 @@ Backward makes the logits of the same rows again, and from dz (see cross_entropy
 from npgpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from npgpt.tensor import accelerated, array_module
 
-LOGITS_AT_ONCE = 1 << 24            # 64 MiB in float32: 333 rows of GPT-2's vocabulary, all rows of a small one
+LOGITS_AT_ONCE = 1 << 24    # 64 MiB in float32: 333 rows of GPT-2's vocabulary, all rows of a small one
 
 
 @accelerated

@@ -3,8 +3,9 @@
     y = λ₁ Σ |w| + λ₂ Σ w²
 
 Backward.  y' = λ₁ sign(w) + 2 λ₂ w  for each w, with sign(0) = 0:    dw = (λ₁ sign(w) + 2 λ₂ w) dy
-In words: L1 pulls every weight towards 0 with the same force, so that small ones arrive; L2 pulls in proportion.
-Unlike AdamW's weight decay (adamw.py) these go through the gradient, and so through Adam's scaling.
+In words: L1 pulls every weight towards 0 with the same force, so that small ones arrive; L2 pulls in
+proportion. Unlike AdamW's weight decay (adamw.py) these go through the gradient, and so through Adam's
+scaling.
 """
 
 from npgpt.tensor import accelerated, array_module

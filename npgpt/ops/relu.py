@@ -2,7 +2,8 @@
 
     y = max(x, 0)
 
-Backward.  y' is 1 where x > 0 and 0 where x < 0; at 0 there is no derivative, and 0 is taken:    dx = dy [x > 0]
+Backward.  y' is 1 where x > 0 and 0 where x < 0; at 0 there is no derivative, and 0 is taken:
+    dx = dy [x > 0]
 In words: a gate, open or shut; where it is shut nothing comes back.
 """
 

@@ -1,11 +1,12 @@
 """Softmax: any row of numbers becomes a row of probabilities.
 
-    yᵢ = e^xᵢ / Σⱼ e^xⱼ            unchanged if a constant is taken from the whole row, so max(x) is: no overflow
+    yᵢ = e^xᵢ / Σⱼ e^xⱼ
+A constant taken from the whole row changes nothing, so max(x) is taken first, and nothing overflows.
 
 Backward.  With Z = Σⱼ e^xⱼ, by the quotient rule:    ∂yⱼ/∂xᵢ = (δᵢⱼ e^xⱼ Z − e^xⱼ e^xᵢ)/Z² = yⱼ (δᵢⱼ − yᵢ)
 hence    dxᵢ = Σⱼ dyⱼ yⱼ (δᵢⱼ − yᵢ) = yᵢ (dyᵢ − Σⱼ dyⱼ yⱼ)
-In words: an input is pushed up as far as its output's gradient exceeds the average gradient under y. The pushes sum
-to 0, for a constant added to the row changes nothing.
+In words: an input is pushed up as far as its output's gradient exceeds the average gradient under y. The
+pushes sum to 0, for a constant added to the row changes nothing.
 """
 
 from npgpt.tensor import accelerated, array_module

@@ -1,4 +1,4 @@
-"""The tensor layer: which array module an array belongs to, devices, twins, reused memory, keyed randomness."""
+"""The tensor layer: which array module an array belongs to, devices, twins, memory, keyed randomness."""
 
 from npgpt.tensor.device import array_module, device_of, synchronize, to_device, to_numpy
 from npgpt.tensor.memory import keep_freed_blocks

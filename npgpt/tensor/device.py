@@ -32,7 +32,8 @@ def device_of(array: Array) -> str:
 def to_device(array: Array, device: str = "cpu") -> Array:
     """The same values on `device`; the array itself if it is there already.
 
-    Raises DeviceError if the device's name is unknown, CuPy or a driver is missing, or the GPU's memory is full.
+    Raises DeviceError if the device's name is unknown, CuPy or a driver is missing, or the GPU's memory is
+    full.
     """
     if device == "cpu":
         return to_numpy(array)
@@ -95,5 +96,5 @@ def _cuda(device: str) -> tuple[Any, int]:
         reason = str(error).strip() or type(error).__name__
         raise DeviceError(f"device {device} needs an NVIDIA GPU with a working driver: {reason}") from error
     if index >= count:
-        raise DeviceError(f"no device {device}: this machine has {count} CUDA device{'s' if count != 1 else ''}")
+        raise DeviceError(f"no device {device}: this machine has {count} CUDA device{'s' * (count != 1)}")
     return cupy, index

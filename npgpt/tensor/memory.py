@@ -1,9 +1,9 @@
 """Reused memory: the C library is told once to keep the blocks that arrays give back.
 
-A training step makes and drops the same large temporaries again and again. By default glibc returns each of them to
-the kernel (munmap, or trimming the heap) and the next one costs a page fault every 4 KiB. Told to keep freed blocks,
-it hands the same pages out again: a second step faults in no new page, and the arrays are still plain `np.empty`.
-Where the C library is not glibc, nothing is done.
+A training step makes and drops the same large temporaries again and again. By default glibc returns each of
+them to the kernel (munmap, or trimming the heap) and the next one costs a page fault every 4 KiB. Told to
+keep freed blocks, it hands the same pages out again: a second step faults in no new page, and the arrays are
+still plain `np.empty`. Where the C library is not glibc, nothing is done.
 """
 
 import ctypes
@@ -18,8 +18,8 @@ M_ARENA_MAX = -8
 def keep_freed_blocks() -> bool:
     """Sets three options of glibc's malloc for this process; returns whether it could.
 
-    Blocks below 1 GiB come from the heap instead of a mapping of their own, the heap is never trimmed, and all
-    threads share one heap (so that one thread's freed blocks serve another).
+    Blocks below 1 GiB come from the heap instead of a mapping of their own, the heap is never trimmed, and
+    all threads share one heap (so that one thread's freed blocks serve another).
     """
     if not sys.platform.startswith("linux"):
         return False

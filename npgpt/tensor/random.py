@@ -1,14 +1,14 @@
 """Keyed randomness: every random number is a pure function of a key, never of a hidden state.
 
-Philox 4×64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") enciphers a counter of four 64-bit
-words under a key of two. NumPy's own Philox is the definition. npgpt lays the words out as
+Philox 4×64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") enciphers a counter of four
+64-bit words under a key of two. NumPy's own Philox is the definition. npgpt lays the words out as
 
     key     = (seed, stream)                     stream: what the numbers are for, one of the constants below
     counter = (block, step, example, site)       block: counted up by Philox itself, four 64-bit words a block
 
-so a dropout mask depends on the seed, the step, the example and the place in the network, and on nothing else: not on
-what was drawn before, not on how many examples a rank holds. A mask can be rebuilt in backward instead of stored, and
-a resumed run needs no generator state.
+so a dropout mask depends on the seed, the step, the example and the place in the network, and on nothing
+else: not on what was drawn before, not on how many examples a rank holds. A mask can be rebuilt in backward
+instead of stored, and a resumed run needs no generator state.
 """
 
 import hashlib
@@ -22,9 +22,11 @@ CHILDREN = 1024     # a site is the path of a call through the network, one digi
 
 
 class Key(NamedTuple):
-    """Names one stretch of random numbers. Layers hand `key.child(n)` to their n-th part; `None` means no randomness.
+    """Names one stretch of random numbers. Layers hand `key.child(n)` to their n-th part; `None` means no
+    randomness.
 
-    seed, step, example: non-negative integers below 2⁶⁴. `example` is the number of the batch's first example.
+    seed, step, example: non-negative integers below 2⁶⁴. `example` is the number of the batch's first
+    example.
     """
 
     seed: int
@@ -46,8 +48,8 @@ class Key(NamedTuple):
 def keep_mask(key: Key, shape: tuple[int, ...], keep: float) -> np.ndarray:
     """Which elements dropout keeps.   shape: (B, …) → bool (B, …), each True with probability `keep`
 
-    An element is kept if its 16 random bits, read as a number, are below keep·2¹⁶; `keep` should be a multiple of
-    2⁻¹⁶ to be met exactly. Every example (first axis) draws from its own counter.
+    An element is kept if its 16 random bits, read as a number, are below keep·2¹⁶; `keep` should be a
+    multiple of 2⁻¹⁶ to be met exactly. Every example (first axis) draws from its own counter.
     """
     each = int(np.prod(shape[1:], dtype=np.int64))
     mask = np.empty((shape[0], each), dtype=bool)
@@ -60,8 +62,8 @@ def keep_mask(key: Key, shape: tuple[int, ...], keep: float) -> np.ndarray:
 def initial_normal(seed: int, name: str, shape: tuple[int, ...], std: float) -> np.ndarray:
     """Normal(0, std²) initial values of the parameter called `name`, in float64.
 
-    They depend on the seed and the name alone: a float32 and a float64 model of the same seed start alike, and adding
-    a layer changes no other.
+    They depend on the seed and the name alone: a float32 and a float64 model of the same seed start alike,
+    and adding a layer changes no other.
     """
     site = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
     generator = np.random.Generator(Key(seed, INITIAL_VALUES, site=site).philox())

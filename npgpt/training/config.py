@@ -17,19 +17,21 @@ from npgpt.models import GPTConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The defaults are the preset `quick`. Names as in nanoGPT. Raises ConfigError for a value that cannot be."""
+    """The defaults are the preset `quick`. Names as in nanoGPT. Raises ConfigError for a value that cannot
+    be."""
 
     # Data
     data: str = "python-docs"
-    """What to learn from: python-docs (the language reference that comes with Python), or a text file or a folder of
-    text files, UTF-8."""
+    """What to learn from: python-docs (the language reference that comes with Python), or a text file or a
+    folder of text files, UTF-8."""
     val_fraction: float = 0.1
     """The share of the text held back for validation."""
     tokenizer: str = "bpe"
-    """bpe (byte-level byte-pair encoding, trained on the text), character, or the folder of a saved tokenizer."""
+    """bpe (byte-level byte-pair encoding, trained on the text), character, or the folder of a saved
+    tokenizer."""
     vocab_size: int = 1024
-    """Tokens that bpe may use: 256 bytes, one special token, the rest learned merges. The other tokenizers bring
-    their own."""
+    """Tokens that bpe may use: 256 bytes, one special token, the rest learned merges. The other tokenizers
+    bring their own."""
 
     # Model
     block_size: int = 128
@@ -97,7 +99,8 @@ class TrainConfig:
     dtype: str = "float32"
     """float32 or float64."""
     out_dir: str | None = None
-    """The run's folder, new or empty; by default runs/ and the preset's name, with a number if that is taken."""
+    """The run's folder, new or empty; by default runs/ and the preset's name, with a number if that is
+    taken."""
 
     def __post_init__(self):
         def need(fine: bool, name: str, what: str) -> None:
@@ -111,7 +114,8 @@ class TrainConfig:
         for name in ("batch_size", "gradient_accumulation_steps", "max_iters", "eval_interval", "eval_iters",
                      "log_interval"):
             need(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("warmup_iters", "sample_tokens", "weight_decay", "grad_clip", "l1", "l2", "learning_rate"):
+        for name in ("learning_rate", "warmup_iters", "weight_decay", "grad_clip", "l1", "l2",
+                     "sample_tokens"):
             need(getattr(self, name) >= 0, name, "at least 0")
         for name in ("beta1", "beta2"):
             need(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
@@ -132,8 +136,8 @@ class TrainConfig:
     def parse(cls, settings: Mapping[str, Any], source: str, base: Self | None = None) -> Self:
         """`base` (by default the defaults) with these settings over it; `source` is named in errors.
 
-        `-` in a name counts as `_`. Raises ConfigError for an unknown name, which tells the nearest known one, and
-        for a value of the wrong type.
+        `-` in a name counts as `_`. Raises ConfigError for an unknown name, which tells the nearest known
+        one, and for a value of the wrong type.
         """
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
         changes = {}

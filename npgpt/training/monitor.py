@@ -1,4 +1,5 @@
-"""What a run says while it goes on: a live line on a terminal, plain lines elsewhere, and metrics.jsonl for machines."""
+"""What a run says while it goes on: a live line on a terminal, plain lines elsewhere, and metrics.jsonl for
+machines."""
 
 import json
 import time
@@ -16,7 +17,8 @@ from npgpt.terminal import printable
 
 
 class Monitor:
-    """`with Monitor(run, total) as monitor:`. Everything it is told it prints; `log` and `evaluation` it also records.
+    """`with Monitor(run, total) as monitor:`. Everything it is told it prints; `log` and `evaluation` it also
+    records.
 
     run: the run's folder; metrics.jsonl in it is appended to.  total: updates of the whole run.
     """
@@ -95,7 +97,9 @@ class Monitor:
 
     def _left(self, record: dict[str, Any]) -> str:
         seconds = record["seconds"] / max(record["step"], 1) * (self.total - record["step"])
-        return time.strftime("%H:%M:%S", time.gmtime(seconds)) if seconds < 86400 else f"{seconds / 86400:.1f} days"
+        if seconds >= 86400:
+            return f"{seconds / 86400:.1f} days"
+        return time.strftime("%H:%M:%S", time.gmtime(seconds))
 
 
 def _step(line: bytes) -> float:

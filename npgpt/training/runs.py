@@ -55,7 +55,8 @@ def new_run_path(config: TrainConfig, name: str) -> Path:
 
 
 def create_run(path: Path, config: TrainConfig, note: Callable[[str], None]) -> Run:
-    """Reads the text, makes the tokenizer and the token files, and writes config.toml. `note` is told what is done.
+    """Reads the text, makes the tokenizer and the token files, and writes config.toml. `note` is told what is
+    done.
 
     Raises DataError, TokenizerError, TrainingError; then nothing of the new folder is left.
     """
@@ -89,7 +90,8 @@ def create_run(path: Path, config: TrainConfig, note: Callable[[str], None]) -> 
 
 
 def open_run(path: Path) -> Run:
-    """The run in a folder. Raises TrainingError if there is none; ConfigError, TokenizerError, DataError if damaged."""
+    """The run in a folder. Raises TrainingError if there is none; ConfigError, TokenizerError, DataError if
+    damaged."""
     if not (path / "config.toml").is_file():
         raise TrainingError(f"{path} is not a run's folder: it has no config.toml")
     config = TrainConfig.parse(read_config_file(path / "config.toml"), str(path / "config.toml"))
@@ -102,10 +104,12 @@ def write_config(path: Path, config: TrainConfig) -> None:
         file.write(config.to_toml())
 
 
-def load_model(path: Path, which: str, device: str, warn: Callable[[str], None]) -> tuple[GPT, Tokenizer, Checkpoint]:
+def load_model(path: Path, which: str, device: str,
+               warn: Callable[[str], None]) -> tuple[GPT, Tokenizer, Checkpoint]:
     """The model of a run as a checkpoint holds it, with its tokenizer.
 
-    which: "best" (lowest validation loss), "latest", or a step's number.  Raises CheckpointError and as `open_run`.
+    which: "best" (lowest validation loss), "latest", or a step's number.  Raises as `open_run`, and
+    CheckpointError.
     """
     if not (path / "config.toml").is_file():
         raise TrainingError(f"{path} is not a run's folder: it has no config.toml")

@@ -1,7 +1,7 @@
 """The training loop, to be read from top to bottom: `train`.
 
-A step is: a batch by its number, loss and gradients, the gradients' norm clipped, AdamW. Everything it does is a
-function of (configuration, step, parameters, moments), so a run that was stopped goes on bit for bit.
+A step is: a batch by its number, loss and gradients, the gradients' norm clipped, AdamW. Everything it does
+is a function of (configuration, step, parameters, moments), so a run that was stopped goes on bit for bit.
 """
 
 import math
@@ -36,10 +36,12 @@ class Update(NamedTuple):
 
 
 def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], bool] = lambda: False) -> bool:
-    """Trains the run's model to max_iters updates, or until `stop` says so; returns whether it came to the end.
+    """Trains the run's model to max_iters updates, or until `stop` says so; returns whether it came to the
+    end.
 
     After every evaluation, and when stopped, a checkpoint is saved; kept are the latest two and the best.
-    resume: go on from the latest sound checkpoint.  Raises TrainingError, CheckpointError, DataError, DeviceError.
+    resume: go on from the latest sound checkpoint.  Raises TrainingError, CheckpointError, DataError,
+    DeviceError.
     """
     with lock_run(run.path):
         return _train(run, monitor, resume, stop)
@@ -77,8 +79,8 @@ def _train(run: Run, monitor: Monitor, resume: bool, stop: Callable[[], bool]) -
             if best:
                 state |= {"best_step": step, "best_val_loss": val_loss}
             state |= {"evaluated": True, "seconds": time.perf_counter() - begun}
-            monitor.evaluation({"step": step, "tokens": state["tokens"], "seconds": round(state["seconds"], 3),
-                                "val_loss": val_loss}, best)
+            monitor.evaluation({"step": step, "tokens": state["tokens"],
+                                "seconds": round(state["seconds"], 3), "val_loss": val_loss}, best)
             if config.sample_tokens:
                 monitor.sample(sample_text(run, model, config.sample_tokens))
             save()
@@ -95,15 +97,16 @@ def _train(run: Run, monitor: Monitor, resume: bool, stop: Callable[[], bool]) -
             where = trainer.name_non_finite(update)
             monitor.warn(f"step {step + 1}: {where}; no update was made")
             if state["non_finite_in_a_row"] == NON_FINITE_IN_A_ROW:
-                raise TrainingError(f"{where}, {NON_FINITE_IN_A_ROW} steps in a row up to step {step + 1}: lower the "
-                                    f"learning rate or look at the data; the last checkpoint in {run.path} is good")
+                raise TrainingError(f"{where}, {NON_FINITE_IN_A_ROW} steps in a row up to step {step + 1}: "
+                                    "lower the learning rate or look at the data; "
+                                    f"the last checkpoint in {run.path} is good")
             continue
         state["non_finite_in_a_row"] = 0
         if (step + 1) % config.log_interval == 0 or step + 1 == config.max_iters:
             now = time.perf_counter()
             monitor.log({"step": step + 1, "tokens": state["tokens"], "seconds": round(state["seconds"], 3),
                          "train_loss": update.loss, "learning_rate": update.lr, "grad_norm": update.norm,
-                         "tokens_per_second": round((state["tokens"] - logged_at[1]) / (now - logged_at[0]), 1)})
+                         "tokens_per_second": round((state["tokens"] - logged_at[1]) / (now - logged_at[0]))})
             logged_at = (now, state["tokens"])
     if state["step"] != saved_at:
         save()
@@ -136,9 +139,9 @@ class Trainer:
     def loss_and_gradients(self, step: int, tokens: np.ndarray, targets: np.ndarray):
         """tokens, targets: all sequences of the step, (N, T)  →  mean loss over counted targets, 0-d
 
-        They go through the model batch_size at a time. Each part's loss is divided by the targets counted in all of
-        them, so that the sums are the loss and the gradients of one large batch, and dropout is told each sequence's
-        number in it.
+        They go through the model batch_size at a time. Each part's loss is divided by the targets counted in
+        all of them, so that the sums are the loss and the gradients of one large batch, and dropout is told
+        each sequence's number in it.
         """
         c = self.config
         self.model.zero_grad()
@@ -170,7 +173,8 @@ class Trainer:
         return total / count
 
     def name_non_finite(self, update: Update) -> str:
-        """Which tensor is not finite: a parameter, the loss, or a gradient (the first of each, in forward's order)."""
+        """Which tensor is not finite: a parameter, the loss, or a gradient (the first of each, in forward's
+        order)."""
         for name, parameter in self.model.parameters.items():
             if not np.isfinite(to_numpy(parameter.data)).all():
                 return f"NaN or Inf in the parameter {name}"

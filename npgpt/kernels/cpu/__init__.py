@@ -1,1 +1,1 @@
-"""Twins in NumPy: each is its formula, one block of rows at a time, in place, so that the temporaries stay in cache."""
+"""Twins in NumPy: each is its formula, a block at a time and in place, so that temporaries stay in cache."""

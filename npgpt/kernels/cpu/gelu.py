@@ -1,4 +1,4 @@
-"""GELU, tanh form, a cache-sized tile at a time and in place: the formula's dozen temporaries never leave the cache."""
+"""GELU, tanh form, a tile at a time and in place: the formula's dozen temporaries never leave the cache."""
 
 import numpy as np
 

@@ -1,5 +1,5 @@
-"""LayerNorm, a few rows at a time and in place. Means of rows and sums of columns are matrix–vector products, which
-BLAS does several times faster than NumPy reduces.
+"""LayerNorm, a few rows at a time and in place. Means of rows and sums of columns are matrix–vector products,
+which BLAS does several times faster than NumPy reduces.
 """
 
 import numpy as np

@@ -1,0 +1,252 @@
+"""Byte-level BPE (Sennrich, Haddow & Birch 2016; over bytes, as in GPT-2, Radford et al. 2019).
+
+A text is cut into pieces by a split pattern, each piece is written as its UTF-8 bytes, and the learned
+merges are applied to it in the order in which they were learned. All 256 bytes are tokens, so nothing is
+ever unknown.
+
+Ids: the 256 bytes in GPT-2's order come first, then one id for each merge in order, then the special
+tokens. So a merge's id is also its rank: of all the pairs in a piece that can be merged, the one with the
+smallest new id goes first. Special tokens stand for no bytes of a text; whoever wants one between texts
+puts it there.
+"""
+
+import codecs
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import chain
+from pathlib import Path
+
+import regex
+
+from npgpt.errors import TokenizerError
+from npgpt.tokenizers.byte_alphabet import BYTE_IDS, BYTE_ORDER, from_symbols, to_symbols
+from npgpt.tokenizers.byte_pair_training import Pair, count_pieces, learn_merges
+from npgpt.tokenizers.checks import checked_text, has_surrogates, look_up
+from npgpt.tokenizers.formats import read_byte_pair, write_byte_pair
+from npgpt.tokenizers.patterns import split_pattern
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class BPETokenizer:
+    """Byte-level BPE.
+
+    merges: pairs of token ids; merge i joins two tokens that exist before it and makes the token 256 + i.
+    special_tokens: their texts; they get the ids after the merges. pattern: a name in `patterns.py`.
+    Raises TokenizerError if these do not make a tokenizer.
+    """
+
+    def __init__(self, merges: Iterable[Pair], special_tokens: Sequence[str] = (END_OF_TEXT,),
+                 pattern: str = "gpt2"):
+        self.pattern = pattern
+        self.merges = tuple(merges)
+        self._findall = split_pattern(pattern).findall
+        self._bytes, self._merged = _tokens_of(self.merges)             # id → bytes, (left, right) → new id
+        _check_special_tokens(special_tokens, self._bytes.values())
+        self.special_tokens = {token: 256 + len(self.merges) + i for i, token in enumerate(special_tokens)}
+        self._bytes |= {id: token.encode() for token, id in self.special_tokens.items()}
+        self._ids_of_piece = PieceCache(self._encode_piece)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, pattern: str = "gpt2",
+              special_tokens: Sequence[str] = (END_OF_TEXT,),
+              progress: Callable[[int, int], None] | None = None) -> "BPETokenizer":
+        """Learns the merges from the texts.
+
+        vocab_size counts the 256 bytes, the merges and the special tokens. If every piece of the texts
+        has become one token before that size is reached, the tokenizer has fewer tokens. Special tokens
+        that occur in the texts are ordinary text. `progress(done, wanted)` is called after each merge.
+        """
+        smallest = cls((), special_tokens, pattern).vocab_size          # bad arguments fail before the work
+        if vocab_size < smallest:
+            raise TokenizerError(f"vocab_size {vocab_size} is too small: byte-level BPE needs at least "
+                                 f"{smallest}, for 256 bytes and the special tokens")
+        merges = learn_merges(count_pieces(texts, pattern), vocab_size - smallest, progress)
+        return cls(merges, special_tokens, pattern)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens: bytes, merges and special tokens."""
+        return len(self._bytes)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of <|endoftext|>, or None if that is not one of the special tokens."""
+        return self.special_tokens.get(END_OF_TEXT)
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token stands for; for a special token, its text in UTF-8."""
+        return look_up(self._bytes, [id])[0]
+
+    # Encoding
+
+    def encode(self, text: str, allowed_special: str | Collection[str] = (),
+               disallowed_special: str | Collection[str] = "all") -> list[int]:
+        """The ids of a text, with tiktoken's rules for the special tokens that occur in it.
+
+        allowed_special: these become their ids; "all" means every special token.
+        disallowed_special: these raise TokenizerError; "all" means every special token that is not allowed.
+        The text of any other special token is encoded like ordinary text. Where one special token is the
+        beginning of another, the longer is found. Surrogates are treated as `checks.checked_text` says.
+        """
+        text = checked_text(text)
+        special = self.special_tokens.keys()
+        allowed = special & _names(allowed_special, special, "allowed_special")
+        disallowed = _names(disallowed_special, special - allowed, "disallowed_special")
+        if disallowed and (found := _any_of(disallowed).search(text)):
+            token = found.group()
+            raise TokenizerError(f"the text has the special token {token!r} at position {found.start()}: "
+                                 f"pass allowed_special={{{token!r}}} to encode it as that token, or "
+                                 f"disallowed_special=() to encode it as ordinary text")
+        ids: list[int] = []
+        start = 0
+        if allowed:
+            for match in _any_of(allowed).finditer(text):
+                ids += self._encode_clean(text[start:match.start()])
+                ids.append(self.special_tokens[match.group()])
+                start = match.end()
+        return ids + self._encode_clean(text[start:])
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """The ids of a text in which special tokens mean nothing: how a corpus is encoded."""
+        return self._encode_clean(checked_text(text))
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """The ids of any bytes at all: `decode_bytes(encode_bytes(data)) == data`.
+
+        For valid UTF-8 these are the ids of the text. Where the bytes are not valid UTF-8, each is encoded as
+        itself, and the split pattern takes it for a punctuation mark.
+        """
+        return self._encode_clean(data.decode("utf-8", "surrogateescape"))
+
+    def _encode_clean(self, text: str) -> list[int]:
+        """A surrogate in this text stands for a byte, as Python's "surrogateescape" has it."""
+        return list(chain.from_iterable(map(self._ids_of_piece.__getitem__, self._findall(text))))
+
+    def _encode_piece(self, piece: str) -> list[int]:
+        """Applies the merges to one piece, smallest new id first, then leftmost: O(n log n) for n bytes.
+
+        The tokens are a doubly linked list over the slots of their first bytes; −1 marks a slot whose
+        token has been merged into the one before it, and the end. A heap holds each pair that can be
+        merged, as one number made of the new id and the slot. Such a pair may have lost one of its tokens
+        by the time it comes to the top; then what now stands in its place no longer makes that id.
+        """
+        merged = self._merged.get
+        tokens = list(piece.encode("utf-8", "surrogateescape").translate(BYTE_IDS))
+        n = len(tokens)
+        tokens.append(-1)                                               # tokens[n], and so also tokens[-1]
+        following = list(range(1, n + 2))
+        previous = list(range(-1, n))
+        queue = [new * n + i for i in range(n) if (new := merged((tokens[i], tokens[i + 1]))) is not None]
+        heapify(queue)
+        while queue:
+            new, i = divmod(heappop(queue), n)
+            j = following[i]
+            if merged((tokens[i], tokens[j])) != new:
+                continue
+            h, k = previous[i], following[j]
+            tokens[i], tokens[j] = new, -1
+            following[i], previous[k] = k, i
+            if (newer := merged((tokens[h], new))) is not None:
+                heappush(queue, newer * n + h)
+            if (newer := merged((new, tokens[k]))) is not None:
+                heappush(queue, newer * n + i)
+        return [token for token in tokens if token >= 0]
+
+    # Decoding
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that the ids stand for."""
+        return b"".join(look_up(self._bytes, ids))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that the ids stand for; bytes that are not UTF-8 become U+FFFD (replacement character)."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of `decode` while the ids arrive, each part as soon as its characters are complete."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for id in ids:
+            if text := decoder.decode(self.token_bytes(id)):
+                yield text
+        if text := decoder.decode(b"", final=True):
+            yield text
+
+    # Files
+
+    def save(self, folder: str | Path) -> None:
+        """Writes vocab.json, merges.txt (as GPT-2's) and tokenizer_config.json. Makes the folder."""
+        vocabulary = [to_symbols(self._bytes[id]) for id in range(256 + len(self.merges))]
+        write_byte_pair(Path(folder), vocabulary, self.merges, list(self.special_tokens), self.pattern)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "BPETokenizer":
+        """Reads what `save` wrote. Raises TokenizerError, naming the file, if anything in it does not fit."""
+        merges, special_tokens, pattern = read_byte_pair(Path(folder))
+        return cls(merges, special_tokens, pattern)
+
+
+class PieceCache(dict[str, Sequence[int]]):
+    """piece → ids, computed when first asked for.
+
+    Bounded: long pieces, which seldom come again, are not kept, and when it is full it starts anew.
+    """
+
+    LARGEST = 1 << 17           # entries; about 30 MB
+    LONGEST = 64                # characters
+
+    def __init__(self, encode_piece: Callable[[str], list[int]]):
+        super().__init__()
+        self._encode_piece = encode_piece
+
+    def __missing__(self, piece: str) -> Sequence[int]:
+        ids = self._encode_piece(piece)
+        if len(piece) <= self.LONGEST:
+            if len(self) >= self.LARGEST:
+                self.clear()
+            self[piece] = tuple(ids)
+        return ids
+
+
+def _tokens_of(merges: Sequence[Pair]) -> tuple[dict[int, bytes], dict[Pair, int]]:
+    """id → bytes and (left id, right id) → id of the merged token."""
+    token_bytes = {id: bytes([byte]) for id, byte in enumerate(BYTE_ORDER)}
+    known = set(token_bytes.values())
+    merged = {}
+    for new, (left, right) in enumerate(merges, start=256):
+        if not (0 <= left < new and 0 <= right < new):
+            raise TokenizerError(f"merge {new - 256} joins the tokens {left} and {right}, "
+                                 f"but only the tokens 0 to {new - 1} exist before it")
+        token = token_bytes[left] + token_bytes[right]
+        if token in known:
+            raise TokenizerError(f"merge {new - 256} makes the token {token!r} a second time")
+        known.add(token)
+        token_bytes[new], merged[left, right] = token, new
+    return token_bytes, merged
+
+
+def _check_special_tokens(special_tokens: Sequence[str], ordinary: Collection[bytes]) -> None:
+    if isinstance(special_tokens, str):
+        raise TokenizerError(f"special_tokens must be a sequence of strings, not the single string "
+                             f"{special_tokens!r}: write [{special_tokens!r}]")
+    for i, token in enumerate(special_tokens):
+        if not isinstance(token, str) or not token or has_surrogates(token):
+            raise TokenizerError(f"special token {token!r} is not a non-empty piece of text")
+        if token in special_tokens[:i]:
+            raise TokenizerError(f"special token {token!r} is given twice")
+        if from_symbols(token) in ordinary:
+            raise TokenizerError(f"special token {token!r} is also how vocab.json writes an ordinary token: "
+                                 f"choose something that no text contains, like {END_OF_TEXT!r}")
+
+
+def _names(given: str | Collection[str], all_of_them: Collection[str], argument: str) -> set[str]:
+    """What an argument that may be "all" names."""
+    if isinstance(given, str) and given != "all":
+        raise TokenizerError(f'{argument} must be "all" or a collection of special tokens, not the single '
+                             f"string {given!r}: write {{{given!r}}}")
+    return set(all_of_them if given == "all" else given)
+
+
+def _any_of(special_tokens: Collection[str]) -> "regex.Pattern[str]":
+    longest_first = sorted(special_tokens, key=len, reverse=True)
+    return regex.compile("|".join(map(regex.escape, longest_first)))
