@@ -19,7 +19,7 @@ from npgpt.training.runs import load_model
 class Options:
     """Let a trained GPT write on from a prompt. The text goes to standard output as it comes."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run."""
     prompt: str = ""
     """What to write on from; \\n is a newline. Empty: a new document."""

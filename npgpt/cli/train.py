@@ -103,6 +103,8 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: object) -> None:
         if came and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if came:
+            return
         came.append(number)
         os.write(2, b"\nstopping after this step and saving; Ctrl-C again quits at once, without saving\n")
 

@@ -1,6 +1,8 @@
 """Devices: arrays are made on one, and everything after follows the arrays.
 
-A device is named as in PyTorch: "cpu", "cuda" or "cuda:1". This is the only file that imports CuPy.
+A device is named as in PyTorch: "cpu", "cuda" or "cuda:1". This is the only file that imports CuPy. CuPy
+computes on the thread's current GPU, and reaches for arrays of another over the bus or refuses to. So to name
+a GPU here, as a model does with each batch of tokens, is to make it the current one.
 """
 
 import sys
@@ -37,10 +39,9 @@ def to_device(array: Array, device: str = "cpu") -> Array:
     """
     if device == "cpu":
         return to_numpy(array)
-    cupy, index = _cuda(device)
+    cupy = _cuda(device)
     try:
-        with cupy.cuda.Device(index):
-            return cupy.asarray(array)
+        return cupy.asarray(array)
     except cupy.cuda.memory.OutOfMemoryError as error:
         raise DeviceError(f"no room on {device} for {array.nbytes / 2**20:.0f} MiB more: "
                           "use a smaller model or batch, or another device") from error
@@ -50,10 +51,9 @@ def empty(size: int, dtype: str, device: str = "cpu") -> Array:
     """A flat array of `size` numbers on `device`, its values undefined. Raises as `to_device` does."""
     if device == "cpu":
         return np.empty(size, dtype)
-    cupy, index = _cuda(device)
+    cupy = _cuda(device)
     try:
-        with cupy.cuda.Device(index):
-            return cupy.empty(size, dtype)
+        return cupy.empty(size, dtype)
     except cupy.cuda.memory.OutOfMemoryError as error:
         raise DeviceError(f"no room on {device} for {size * np.dtype(dtype).itemsize / 2**20:.0f} MiB: "
                           "use a smaller model, or another device") from error
@@ -68,8 +68,7 @@ def to_numpy(array: Array) -> np.ndarray:
 def synchronize(device: str = "cpu") -> None:
     """Waits until everything queued on `device` is done; nothing is ever queued on the CPU."""
     if device != "cpu":
-        cupy, index = _cuda(device)
-        cupy.cuda.Device(index).synchronize()
+        _cuda(device).cuda.Device().synchronize()
 
 
 def check_device(device: str) -> str:
@@ -79,8 +78,8 @@ def check_device(device: str) -> str:
     return device
 
 
-def _cuda(device: str) -> tuple[Any, int]:
-    """CuPy and the GPU's number, for "cuda" or "cuda:N"."""
+def _cuda(device: str) -> Any:
+    """CuPy, after "cuda" or "cuda:N" was made the current GPU."""
     kind, _, number = device.partition(":")
     if kind != "cuda" or (number and not number.isdecimal()) or device.endswith(":"):
         raise DeviceError(f"unknown device {device!r}: use cpu, cuda or cuda:N")
@@ -97,4 +96,5 @@ def _cuda(device: str) -> tuple[Any, int]:
         raise DeviceError(f"device {device} needs an NVIDIA GPU with a working driver: {reason}") from error
     if index >= count:
         raise DeviceError(f"no device {device}: this machine has {count} CUDA device{'s' * (count != 1)}")
-    return cupy, index
+    cupy.cuda.Device(index).use()
+    return cupy

@@ -41,8 +41,10 @@ class Key(NamedTuple):
 
     def philox(self, example: int = 0) -> np.random.Philox:
         """The generator of the numbers of one example of the batch."""
-        return np.random.Philox(key=(self.seed, self.stream),
-                                counter=(0, self.step, self.example + example, self.site))
+        # as uint64: of plain integers, one of them 2⁶³ or more, NumPy makes floats, which lose the last bits
+        key     = np.array((self.seed, self.stream), np.uint64)
+        counter = np.array((0, self.step, self.example + example, self.site), np.uint64)
+        return np.random.Philox(key=key, counter=counter)
 
 
 def keep_mask(key: Key, shape: tuple[int, ...], keep: float) -> np.ndarray:

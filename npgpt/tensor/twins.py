@@ -37,6 +37,8 @@ def find_twin(formula: Callable, kind: str) -> Callable | None:
     """The twin of a formula among the kernels of one kind, "cpu" or "cuda"; None if there is none."""
     package, _, op = formula.__module__.partition(".ops.")
     place = f"{package}.kernels.{kind}.{op}"
-    if not op or importlib.util.find_spec(place) is None:
-        return None
-    return getattr(importlib.import_module(place), formula.__name__, None)
+    try:
+        found = op and importlib.util.find_spec(place)
+    except ModuleNotFoundError:            # a package that has formulas, but no kernels of this kind
+        found = None
+    return getattr(importlib.import_module(place), formula.__name__, None) if found else None

@@ -1,0 +1,276 @@
+"""The commands as a user types them: what they print, the exit status, and one clear sentence for bad input."""
+
+import ast
+import importlib
+import inspect
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import tiny
+
+from npgpt.cli.main import main
+from npgpt.training.checkpoint import list_checkpoints
+from npgpt.training.config import TrainConfig
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.write_text(tmp_path)
+    return tmp_path
+
+
+def refused(capsys, status, sentence, *arguments):
+    """The command ends with this status and one line that matches; says nothing else on stderr."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == status
+    said = capsys.readouterr().err
+    assert said.startswith("npgpt: ") and said.count("\n") == 1 and "Traceback" not in said, said
+    assert re.search(sentence, said), said
+
+
+def test_train_then_sample_then_resume(folder, capsys):
+    assert main(["train", "--data", "text.txt", *tiny.FLAGS]) == 0
+    said = capsys.readouterr().out
+    assert "run: runs/quick" in said and "best validation loss" in said
+    assert "next:  npgpt sample runs/quick --prompt" in said
+    records = [json.loads(line) for line in Path("runs/quick/metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], "val_loss" in r) for r in records] == [
+        (0, True), (4, False), (8, False), (10, True), (12, False), (16, False), (20, False), (20, True)]
+    assert records[1].keys() == {"step", "tokens", "seconds", "train_loss", "learning_rate", "grad_norm",
+                                 "tokens_per_second"}
+    assert records[1]["tokens"] == 4 * 2 * 3 * 8
+
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert main(["sample", "runs/quick", "--prompt", "to be", "--max-new-tokens", "30", "--seed", seed]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2] and texts[0].startswith("to be") and len(texts[0]) == 36
+
+    assert main(["train", "--resume", "runs/quick", "--max-iters", "30"]) == 0
+    assert "going on at step 20" in capsys.readouterr().out
+    assert list_checkpoints(Path("runs/quick"))[0].name == "step-000030"
+    assert tomllib.loads(Path("runs/quick/config.toml").read_text())["max_iters"] == 30
+
+
+def test_a_file_goes_over_the_preset_and_flags_over_the_file(folder, capsys):
+    Path("mine.toml").write_text('data = "text.txt"\nn-layer = 1\nn_head = 1\nmax_iters = 2\nsample_tokens = 0\n')
+    assert main(["train", "--preset=shakespeare-char-cpu", "--config", "mine.toml", "--n_head", "2",
+                 "--block-size", "8", "--out-dir", "here"]) == 0
+    written = tomllib.loads(Path("here/config.toml").read_text())
+    assert (written["n_layer"], written["n_head"], written["n_embd"]) == (1, 2, 128)
+
+
+def test_bpe_and_python_docs_train_too(folder, capsys):
+    assert main(["train", "--max-iters", "1", "--n-layer", "1", "--n-embd", "8", "--batch-size", "2", "--eval-iters",
+                 "1", "--vocab-size", "280", "--block-size", "16", "--sample-tokens", "4"]) == 0
+    assert main(["sample", "runs/quick", "--max-new-tokens", "5"]) == 0
+
+
+def test_a_tokenizer_folder_is_taken(folder, capsys):
+    assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "one"]) == 0
+    assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "two", "--tokenizer",
+                 "one/tokenizer"]) == 0
+    one, two = (list_checkpoints(Path(name))[0] / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+BAD_TRAIN = [
+    (1, "absent.txt", ["--data", "absent.txt"]),
+    (1, "empty.txt.* empty", ["--data", "empty.txt"]),
+    (1, "binary.txt.*UTF-8", ["--data", "binary.txt"]),
+    (1, "no-text", ["--data", "no-text"]),
+    (1, "has .* tokens.*block_size", ["--data", "short.txt", "--tokenizer", "character"]),
+    (1, "vocab_size", ["--data", "text.txt", "--vocab-size", "200"]),
+    (1, "n_embd must be a multiple of n_head", ["--n-embd", "30", "--n-head", "4"]),
+    (2, "--n-layr.*did you mean --n-layer", ["--n-layr", "3"]),
+    (2, "n-layer.*'three'", ["--n-layer", "three"]),
+    (2, "n-layer", ["--n-layer"]),
+    (2, "surplus", ["surplus"]),
+    (2, "--resume .*--preset", ["--resume", "x", "--preset", "quick"]),
+    (1, "unknown preset 'huge'", ["--preset", "huge"]),
+    (1, "broken.toml is not TOML", ["--config", "broken.toml"]),
+    (1, "odd.toml: unknown setting 'layers'", ["--config", "odd.toml"]),
+    (1, "x is not a run's folder", ["--resume", "x"]),
+    (1, "unknown device 'gpu'", ["--device", "gpu"]),
+    (1, "needs CuPy|needs an NVIDIA GPU|no device", ["--device", "cuda:99"]),
+    (1, "text.txt.*not an empty folder", ["--out-dir", "text.txt"]),
+    (1, "cannot make the run's folder", ["--data", "text.txt", "--out-dir", "text.txt/run"]),
+    (1, "absent", ["--data", "text.txt", "--tokenizer", "absent"]),
+]
+
+
+@pytest.mark.parametrize("status, sentence, arguments", BAD_TRAIN, ids=[" ".join(row[2]) for row in BAD_TRAIN])
+def test_bad_input_to_train(folder, capsys, status, sentence, arguments):
+    Path("empty.txt").touch()
+    Path("binary.txt").write_bytes(b"fine so far \xff\xfe")
+    Path("short.txt").write_text("too short")
+    Path("no-text").mkdir()
+    Path("broken.toml").write_text("n_layer = = 3")
+    Path("odd.toml").write_text("layers = 3")
+    before = sorted(folder.rglob("*"))
+    refused(capsys, status, sentence, "train", *arguments)
+    assert [path for path in sorted(folder.rglob("*")) if path.name != "runs"] == before, "something is left behind"
+
+
+def test_a_run_is_not_overwritten_and_not_bent(folder, capsys):
+    assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "run"]) == 0
+    refused(capsys, 1, "run already holds a run: go on with it by --resume run", "train", "--out-dir", "run")
+    refused(capsys, 1, "n_embd cannot change when a run goes on: run has 8, not 16",
+            "train", "--resume", "run", "--n-embd", "16")
+    refused(capsys, 1, "data cannot change", "train", "--resume", "run", "--data", "python-docs")
+
+
+def test_a_run_whose_checkpoints_do_not_fit_is_refused(folder, capsys):
+    assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "run"]) == 0
+    config = Path("run/config.toml")
+    config.write_text(config.read_text().replace("n_embd = 8", "n_embd = 10"))
+    for command in (["sample", "run"], ["train", "--resume", "run", "--max-iters", "30"]):
+        refused(capsys, 1, r"has shape \(\d+, 8\) in the checkpoint, but \(\d+, 10\) in the model", *command)
+
+
+def test_bad_input_to_sample(folder, capsys):
+    refused(capsys, 1, "absent is not a run's folder", "sample", "absent")
+    refused(capsys, 2, "RUN|run", "sample")
+    assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "run"]) == 0
+    refused(capsys, 1, "no checkpoint '7'", "sample", "run", "--checkpoint", "7")
+    refused(capsys, 1, "temperature must be above 0", "sample", "run", "--temperature", "0")
+    refused(capsys, 1, "top_p must be above 0", "sample", "run", "--top-p", "1.5")
+    refused(capsys, 1, "max_new_tokens must be at least 0", "sample", "run", "--max-new-tokens", "-1")
+    refused(capsys, 1, "U\\+00A7|§", "sample", "run", "--prompt", "§")
+
+
+def test_the_commands_are_listed_and_wrong_ones_refused(capsys):
+    assert main([]) == 2 and main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {command} " in said for command in ("train", "sample", "gradcheck"))
+    assert main(["--version"]) == 0
+    refused(capsys, 2, "unknown command 'tarin'; did you mean 'train'", "tarin")
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "gradcheck"])
+def test_every_option_is_listed_and_documented(command, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main([command, "--help"])
+    assert leaving.value.code == 0
+    said = capsys.readouterr().out
+    options = importlib.import_module(f"npgpt.cli.{command}").Options
+    for kind in [options, TrainConfig] if command == "train" else [options]:
+        body = ast.parse(inspect.getsource(kind)).body[0].body
+        for field, text in zip(body, [*body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign) and field.target.id not in ("settings", "run", "names"):
+                assert isinstance(text.value, ast.Constant), f"{field.target.id} has no text"
+                assert f"--{field.target.id.replace('_', '-')}" in said
+                assert text.value.value.split()[0] in said
+
+
+def test_gradcheck_shows_a_row_an_example_and_fails_on_a_wrong_gradient(capsys, monkeypatch):
+    assert main(["gradcheck", "norm", "Relu"]) == 0
+    said = capsys.readouterr().out
+    assert "LayerNorm" in said and "relu" in said and "softmax" not in said and "wrong" not in said
+    refused(capsys, 1, "no op, layer or model is called like conv: there are linear", "gradcheck", "conv")
+    from npgpt.inspection import examples
+    honest = examples.OPS["relu"]
+
+    def dishonest(*arguments):
+        case = honest(*arguments)
+        return case._replace(backward=lambda dy, saved: case.backward(dy, saved) * 1.0001)
+
+    monkeypatch.setitem(examples.OPS, "relu", dishonest)
+    refused(capsys, 1, "relu: the gradient of x is wrong", "gradcheck", "relu")
+
+
+def start(folder, *flags):
+    """`npgpt train` in a process of its own, long enough to be stopped."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "npgpt.cli.main", "train", "--data", "text.txt", *tiny.FLAGS, "--max-iters", "1000000",
+         "--eval-interval", "100", "--out-dir", "run", *flags],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def wait_for(process, text):
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_once_and_exits_with_130(folder, number, capsys):
+    with start(folder) as process:
+        wait_for(process, "step     12/")
+        process.send_signal(number)
+        said, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert "stopping after this step and saving" in errors and "npgpt train --resume run" in said
+    step = int(list_checkpoints(Path("run"))[0].name.removeprefix("step-"))
+    assert step >= 12 and not [path for path in Path("run/checkpoints").iterdir() if path.name.startswith(".")]
+    assert main(["train", "--resume", "run", "--max-iters", str(step + 3)]) == 0
+    assert f"going on at step {step}" in capsys.readouterr().out
+
+
+def test_a_second_interrupt_quits_at_once(folder):
+    with start(folder, "--gradient-accumulation-steps", "100000") as process:            # steps of minutes
+        wait_for(process, "validation loss")
+        wait_for(process, "    | ")
+        while not list_checkpoints(folder / "run"):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert "stopping after this step" in process.stderr.readline() + process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        said, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and errors == "npgpt: interrupted\n" and "--resume" not in said
+
+
+def test_a_second_trainer_is_refused_while_the_first_goes_on(folder, capsys):
+    with start(folder) as process:
+        wait_for(process, "step     12/")
+        refused(capsys, 1, "run", "train", "--resume", "run")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 130
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_loads(folder, capsys):
+    """The limit on the size of a file lets everything through but the optimiser's state of a larger model."""
+    assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "run"]) == 0
+    code = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); "
+            "from npgpt.cli.main import main; sys.exit(main(sys.argv[1:]))")
+    done = subprocess.run([sys.executable, "-c", code, "train", "--resume", "run", "--max-iters", "30"],
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "cannot save the checkpoint" in done.stderr and "File too large" in done.stderr
+    assert list_checkpoints(Path("run"))[0].name == "step-000020"
+    assert main(["sample", "run"]) == 0
+
+
+def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(folder):
+    """SIGKILL during `npgpt train`, again and again, until it gets to the end; compared with a quiet run."""
+    flags = ["--data", "text.txt", *tiny.FLAGS, "--max-iters", "60", "--eval-interval", "5",
+             "--sample-tokens", "0"]
+    assert main(["train", *flags, "--out-dir", "quiet"]) == 0
+    patience, kills, command = random.Random(0), 0, ["train", *flags, "--out-dir", "run"]
+    while not Path("run/checkpoints/step-000060").exists():
+        with subprocess.Popen([sys.executable, "-m", "npgpt.cli.main", *command], stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True) as process:
+            said = [process.stdout.readline() for _ in range(patience.randrange(5, 10))]
+            time.sleep(patience.random() * 0.02)
+            process.kill()
+            kills += 1
+        assert kills < 40, said
+        command = ["train", "--resume", "run"]
+    assert kills >= 3
+    assert main(["train", "--resume", "run"]) == 0
+    quiet, run = (list_checkpoints(Path(name))[0] for name in ("quiet", "run"))
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (run / name).read_bytes() == (quiet / name).read_bytes()

@@ -1,0 +1,79 @@
+"""Settings: where they come from, in which order, and what is refused."""
+
+import dataclasses
+import tomllib
+
+import pytest
+
+from npgpt.errors import ConfigError
+from npgpt.training.config import TrainConfig, preset_names, read_config_file, read_preset
+
+
+def test_every_preset_is_valid_and_those_promised_are_there():
+    assert {"quick", "shakespeare-char-cpu", "shakespeare-char", "gpt2-124m"} <= set(preset_names())
+    for name in preset_names():
+        TrainConfig.parse(read_preset(name), name)
+
+
+def test_the_preset_quick_is_the_defaults():
+    assert TrainConfig.parse(read_preset("quick"), "quick") == TrainConfig()
+
+
+def test_the_nanogpt_recipe_is_nanogpts():
+    config = TrainConfig.parse(read_preset("shakespeare-char-cpu"), "preset")
+    assert (config.n_layer, config.n_head, config.n_embd, config.block_size, config.batch_size,
+            config.max_iters, config.dropout) == (4, 4, 128, 64, 12, 2000, 0.0)
+
+
+def test_settings_survive_a_file():
+    config = TrainConfig(data='a "quoted" \\ päth', out_dir="x", min_lr=1e-5, l1=1e-7, bias=False)
+    assert TrainConfig.parse(tomllib.loads(config.to_toml()), "file") == config
+    everything = dataclasses.replace(config, lr_decay_iters=7)
+    assert set(tomllib.loads(everything.to_toml())) == {field.name for field in dataclasses.fields(TrainConfig)}
+
+
+def test_hyphens_are_underscores_and_whole_numbers_are_numbers():
+    config = TrainConfig.parse({"n-layer": 2, "learning_rate": 1, "min-lr": 0}, "file")
+    assert (config.n_layer, config.learning_rate, config.min_lr) == (2, 1.0, 0.0)
+    assert type(config.learning_rate) is float
+
+
+@pytest.mark.parametrize("settings, sentence", [
+    ({"n_layr": 2}, "mine.toml: unknown setting 'n_layr'; the nearest known one is 'n_layer'"),
+    ({"learnig-rate": 2}, "the nearest known one is 'learning_rate'"),
+    ({"n_layer": "2"}, "mine.toml: n_layer must be of type int, not '2'"),
+    ({"n_layer": 2.0}, "n_layer must be of type int, not 2.0"),
+    ({"n_layer": True}, "n_layer must be of type int, not True"),
+    ({"bias": 1}, "bias must be of type bool, not 1"),
+    ({"dropout": "0"}, "dropout must be of type float, not '0'"),
+    ({"min_lr": "0"}, "min_lr must be of type float, not '0'"),
+    ({"data": ["a"]}, "data must be of type str"),
+    ({"n_layer": 0}, "n_layer must be at least 1, not 0"),
+    ({"n_embd": 63}, "n_embd must be a multiple of n_head"),
+    ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
+    ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),
+    ({"learning_rate": -1.0}, "learning_rate must be at least 0"),
+    ({"min_lr": 1.0}, "min_lr must be at least 0 and at most learning_rate, not 1.0"),
+    ({"beta2": 1.0}, "beta2 must be at least 0 and below 1, not 1.0"),
+    ({"val_fraction": 0.0}, "val_fraction must be above 0 and below 1, not 0.0"),
+    ({"max_iters": 0}, "max_iters must be at least 1, not 0"),
+    ({"seed": -1}, "seed must be at least 0"),
+    ({"dtype": "float16"}, "dtype must be float32 or float64, not 'float16'"),
+    ({"activation": "swish"}, "activation must be gelu_tanh or gelu_erf or relu, not 'swish'"),
+    ({"position": "rotary"}, "position must be learned or sinusoidal, not 'rotary'"),
+])
+def test_what_cannot_be_is_refused_in_one_sentence(settings, sentence):
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.parse(settings, "mine.toml")
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_configuration_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*absent.toml: No such file"):
+        read_config_file(tmp_path / "absent.toml")
+    for content in (b"n_layer = ", b"\xff"):
+        (tmp_path / "bad.toml").write_bytes(content)
+        with pytest.raises(ConfigError, match="bad.toml is not TOML"):
+            read_config_file(tmp_path / "bad.toml")
+    with pytest.raises(ConfigError, match="unknown preset 'quik': use one of gpt2-124m, quick"):
+        read_preset("quik")
