@@ -10,15 +10,16 @@ from npgpt.training.trainer import train
 
 SETTINGS = {
     "tokenizer": "character", "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 8, "dropout": 0.2,
-    "batch_size": 3, "gradient_accumulation_steps": 2, "max_iters": 20, "learning_rate": 1e-2, "warmup_iters": 5,
-    "eval_interval": 10, "eval_iters": 3, "log_interval": 4, "sample_tokens": 5,
+    "batch_size": 3, "gradient_accumulation_steps": 2, "max_iters": 20, "learning_rate": 1e-2,
+    "warmup_iters": 5, "eval_interval": 10, "eval_iters": 3, "log_interval": 4, "sample_tokens": 5,
 }
 FLAGS = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
 
 
 def write_text(folder: Path, characters: int = 700) -> Path:
     """A text of a few words in a random order, always the same."""
-    words = random.Random(0).choices(["to", "be", "or", "not", "that", "is", "the", "question\n"], k=characters)
+    vocabulary = ["to", "be", "or", "not", "that", "is", "the", "question\n"]
+    words = random.Random(0).choices(vocabulary, k=characters)
     path = folder / "text.txt"
     path.write_text(" ".join(words)[:characters], encoding="utf-8")
     return path

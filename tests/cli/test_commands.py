@@ -1,4 +1,4 @@
-"""The commands as a user types them: what they print, the exit status, and one clear sentence for bad input."""
+"""The commands as a user types them: what they print, their exit status, one clear sentence for bad input."""
 
 import ast
 import importlib
@@ -52,7 +52,8 @@ def test_train_then_sample_then_resume(folder, capsys):
 
     texts = []
     for seed in ("1", "1", "2"):
-        assert main(["sample", "runs/quick", "--prompt", "to be", "--max-new-tokens", "30", "--seed", seed]) == 0
+        assert main(["sample", "runs/quick", "--prompt", "to be", "--max-new-tokens", "30",
+                     "--seed", seed]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2] and texts[0].startswith("to be") and len(texts[0]) == 36
 
@@ -63,7 +64,8 @@ def test_train_then_sample_then_resume(folder, capsys):
 
 
 def test_a_file_goes_over_the_preset_and_flags_over_the_file(folder, capsys):
-    Path("mine.toml").write_text('data = "text.txt"\nn-layer = 1\nn_head = 1\nmax_iters = 2\nsample_tokens = 0\n')
+    Path("mine.toml").write_text('data = "text.txt"\nn-layer = 1\nn_head = 1\n'
+                                 'max_iters = 2\nsample_tokens = 0\n')
     assert main(["train", "--preset=shakespeare-char-cpu", "--config", "mine.toml", "--n_head", "2",
                  "--block-size", "8", "--out-dir", "here"]) == 0
     written = tomllib.loads(Path("here/config.toml").read_text())
@@ -71,8 +73,9 @@ def test_a_file_goes_over_the_preset_and_flags_over_the_file(folder, capsys):
 
 
 def test_bpe_and_python_docs_train_too(folder, capsys):
-    assert main(["train", "--max-iters", "1", "--n-layer", "1", "--n-embd", "8", "--batch-size", "2", "--eval-iters",
-                 "1", "--vocab-size", "280", "--block-size", "16", "--sample-tokens", "4"]) == 0
+    assert main(["train", "--max-iters", "1", "--n-layer", "1", "--n-embd", "8", "--batch-size", "2",
+                 "--eval-iters", "1", "--vocab-size", "280", "--block-size", "16",
+                 "--sample-tokens", "4"]) == 0
     assert main(["sample", "runs/quick", "--max-new-tokens", "5"]) == 0
 
 
@@ -109,7 +112,8 @@ BAD_TRAIN = [
 ]
 
 
-@pytest.mark.parametrize("status, sentence, arguments", BAD_TRAIN, ids=[" ".join(row[2]) for row in BAD_TRAIN])
+@pytest.mark.parametrize("status, sentence, arguments", BAD_TRAIN,
+                         ids=[" ".join(row[2]) for row in BAD_TRAIN])
 def test_bad_input_to_train(folder, capsys, status, sentence, arguments):
     Path("empty.txt").touch()
     Path("binary.txt").write_bytes(b"fine so far \xff\xfe")
@@ -119,7 +123,7 @@ def test_bad_input_to_train(folder, capsys, status, sentence, arguments):
     Path("odd.toml").write_text("layers = 3")
     before = sorted(folder.rglob("*"))
     refused(capsys, status, sentence, "train", *arguments)
-    assert [path for path in sorted(folder.rglob("*")) if path.name != "runs"] == before, "something is left behind"
+    assert [path for path in sorted(folder.rglob("*")) if path.name != "runs"] == before, "remains"
 
 
 def test_a_run_is_not_overwritten_and_not_bent(folder, capsys):
@@ -192,8 +196,8 @@ def test_gradcheck_shows_a_row_an_example_and_fails_on_a_wrong_gradient(capsys, 
 def start(folder, *flags):
     """`npgpt train` in a process of its own, long enough to be stopped."""
     return subprocess.Popen(
-        [sys.executable, "-m", "npgpt.cli.main", "train", "--data", "text.txt", *tiny.FLAGS, "--max-iters", "1000000",
-         "--eval-interval", "100", "--out-dir", "run", *flags],
+        [sys.executable, "-m", "npgpt.cli.main", "train", "--data", "text.txt", *tiny.FLAGS,
+         "--max-iters", "1000000", "--eval-interval", "100", "--out-dir", "run", *flags],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"})
 
@@ -214,7 +218,7 @@ def test_a_signal_saves_once_and_exits_with_130(folder, number, capsys):
     assert process.returncode == 130 and "Traceback" not in errors
     assert "stopping after this step and saving" in errors and "npgpt train --resume run" in said
     step = int(list_checkpoints(Path("run"))[0].name.removeprefix("step-"))
-    assert step >= 12 and not [path for path in Path("run/checkpoints").iterdir() if path.name.startswith(".")]
+    assert step >= 12 and not list(Path("run/checkpoints").glob(".*"))
     assert main(["train", "--resume", "run", "--max-iters", str(step + 3)]) == 0
     assert f"going on at step {step}" in capsys.readouterr().out
 

@@ -29,7 +29,7 @@ def test_settings_survive_a_file():
     config = TrainConfig(data='a "quoted" \\ päth', out_dir="x", min_lr=1e-5, l1=1e-7, bias=False)
     assert TrainConfig.parse(tomllib.loads(config.to_toml()), "file") == config
     everything = dataclasses.replace(config, lr_decay_iters=7)
-    assert set(tomllib.loads(everything.to_toml())) == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert set(tomllib.loads(everything.to_toml())) == {f.name for f in dataclasses.fields(TrainConfig)}
 
 
 def test_hyphens_are_underscores_and_whole_numbers_are_numbers():

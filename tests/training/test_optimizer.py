@@ -22,11 +22,12 @@ def test_six_clipped_updates_equal_pytorchs():
     """Decay on matrices only; the norm is sometimes above and sometimes below the limit."""
     torch = pytest.importorskip("torch")
     model = model_with_gradients()
-    theirs = {name: torch.nn.Parameter(torch.tensor(parameter.data)) for name, parameter in model.parameters.items()}
+    theirs = {name: torch.nn.Parameter(torch.tensor(p.data)) for name, p in model.parameters.items()}
     ours = AdamW(model, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     matrices = [p for p in theirs.values() if p.ndim >= 2]
     vectors = [p for p in theirs.values() if p.ndim < 2]
-    oracle = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+    oracle = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1},
+                                {"params": vectors, "weight_decay": 0.0}],
                                lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
     for step, scale in enumerate([1.0, 1e-3, 5.0, 1e-8, 1e3, 0.03]):
         model.flat.grad[...] = np.random.default_rng(step).standard_normal(model.flat.size) * scale
