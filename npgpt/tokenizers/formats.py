@@ -7,8 +7,8 @@ vocab.json              {token: id}; for bpe with each byte as GPT-2 writes it (
 merges.txt              bpe only: "#version: 0.2", then a line for each merge, its two tokens with a space
                         between, as in GPT-2's vocab.bpe
 
-tokenizer_config.json is written last and holds the SHA-256 of the others, so a folder in which one tokenizer
-was saved only half over another is refused, and so is every damaged byte.
+tokenizer_config.json holds the SHA-256 of the others, so a folder in which one tokenizer was saved only half
+over another is refused, and so is every damaged byte.
 """
 
 import hashlib

@@ -146,7 +146,7 @@ def test_dropout_is_on_in_training_and_differs_by_step_and_off_in_evaluation():
 
 
 def test_evaluation_is_the_mean_over_the_validation_windows():
-    trainer = trainer_on_random_tokens(eval_iters=100)    # (500 − 1) // 8 = 62 windows: the last batch is smaller
+    trainer = trainer_on_random_tokens(eval_iters=100)     # (500 − 1) // 8 = 62 windows: a last batch of 2
     windows = [trainer.val[start:start + 9] for start in range(0, 62 * 8, 8)]
     losses = [trainer.model.loss(window[None, :-1], window[None, 1:])[0] for window in windows]
     assert abs(trainer.evaluate() - np.mean(losses)) < 1e-13

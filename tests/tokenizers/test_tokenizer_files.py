@@ -1,0 +1,255 @@
+import hashlib
+import json
+import random
+
+import pytest
+
+from npgpt import errors
+from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, formats, load_tokenizer
+
+CONFIG, VOCABULARY, MERGES = "tokenizer_config.json", "vocab.json", "merges.txt"
+TEXT = "the cat sat on the mat — thé ## # \n\nthe end" * 3
+
+
+def same(a, b):
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, CharacterTokenizer):
+        return [a.decode([i]) for i in range(a.vocab_size)] == [b.decode([i]) for i in range(b.vocab_size)]
+    return (a.merges, a.special_tokens, a.pattern) == (b.merges, b.special_tokens, b.pattern)
+
+
+@pytest.fixture(params=["bpe", "bpe without special tokens", "character"])
+def tokenizer(request):
+    if request.param == "character":
+        return CharacterTokenizer.train([TEXT + '"\\\x00\u2028😀'])
+    special_tokens = ("<|endoftext|>", "<ü x>") if request.param == "bpe" else ()
+    return BPETokenizer.train([TEXT], 290, special_tokens=special_tokens)
+
+
+def test_what_is_saved_is_what_is_loaded(tokenizer, tmp_path):
+    folder = tmp_path / "new" / "folder"
+    tokenizer.save(folder)
+    assert same(load_tokenizer(folder), tokenizer)
+    assert same(type(tokenizer).load(str(folder)), tokenizer)
+    assert load_tokenizer(folder).encode(TEXT) == tokenizer.encode(TEXT)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    load_tokenizer(folder).save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert set(before) == {CONFIG, VOCABULARY} | ({MERGES} if isinstance(tokenizer, BPETokenizer) else set())
+
+
+def test_the_files_are_laid_out_as_gpt2s(tmp_path):
+    BPETokenizer([(220, 83), (256, 71), (2, 2)]).save(tmp_path)
+    assert (tmp_path / MERGES).read_text("utf-8") == "#version: 0.2\nĠ t\nĠt h\n# #\n"
+    vocabulary = json.loads((tmp_path / VOCABULARY).read_text("utf-8"))
+    expected = {"!": 0, "~": 93, "¡": 94, "ÿ": 187, "Ā": 188, "Ġ": 220, "Ń": 255,
+                "Ġt": 256, "Ġth": 257, "##": 258, "<|endoftext|>": 259}
+    assert expected.items() <= vocabulary.items()
+    assert list(vocabulary.values()) == list(range(260))
+
+
+def test_hugging_face_reads_the_files(tmp_path):
+    pytest.importorskip("tokenizers.models")                # this folder is called "tokenizers" too
+    import tokenizers
+
+    ours = BPETokenizer.train([TEXT], 290)
+    ours.save(tmp_path)
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(
+        str(tmp_path / VOCABULARY), str(tmp_path / MERGES)))
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    assert theirs.encode(TEXT).ids == ours.encode(TEXT)
+    assert theirs.token_to_id("<|endoftext|>") == ours.eos_token_id
+
+
+# Damage
+
+def change_json(**changes):
+    """Sets entries of a JSON object; an entry set to ... is removed."""
+    def change(data):
+        entries = json.loads(data) | changes
+        return json.dumps({key: value for key, value in entries.items() if value is not ...}).encode()
+    return change
+
+
+def swap(a, b):
+    return change_json(**{a[0]: b[1], b[0]: a[1]})
+
+
+# (file, what happens to it, what the error says), for the merges Ġ+t = 256, Ġt+h = 257, #+# = 258
+DAMAGE = {
+    "empty config": (CONFIG, lambda data: b"", "not valid JSON"),
+    "config cut short": (CONFIG, lambda data: data[:-9], "not valid JSON"),
+    "config is a list": (CONFIG, lambda data: b"[1]", "what kind"),
+    "no kind": (CONFIG, change_json(kind=...), "what kind"),
+    "kind is no text": (CONFIG, change_json(kind=["bpe"]), "what kind"),
+    "unknown kind": (CONFIG, change_json(kind="wordpiece"), "unknown kind 'wordpiece'"),
+    "no version": (CONFIG, change_json(version=...), "version is None"),
+    "version of the future": (CONFIG, change_json(version=2), "version is 2, and this npgpt reads version 1"),
+    "version is true": (CONFIG, change_json(version=True), "version is True"),
+    "unknown pattern": (CONFIG, change_json(pattern="(a+)+"), "pattern is '(a+)+'; the known ones are gpt2"),
+    "no pattern": (CONFIG, change_json(pattern=...), "split pattern is None"),
+    "pattern is a list": (CONFIG, change_json(pattern=["gpt2"]), "split pattern is ['gpt2']"),
+    "no special tokens": (CONFIG, change_json(special_tokens=...), "special_tokens is not a list"),
+    "special token twice": (CONFIG, change_json(special_tokens=["<e>", "<e>"]), "not a list of different"),
+    "special token is a number": (CONFIG, change_json(special_tokens=[7]), "special_tokens is not a list"),
+    "special token is a surrogate": (CONFIG, change_json(special_tokens=["\ud800"]), "not a list"),
+    "no sums": (CONFIG, change_json(sha256=...), "SHA-256"),
+    "sums are no object": (CONFIG, change_json(sha256="x"), "SHA-256"),
+    "config says a key twice": (CONFIG, lambda data: b'{"kind": 1, ' + data[1:], "'kind' comes twice"),
+    "nested without end": (CONFIG, lambda data: b"[" * 200_000, "not valid JSON"),
+    "number without end": (CONFIG, lambda data: b"9" * 10_000, "not valid JSON"),
+    "not UTF-8": (VOCABULARY, lambda data: data.replace(b"!", b"\xff"), "not UTF-8 at byte 2"),
+    "not JSON": (VOCABULARY, lambda data: data[:-5], "not valid JSON"),
+    "vocabulary is a list": (VOCABULARY, lambda data: b"[]", "not a JSON object"),
+    "empty vocabulary": (VOCABULARY, lambda data: b"{}", "not a JSON object"),
+    "token twice": (VOCABULARY, lambda data: data.replace(b'"\\""', b'"!"'), "'!' comes twice"),
+    "id twice": (VOCABULARY, change_json(a=65), "'a' and 'b' have the same id 65"),
+    "id is text": (VOCABULARY, change_json(a="64"), "'a' has the id '64'"),
+    "id is a fraction": (VOCABULARY, change_json(a=64.0), "'a' has the id 64.0"),
+    "id is true": (VOCABULARY, change_json(**{'"': True}), "has the id True"),
+    "id is negative": (VOCABULARY, change_json(a=-1), "'a' has the id -1"),
+    "ids have a gap": (VOCABULARY, change_json(**{"<e>": 260}), "'<e>' has the id 260, but 260 tokens"),
+    "bytes in another order": (VOCABULARY, swap(("a", 64), ("b", 65)), "'a', has the id 65, not 64"),
+    "a byte is missing": (VOCABULARY, change_json(a=..., xx=64), "byte 0x61, written 'a', has no id, not 64"),
+    "a token too many": (VOCABULARY, change_json(xyz=260), "has 261 tokens, but 256 bytes, 3 merges"),
+    "merges in another order": (VOCABULARY, swap(("Ġth", 257), ("##", 258)), "line 3 makes 'Ġth'"),
+    "special token elsewhere": (VOCABULARY, change_json(**{"<e>": ..., "<f>": 259}), "'<e>' has no id"),
+    "merges are not UTF-8": (MERGES, lambda data: data + b"\xc4", "not UTF-8"),
+    "empty merges": (MERGES, lambda data: b"", "first line"),
+    "no header": (MERGES, lambda data: data.split(b"\n", 1)[1], "first line is not '#version: 0.2'"),
+    "merges cut short": (MERGES, lambda data: data[:-1], "middle of a line"),
+    "a merge too few": (MERGES, lambda data: data[:-4], "special token '<e>' has the id 259, not 258"),
+    "a merge too many": (MERGES, lambda data: data + b"a b\n", "line 5 makes 'ab', which has no id"),
+    "a merge twice": (MERGES, lambda data: data + b"# #\n", "line 5 makes '##', which has the id 258"),
+    "one token in a line": (MERGES, lambda data: data.replace(b"# #", b"##"), "line 4 is not two tokens"),
+    "three tokens in a line": (MERGES, lambda data: data[:-1] + b" #\n", "line 4 is not two tokens"),
+    "an empty line": (MERGES, lambda data: data.replace(b"# #", b""), "line 4 is not two tokens"),
+    "Windows line ends": (MERGES, lambda data: data.replace(b"\n", b"\r\n"), "line 2 joins 't\\r'"),
+    "merge of a later token": (MERGES, lambda data: data[:19] + b"## h\n# #\n", "line 3 joins '##'"),
+    "merge of an unknown token": (MERGES, lambda data: data[:19] + b"zz h\n# #\n", "line 3 joins 'zz'"),
+    "merge of a special token": (MERGES, lambda data: data[:19] + b"<e> h\n# #\n", "line 3 joins '<e>'"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_files_that_do_not_fit_are_refused_even_with_the_right_sums(name, tmp_path):
+    file, change, reason = DAMAGE[name]
+    BPETokenizer([(220, 83), (256, 71), (2, 2)], special_tokens=["<e>"]).save(tmp_path)
+    path = tmp_path / file
+    path.write_bytes(change(path.read_bytes()))
+    if file != CONFIG:
+        renew_sums(tmp_path)
+    with pytest.raises(errors.TokenizerError) as error:
+        load_tokenizer(tmp_path)
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(tuple(str(tmp_path / name) for name in (CONFIG, VOCABULARY, MERGES)))
+
+
+def renew_sums(folder):
+    config = json.loads((folder / CONFIG).read_bytes())
+    for name in config["sha256"]:
+        config["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    (folder / CONFIG).write_text(json.dumps(config), "utf-8")
+
+
+def test_the_order_in_vocab_json_does_not_matter(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    vocabulary = json.loads((tmp_path / VOCABULARY).read_bytes())
+    (tmp_path / VOCABULARY).write_text(json.dumps(dict(reversed(vocabulary.items()))), "utf-8")
+    renew_sums(tmp_path)
+    assert same(load_tokenizer(tmp_path), tokenizer)
+
+
+@pytest.mark.parametrize("vocabulary, reason", [
+    ({"ab": 0}, "'ab' is not one character"), ({"": 0}, "'' is not one character"),
+    ({"\ud800": 0}, "is not one character"), ({"a": 1}, "'a' has the id 1"), ({}, "not a JSON object")])
+def test_characters_that_do_not_fit_are_refused_even_with_the_right_sums(vocabulary, reason, tmp_path):
+    CharacterTokenizer("abc").save(tmp_path)
+    (tmp_path / VOCABULARY).write_text(json.dumps(vocabulary), "utf-8")
+    renew_sums(tmp_path)
+    with pytest.raises(errors.TokenizerError) as error:
+        load_tokenizer(tmp_path)
+    assert reason in str(error.value)
+    assert str(tmp_path / VOCABULARY) in str(error.value)
+
+
+def test_every_flipped_byte_and_every_truncation_is_refused_or_harmless(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    chance = random.Random(0)
+    refused = 0
+    for path in sorted(tmp_path.iterdir()):
+        data = path.read_bytes()
+        places = sorted(chance.sample(range(len(data)), min(len(data), 80)))
+        flipped = [data[:i] + bytes([data[i] ^ 1 << chance.randrange(8)]) + data[i + 1:] for i in places]
+        for damaged in [*flipped, *(data[:i] for i in places)]:
+            path.write_bytes(damaged)
+            try:
+                assert same(load_tokenizer(tmp_path), tokenizer)        # white space in the config
+            except errors.TokenizerError as error:
+                assert str(tmp_path) in str(error)
+                refused += 1
+            else:
+                assert path.name == CONFIG
+        path.write_bytes(data)
+    assert refused > 200
+
+
+def test_a_save_cut_short_leaves_no_mixture_of_two_tokenizers(tokenizer, tmp_path, monkeypatch):
+    character = isinstance(tokenizer, CharacterTokenizer)
+    other = CharacterTokenizer("xyz") if character else BPETokenizer([(64, 65)])
+    real = formats.atomic_write
+    for survived in range(3):
+        folder = tmp_path / str(survived)
+        tokenizer.save(folder)
+        written = []
+
+        def fails_after(path, written=written, survived=survived):
+            if len(written) == survived:
+                raise OSError(28, "No space left on device")
+            written.append(path.name)
+            return real(path)
+
+        monkeypatch.setattr(formats, "atomic_write", fails_after)
+        try:
+            other.save(folder)
+        except errors.TokenizerError as error:
+            assert "No space left on device" in str(error) and str(folder) in str(error)
+            monkeypatch.setattr(formats, "atomic_write", real)
+            if written:
+                with pytest.raises(errors.TokenizerError, match="not the file that was saved with"):
+                    load_tokenizer(folder)
+            else:
+                assert same(load_tokenizer(folder), tokenizer)
+        else:
+            assert same(load_tokenizer(folder), other)
+        monkeypatch.setattr(formats, "atomic_write", real)
+
+
+def test_what_is_missing_is_named(tokenizer, tmp_path):
+    with pytest.raises(errors.TokenizerError, match=f"nowhere/{CONFIG} is missing"):
+        load_tokenizer(tmp_path / "nowhere")
+    tokenizer.save(tmp_path)
+    for path in sorted(tmp_path.iterdir()):
+        data = path.read_bytes()
+        path.unlink()
+        with pytest.raises(errors.TokenizerError, match=f"{path.name} is missing"):
+            load_tokenizer(tmp_path)
+        path.mkdir()
+        with pytest.raises(errors.TokenizerError, match=f"{path.name} cannot be read: Is a directory"):
+            load_tokenizer(tmp_path)
+        path.rmdir()
+        path.write_bytes(data)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tokenizer, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(errors.TokenizerError, match=r"cannot be written to .*/file/x: Not a directory"):
+        tokenizer.save(tmp_path / "file" / "x")
+
+
+def test_a_class_reads_only_its_own_kind(tmp_path):
+    CharacterTokenizer("abc").save(tmp_path)
+    with pytest.raises(errors.TokenizerError, match="of kind 'character', not 'bpe'"):
+        BPETokenizer.load(tmp_path)
