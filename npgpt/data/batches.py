@@ -18,7 +18,7 @@ import numpy as np
 from npgpt.errors import DataError
 
 STREAM = 2
-"""The second word of the Philox key, so that no two uses of one seed draw the same numbers."""
+"""The second word of the Philox key; npgpt/tensor/random.py lists what the others are used for."""
 
 
 class Batches:
@@ -26,8 +26,7 @@ class Batches:
 
     def __init__(self, tokens: np.ndarray, block_size: int, batch_size: int, seed: int):
         _check_length(tokens, block_size)
-        self.tokens = np.asarray(tokens)
-        self.block_size, self.batch_size, self.seed = block_size, batch_size, seed
+        self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
         self.windows = max(1, len(tokens) // block_size - 1)
         self._last_epoch = (-1, np.empty(0, np.int64))  # for speed alone; one tuple, as threads may share it
 
@@ -63,7 +62,7 @@ def evaluation_batches(
     count = min(windows, max_batches * batch_size)
     starts = block_size * (np.arange(count) * windows // count)
     batches = (starts[i:i + batch_size] for i in range(0, count, batch_size))
-    return (_windows(np.asarray(tokens), batch, block_size) for batch in batches)
+    return (_windows(tokens, batch, block_size) for batch in batches)
 
 
 def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ TEXT_SUFFIXES = (
 """The files of a folder that are read, in capitals or not. One given by its own name may have any suffix."""
 
 STREAM = 4
-"""The second word of the Philox key, so that no two uses of one seed draw the same numbers."""
+"""The second word of the Philox key; npgpt/tensor/random.py lists what the others are used for."""
 
 
 def read_documents(source: str) -> list[str]:

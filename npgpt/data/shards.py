@@ -71,7 +71,7 @@ def open_shard(path: str | os.PathLike[str]) -> Shard:
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise DataError(f"cannot read the token shard {path}: {error}") from error
     if header[:len(MAGIC)] != MAGIC:
-        raise DataError(f"{path} is no token shard of npgpt; write one with npgpt prepare")
+        raise DataError(f"{path} is no token shard of npgpt; write one with npgpt.data.shards.write_shard")
     if len(header) < HEADER.size:
         raise DataError(f"{path} is cut short inside its header ({size} bytes); write it anew")
     _, version, _, vocab_size, count, crc = HEADER.unpack(header)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-INITIAL_VALUES, DROPOUT, BATCH_ORDER, SAMPLING = range(4)      # the streams
+INITIAL_VALUES, DROPOUT, SAMPLING = 0, 1, 3    # the streams here; npgpt/data, which knows no tensors, has 2 and 4
 
 CHILDREN = 1024     # a site is the path of a call through the network, one digit of this base a level
 

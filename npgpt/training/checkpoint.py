@@ -161,9 +161,9 @@ def _name(step: int) -> str:
 
 def _steps(run: Path) -> list[tuple[int, Path]]:
     """(step, folder) of everything that has a checkpoint's name."""
-    found = [(int(match[1]), path) for path in (run / "checkpoints").glob("step-*")
-             if (match := re.fullmatch(r"step-([0-9]+)", path.name)) and path.is_dir()]
-    return [(step, path) for step, path in found if path.name == _name(step)]
+    return [(int(digits), path) for path in (run / "checkpoints").glob("step-*")
+            if (digits := path.name.removeprefix("step-")).isdecimal()
+            and path.name == _name(int(digits)) and path.is_dir()]
 
 
 def _free_name(path: Path) -> Path:
