@@ -1,6 +1,6 @@
 """`npgpt gradcheck`: a table of every op, layer and model with the worst error of its gradients."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -20,7 +20,7 @@ class Options:
     """Compare what backward says with central differences of forward, in float64, for every op, layer and a
     whole GPT."""
 
-    names: Annotated[list[str], tyro.conf.Positional, tyro.conf.arg(metavar="[NAME ...]")] = field(default_factory=list)
+    names: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAME ...]")] = ()
     """Only those whose names contain one of these, such as attention; by default all."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""

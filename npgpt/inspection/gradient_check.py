@@ -61,11 +61,12 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
         if direction % 2:
             dy = dy.T.copy().T                                # the same values, not C-contiguous
         gradients = _gradients(forward, backward, inputs, parameters, variables, dy)
-        for name, x in variables.items():
+        for name, x in variables.items():                     # all of them before any is measured
             if not bool((x == before[name]).all()):
                 raise GradientError(f"forward or backward modified {name}, which it was only given to read")
+        for name, x in variables.items():
             error, allowed = _error(forward, inputs, y, dy, x, gradients[name], rng)
-            if not error <= allowed:                          # NaN is an error too
+            if not error <= allowed < math.inf:               # NaN and Inf are errors too
                 raise GradientError(_describe(name, forward, inputs, dy, x, gradients[name], error, allowed))
             errors[name] = max(errors[name], TOLERANCE * error / (allowed or 1))   # none allowed: it is 0
     return errors

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-INITIAL_VALUES, DROPOUT, SAMPLING = 0, 1, 3    # the streams here; npgpt/data, which knows no tensors, has 2 and 4
+# The streams. npgpt/data knows no tensors, and names its two, BATCH_ORDER and DOCUMENT_SPLIT, by number.
+INITIAL_VALUES, DROPOUT, BATCH_ORDER, SAMPLING, DOCUMENT_SPLIT = range(5)
 
 CHILDREN = 1024     # a site is the path of a call through the network, one digit of this base a level
 

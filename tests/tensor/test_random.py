@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt import GPT, GPTConfig
+from npgpt.data import batches, corpora
 from npgpt.ops import dropout_backward, dropout_forward
 from npgpt.tensor import Key
 from npgpt.tensor.random import (
     BATCH_ORDER,
     CHILDREN,
+    DOCUMENT_SPLIT,
     DROPOUT,
     INITIAL_VALUES,
     SAMPLING,
@@ -80,7 +82,8 @@ def test_a_mask_bit_for_bit(key, shape, keep):
 
 
 def test_the_streams_are_told_apart():
-    assert (INITIAL_VALUES, DROPOUT, BATCH_ORDER, SAMPLING) == (0, 1, 2, 3)  # stored runs depend on them
+    assert (INITIAL_VALUES, DROPOUT, BATCH_ORDER, SAMPLING) == (0, 1, 2, 3)     # stored runs depend on it
+    assert (BATCH_ORDER, DOCUMENT_SPLIT) == (batches.STREAM, corpora.STREAM)
     assert Key(5) == Key(5, DROPOUT, 0, 0, 0)
 
 
