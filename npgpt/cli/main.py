@@ -59,7 +59,3 @@ def _help() -> str:
              "usage: npgpt COMMAND [OPTION …]      npgpt COMMAND --help lists a command's options", ""]
     lines += [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
     return "\n".join([*lines, "", "Begin with: npgpt train"])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

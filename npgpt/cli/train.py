@@ -10,15 +10,13 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 
 from npgpt.cli.arguments import parse, value_of
 from npgpt.errors import ConfigError, UsageError
 from npgpt.tensor.device import check_device
-from npgpt.terminal import printable
 from npgpt.tokenizers import BPETokenizer
 from npgpt.training.config import TrainConfig, read_config_file, read_preset
-from npgpt.training.monitor import Monitor
+from npgpt.training.monitor import Monitor, show_sample
 from npgpt.training.runs import Run, create_run, load_model, new_run_path, open_run, write_config
 from npgpt.training.trainer import sample_text, train
 
@@ -89,8 +87,8 @@ def _show_result(path: Path, opened: Run, console: Console) -> None:
     model, _, checkpoint = load_model(path, "best", "cpu", lambda text: None)
     loss = checkpoint.state["best_val_loss"]
     console.print(f"\nbest validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.1f}) "
-                  f"at step {checkpoint.step}; it writes:\n", markup=False)
-    console.print(f"[bold]{escape(printable(sample_text(opened, model, 256)))}[/]\n")
+                  f"at step {checkpoint.step}; after the start of the validation text it writes:\n", markup=False)
+    console.print(show_sample(*sample_text(opened, model, 256)) + "\n")
     prompt = "The " if isinstance(opened.tokenizer, BPETokenizer) else "\\n"
     console.print(f"next:  npgpt sample {path} --prompt '{prompt}'", markup=False)
 

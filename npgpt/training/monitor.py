@@ -84,9 +84,9 @@ class Monitor:
         self.console.print(f"step {record['step']:>6}/{self.total}  [bold]validation loss "
                            f"{record['val_loss']:.4f}[/]{'  best so far' if best else ''}")
 
-    def sample(self, text: str) -> None:
-        """What the model writes at this stage."""
-        self.console.print("[dim]    | " + escape(printable(text.strip())).replace("\n", "\n    | ") + "[/]")
+    def sample(self, prompt: str, text: str) -> None:
+        """What the model writes at this stage after a prompt."""
+        self.console.print(show_sample(prompt, text, "    | "))
 
     def _record(self, record: dict[str, Any]) -> None:
         try:
@@ -100,6 +100,12 @@ class Monitor:
         if seconds >= 86400:
             return f"{seconds / 86400:.1f} days"
         return time.strftime("%H:%M:%S", time.gmtime(seconds))
+
+
+def show_sample(prompt: str, text: str, margin: str = "") -> str:
+    """Prompt and continuation as markup for the console, each line after a margin."""
+    markup = f"[dim]{escape(printable(prompt))}[/][bold]{escape(printable(text))}[/]"
+    return margin + markup.strip().replace("\n", "\n" + margin)
 
 
 def _step(line: bytes) -> float:

@@ -82,7 +82,7 @@ def _train(run: Run, monitor: Monitor, resume: bool, stop: Callable[[], bool]) -
             monitor.evaluation({"step": step, "tokens": state["tokens"],
                                 "seconds": round(state["seconds"], 3), "val_loss": val_loss}, best)
             if config.sample_tokens:
-                monitor.sample(sample_text(run, model, config.sample_tokens))
+                monitor.sample(*sample_text(run, model, config.sample_tokens))
             save()
             saved_at  = step
             logged_at = (time.perf_counter(), state["tokens"])
@@ -186,9 +186,8 @@ class Trainer:
         return f"the norm of the gradients is {update.norm}"
 
 
-def sample_text(run: Run, model: GPT, tokens: int) -> str:
-    """What the model writes after nothing: so many tokens, as a look at its progress."""
-    start = run.tokenizer.eos_token_id if run.tokenizer.eos_token_id is not None else int(run.val[0])
-    ids = model.generate(np.array([[start]]), tokens, do_sample=True, temperature=0.8, top_k=50,
-                         seed=run.config.seed)
-    return run.tokenizer.decode(ids[0, 1:].tolist())
+def sample_text(run: Run, model: GPT, tokens: int) -> tuple[str, str]:
+    """The first 16 tokens of the validation text, and so many that the model writes after them."""
+    prompt = np.array(run.val[None, :16], np.int64)
+    ids = model.generate(prompt, tokens, do_sample=True, temperature=0.8, top_k=50, seed=run.config.seed)
+    return run.tokenizer.decode(prompt[0].tolist()), run.tokenizer.decode(ids[0, prompt.size:].tolist())

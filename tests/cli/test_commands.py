@@ -196,7 +196,7 @@ def test_gradcheck_shows_a_row_an_example_and_fails_on_a_wrong_gradient(capsys, 
 def start(folder, *flags):
     """`npgpt train` in a process of its own, long enough to be stopped."""
     return subprocess.Popen(
-        [sys.executable, "-m", "npgpt.cli.main", "train", "--data", "text.txt", *tiny.FLAGS,
+        [sys.executable, "-m", "npgpt", "train", "--data", "text.txt", *tiny.FLAGS,
          "--max-iters", "1000000", "--eval-interval", "100", "--out-dir", "run", *flags],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -265,7 +265,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(folder):
     assert main(["train", *flags, "--out-dir", "quiet"]) == 0
     patience, kills, command = random.Random(0), 0, ["train", *flags, "--out-dir", "run"]
     while not Path("run/checkpoints/step-000060").exists():
-        with subprocess.Popen([sys.executable, "-m", "npgpt.cli.main", *command], stdout=subprocess.PIPE,
+        with subprocess.Popen([sys.executable, "-m", "npgpt", *command], stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True) as process:
             said = [process.stdout.readline() for _ in range(patience.randrange(5, 10))]
             time.sleep(patience.random() * 0.02)
