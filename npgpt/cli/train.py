@@ -87,7 +87,8 @@ def _show_result(path: Path, opened: Run, console: Console) -> None:
     model, _, checkpoint = load_model(path, "best", "cpu", lambda text: None)
     loss = checkpoint.state["best_val_loss"]
     console.print(f"\nbest validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.1f}) "
-                  f"at step {checkpoint.step}; after the start of the validation text it writes:\n", markup=False)
+                  f"at step {checkpoint.step}; after the start of the validation text it writes:\n",
+                  markup=False)
     console.print(show_sample(*sample_text(opened, model, 256)) + "\n")
     prompt = "The " if isinstance(opened.tokenizer, BPETokenizer) else "\\n"
     console.print(f"next:  npgpt sample {path} --prompt '{prompt}'", markup=False)
