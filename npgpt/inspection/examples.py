@@ -94,8 +94,8 @@ class Draw:
         return 1 + 0.5 * self.apart(*shape)
 
     def rows(self, *shape: int) -> np.ndarray:
-        """Rows with any mean and a standard deviation from 0.5 to 2: normalising rows of two or three numbers that
-        all but coincide has third derivatives too large for differences.
+        """Rows with any mean and a standard deviation from 0.5 to 2: where two numbers all but coincide, the
+        third derivative of normalising them is too large for differences.
         """
         x = self.normal(*shape)
         x -= x.mean(-1, keepdims=True)

@@ -1,0 +1,303 @@
+"""The gradient check itself: it accepts right gradients, true zeros too, and catches planted bugs by name."""
+
+import re
+
+import numpy as np
+import pytest
+
+from npgpt import GradientError, NpgptError, check_gradients, ops
+from npgpt.inspection.gradient_check import TOLERANCE
+from npgpt.layers import Linear
+from npgpt.layers.module import Module, Parameter
+from npgpt.ops.layernorm import layernorm_backward, layernorm_forward
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def message_of(*arguments, **options):
+    with pytest.raises(GradientError) as caught:
+        check_gradients(*arguments, **options)
+    return str(caught.value)
+
+
+def scaled(backward, place, factor):
+    """The backward with one of its gradients off by a factor."""
+    def wrong(dy, saved):
+        gradients = list(backward(dy, saved))
+        gradients[place] = gradients[place] * factor
+        return tuple(gradients)
+    return wrong
+
+
+# ---- right gradients ----
+
+def test_right_gradients_are_accepted_and_the_errors_returned_by_name():
+    errors = check_gradients(ops.linear_forward, ops.linear_backward, normal(2, 3), normal(3, 4), normal(4))
+    assert list(errors) == ["x", "weight", "bias"]
+    assert all(0 <= error <= TOLERANCE for error in errors.values())
+
+
+def test_the_true_gradient_zero_of_the_keys_bias_is_accepted():
+    """A softmax does not see what is added to a whole row, so one bias on all keys does nothing."""
+    q, k, v = (normal(2, 3, 5, 4, seed=n) for n in range(3))
+
+    def forward(bias):
+        return ops.attention_forward(q, k + bias, v)
+
+    def backward(dy, saved):
+        return ops.attention_backward(dy, saved)[1].sum((0, 1, 2))
+
+    check_gradients(forward, backward, normal(4))
+
+
+def test_a_function_that_ignores_an_input_has_gradient_zero():
+    def backward(dy, saved):
+        return 2 * dy, np.zeros(4)
+    check_gradients(lambda x, unused: (x * 2, None), backward, normal(3), normal(4))
+
+
+def test_zeros_are_accepted_where_everything_is_zero():
+    check_gradients(lambda x: (x * x, x), lambda dy, x: 2 * x * dy, np.zeros(3))
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_the_scale_of_the_input_does_not_matter(size):
+    x = size * normal(3, 4)
+    check_gradients(ops.softmax_forward, ops.softmax_backward, x if size <= 1 else normal(3, 4))
+    check_gradients(ops.linear_forward, ops.linear_backward, x, normal(4, 2))
+    with pytest.raises(GradientError):
+        check_gradients(ops.linear_forward, scaled(ops.linear_backward, 0, 1.0001), x, normal(4, 2))
+
+
+def test_whole_numbers_and_settings_have_no_gradient():
+    errors = check_gradients(ops.embedding_forward, ops.embedding_backward, np.array([1, 0, 1]), normal(3, 2))
+    assert list(errors) == ["weight"]
+
+
+def test_inputs_come_back_unchanged_bit_by_bit():
+    x, weight = normal(2, 3), normal(3, 4)
+    copies = x.copy(), weight.copy()
+    check_gradients(ops.linear_forward, ops.linear_backward, x, weight)
+    message_of(ops.linear_forward, scaled(ops.linear_backward, 1, 2), x, weight)
+    assert np.array_equal(x, copies[0]) and np.array_equal(weight, copies[1])
+
+
+def test_parameters_are_checked_by_their_names():
+    linear = Linear(3, 2).initialise(dtype="float64")
+    errors = check_gradients(linear.forward, linear.backward, normal(2, 3), parameters=linear.parameters)
+    assert list(errors) == ["x", "weight", "bias"]
+
+
+def test_the_check_is_the_same_every_time():
+    arguments = ops.softmax_forward, ops.softmax_backward, normal(3, 4)
+    assert check_gradients(*arguments) == check_gradients(*arguments) != check_gradients(*arguments, seed=1)
+
+
+# ---- planted bugs ----
+
+def test_scrambled_dk_of_attention_is_caught():
+    def backward(dy, saved):
+        dq, dk, dv = ops.attention_backward(dy, saved)
+        return dq, dk[:, :, ::-1], dv
+    text = message_of(ops.attention_forward, backward, *(normal(2, 2, 3, 4, seed=n) for n in range(3)))
+    assert "the gradient of k is wrong" in text
+
+
+def test_a_layernorm_that_is_right_for_constant_gamma_only_is_caught():
+    def backward(dy, saved):
+        x, gamma, _, mean, rstd = saved
+        x_hat = (x - mean) * rstd
+        dx = gamma * rstd * (dy - dy.mean(-1, keepdims=True) - x_hat * (dy * x_hat).mean(-1, keepdims=True))
+        return dx, (dy * x_hat).sum(0), dy.sum(0)
+    x, beta = normal(3, 5), normal(5, seed=1)
+    check_gradients(layernorm_forward, backward, x, np.full(5, 1.3), beta)
+    assert "the gradient of x is wrong" in message_of(layernorm_forward, backward, x, 1 + 0.5 * beta, beta)
+
+
+@pytest.mark.parametrize("missing", ["the mean", "the part along x_hat"])
+def test_a_missing_term_of_layernorm_is_caught(missing):
+    def backward(dy, saved):
+        x, gamma, _, mean, rstd = saved
+        x_hat, dx_hat = (x - mean) * rstd, dy * gamma
+        term = dx_hat.mean(-1, keepdims=True) if missing == "the mean" \
+            else x_hat * (dx_hat * x_hat).mean(-1, keepdims=True)
+        return layernorm_backward(dy, saved)[0] + rstd * term, *layernorm_backward(dy, saved)[1:]
+    gamma, beta = 1 + 0.3 * normal(5, seed=1), normal(5, seed=2)
+    text = message_of(layernorm_forward, backward, normal(3, 5), gamma, beta)
+    assert "the gradient of x is wrong" in text
+
+
+def test_the_transpose_of_a_square_weights_gradient_is_caught():
+    def backward(dy, saved):
+        dx, dweight, dbias = ops.linear_backward(dy, saved)
+        return dx, dweight.T, dbias
+    text = message_of(ops.linear_forward, backward, normal(5, 4), normal(4, 4), normal(4))
+    assert "the gradient of weight is wrong" in text
+
+
+@pytest.mark.parametrize("place", [(0, 0), (17, 41), (63, 49)])
+def test_one_wrong_element_of_a_large_gradient_is_caught_and_located(place):
+    def backward(dy, saved):
+        dx, dweight, _ = ops.linear_backward(dy, saved)
+        dweight[place] += 0.05 * np.sqrt((dweight ** 2).mean())
+        return dx, dweight
+    text = message_of(ops.linear_forward, backward, normal(9, 64), normal(64, 50))
+    said, measured = map(float, re.search(r"backward says (\S+), measured (\S+)$", text).groups())
+    assert f"weight{list(place)}" in text and said != measured
+
+
+def test_in_a_gradient_too_large_to_try_every_element_some_are_tried():
+    def backward(dy, saved):
+        return dy * saved[0] * (1.01 - 0.02 * (np.arange(10000) % 2))
+    text = message_of(ops.relu_forward, backward, 1 + abs(normal(10000)))
+    assert "worst of 4096 elements tried" in text
+
+
+@pytest.mark.parametrize("factor", [1.00001, 0.99999, -1, 0, 2, np.nan, np.inf])
+@pytest.mark.parametrize(("place", "name"), [(0, "x"), (1, "weight"), (2, "bias")])
+def test_a_gradient_off_by_a_factor_is_caught_and_named(place, name, factor):
+    backward = scaled(ops.linear_backward, place, factor)
+    with np.errstate(invalid="ignore"):
+        text = message_of(ops.linear_forward, backward, normal(3, 4), normal(4, 2), normal(2))
+    assert f"the gradient of {name} is wrong" in text
+
+
+def test_the_message_tells_where_and_by_how_much():
+    def backward(dy, saved):
+        dx = 2 * saved * dy
+        dx[1, 2] = 7
+        return dx
+    text = message_of(lambda x: (x * x, x), backward, normal(3, 4))
+    assert re.search(r"worst at x\[1, 2\]: backward says 7, measured \S+$", text)
+
+
+def test_a_wrong_small_gradient_is_not_hidden_by_a_large_one():
+    """The bias's gradient is a millionth of the weight's."""
+    x, weight, bias = 1e6 * normal(3, 4), normal(4, 2), normal(2)
+    assert "the gradient of bias" in message_of(ops.linear_forward, scaled(ops.linear_backward, 2, 1.1),
+                                                x, 1e-6 * weight, bias)
+
+
+class Forgetful(Module):
+    """A layer whose backward sets its gradient, or leaves it, instead of adding to it."""
+
+    def __init__(self, way):
+        self.way, self.scale = way, Parameter(4, constant=1.0)
+
+    def forward(self, x):
+        return x * self.scale.data * self.scale.data, x
+
+    def backward(self, dy, x):
+        if self.way == "right":
+            self.scale.add_grad(2 * (dy * x).sum(0) * self.scale.data)
+        elif self.way == "half":
+            self.scale.add_grad((dy * x).sum(0) * self.scale.data)
+        return dy * self.scale.data ** 2
+
+
+def test_a_parameter_whose_gradient_is_forgotten_is_caught_and_named():
+    for way in ("right", "half", "never"):
+        layer = Forgetful(way).initialise(dtype="float64")
+        layer.flat._grad[...] = 123.0
+        if way == "right":
+            check_gradients(layer.forward, layer.backward, normal(3, 4), parameters=layer.parameters)
+        else:
+            text = message_of(layer.forward, layer.backward, normal(3, 4), parameters=layer.parameters)
+            assert "the gradient of scale is wrong" in text
+
+
+class Twice(Module):
+    """Uses its weight in two places, and gathers both gradients or only the last."""
+
+    def __init__(self, accumulates):
+        self.accumulates, self.linear = accumulates, Linear(4, 4)
+
+    def forward(self, x):
+        h, s1 = self.linear.forward(x)
+        y, s2 = self.linear.forward(h)
+        return y, (s1, s2)
+
+    def backward(self, dy, saved):
+        dh = self.linear.backward(dy, saved[1])
+        if not self.accumulates:
+            self.linear.weight.unset = True
+        return self.linear.backward(dh, saved[0])
+
+
+def test_forgotten_accumulation_is_caught_and_named():
+    for accumulates in (True, False):
+        layer = Twice(accumulates).initialise(dtype="float64")
+        layer.flat.data[...] = normal(layer.flat.size)
+        if accumulates:
+            check_gradients(layer.forward, layer.backward, normal(3, 4), parameters=layer.parameters)
+        else:
+            text = message_of(layer.forward, layer.backward, normal(3, 4), parameters=layer.parameters)
+            assert "the gradient of linear.weight is wrong" in text
+
+
+# ---- misuse of the arrays ----
+
+def relu_in_place(x):
+    positive = x > 0
+    x *= positive
+    return x.copy(), (positive,)
+
+
+def test_a_forward_that_modifies_its_input_is_caught():
+    assert "modified x" in message_of(relu_in_place, ops.relu_backward, normal(3, 4))
+
+
+def test_a_backward_that_modifies_its_input_is_caught():
+    def backward(dy, saved):
+        _, weight, _ = saved
+        dx, dweight, _ = ops.linear_backward(dy, saved)
+        weight *= 2
+        return dx, dweight
+    assert "modified weight" in message_of(ops.linear_forward, backward, normal(2, 3), normal(3, 4))
+
+
+def test_a_backward_that_takes_dy_for_contiguous_is_caught():
+    def backward(dy, saved):
+        return (dy.ravel(order="K") * saved[0].ravel()).reshape(saved[0].shape)
+    text = message_of(ops.relu_forward, backward, 1 + abs(normal(3, 4)))
+    assert "the gradient of x is wrong" in text
+
+
+def test_float32_is_refused():
+    text = message_of(ops.relu_forward, ops.relu_backward, normal(3).astype("float32"))
+    assert text == "x is float32, too coarse for differences: pass float64"
+
+
+def test_a_float32_parameter_is_refused():
+    linear = Linear(3, 2).initialise()
+    assert "weight is float32" in message_of(linear.forward, linear.backward, normal(2, 3),
+                                             parameters=linear.parameters)
+
+
+def test_a_wrong_number_of_gradients_is_refused():
+    text = message_of(ops.linear_forward, lambda dy, saved: ops.linear_backward(dy, saved)[0], normal(2, 3),
+                      normal(3, 4))
+    assert "backward returns 1 gradients for 2 inputs (x, weight)" in text
+
+
+def test_a_gradient_of_another_shape_is_refused():
+    text = message_of(ops.relu_forward, lambda dy, saved: dy.sum(0), normal(2, 3))
+    assert "the gradient of x has shape (3,), not (2, 3)" in text
+
+
+def test_an_output_that_is_not_finite_is_refused():
+    with np.errstate(divide="ignore"):
+        text = message_of(lambda x: (1 / x, x), lambda dy, x: -dy / x ** 2, np.array([1.0, 0.0]))
+    assert "NaN or Inf" in text
+
+
+def test_inputs_of_a_function_without_names_are_numbered():
+    text = message_of(lambda *args: (args[0] * args[1], args), lambda dy, args: (dy * args[1], dy), normal(3),
+                      normal(3, seed=1))
+    assert "the gradient of input 1 is wrong" in text
+
+
+def test_its_error_is_the_projects():
+    assert issubclass(GradientError, NpgptError)

@@ -1,0 +1,166 @@
+"""Every twin gives what its formula gives: values, `saved`, gradients, types; any sizes and strides."""
+
+import importlib
+import pkgutil
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+
+import npgpt.kernels.cpu
+from npgpt import ops
+from npgpt.inspection.examples import OPS, Sizes
+from npgpt.kernels.cpu.tiles import flat_tiles, row_tiles
+from npgpt.tensor.twins import find_twin
+from npgpt.testing import LAYOUTS, axes, seeds
+
+TOLERANCE = {"float64": 1e-13, "float32": 1e-5}
+SIZES = axes("B T S H D C V").map(lambda sizes: Sizes(**sizes))
+MANY_TILES = Sizes(B=5, T=9, S=8, H=2, D=7, C=6, V=4)
+
+TWINS = {name: find_twin(getattr(ops, name).reference, "cpu") for name in ops.__all__}
+TWINS = {name: twin for name, twin in TWINS.items() if twin}
+WITH_TWIN = [label for label, build in OPS.items()
+             for case in [build(Sizes(), np.random.default_rng(0), "cpu")]
+             if {case.forward.__name__, case.backward.__name__} & set(TWINS)]
+
+
+def tiles_of(size):
+    """Tiles of so few bytes that small arrays take several."""
+    return mock.patch("npgpt.kernels.cpu.tiles.TILE_BYTES", size)
+
+
+def arrays_in(value):
+    """Every array and number in a nest of tuples and lists, in order."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return [value]
+    return [array for part in value for array in arrays_in(part)] if isinstance(value, (tuple, list)) else []
+
+
+def largest(array):
+    return np.abs(array.astype("f8")).max(initial=0)
+
+
+def assert_same(actual, expected, tolerance):
+    """Relative to the largest number of each array, or to 1: the data are of order 1, and a sum of them that
+    happens to cancel is as exact as its terms are.
+    """
+    for a, b in zip(arrays_in([actual]), arrays_in([expected]), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        assert largest(a.astype("f8") - b) <= tolerance * max(largest(b), 1)
+
+
+def case_in(label, dtype, n, seed, layout="C"):
+    case = OPS[label](n, np.random.default_rng(seed), "cpu")
+    return case._replace(inputs=tuple(
+        LAYOUTS[layout](x.astype(dtype) if x.dtype == np.float64 else x) if isinstance(x, np.ndarray) else x
+        for x in case.inputs))
+
+
+def test_gelu_layernorm_embedding_and_adamw_have_twins():
+    assert {"gelu_tanh_forward", "layernorm_forward", "layernorm_backward", "embedding_backward",
+            "adamw"} <= set(TWINS)
+
+
+def test_every_function_of_the_kernels_is_the_twin_of_an_op():
+    for module in pkgutil.iter_modules(npgpt.kernels.cpu.__path__):
+        if module.name != "tiles":
+            place = importlib.import_module(f"npgpt.kernels.cpu.{module.name}")
+            own = [name for name, value in vars(place).items()
+                   if getattr(value, "__module__", "") == place.__name__ and not name.startswith("_")]
+            assert own and all(TWINS[name] is getattr(place, name) for name in own)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("label", WITH_TWIN)
+@given(n=SIZES, seed=seeds())
+@example(n=MANY_TILES, seed=0)
+@example(n=Sizes(*[1] * 7), seed=0)
+def test_a_twin_gives_what_its_formula_gives(label, dtype, n, seed):
+    case = case_in(label, dtype, n, seed)
+    with tiles_of(64):
+        y, saved = case.forward(*case.inputs)
+        expected_y, expected_saved = case.forward.reference(*case.inputs)
+        assert_same((y, saved), (expected_y, expected_saved), TOLERANCE[dtype])
+        dy = np.asarray(np.random.default_rng(seed).standard_normal(y.shape).astype(dtype))
+        expected = case.backward.reference(dy, expected_saved)
+        assert_same(case.backward(dy, saved), expected, TOLERANCE[dtype])
+        assert_same(case.backward(dy, expected_saved), expected, TOLERANCE[dtype])
+        assert_same(case.backward.reference(dy, saved), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("label", WITH_TWIN)
+def test_a_twin_takes_any_memory_layout(label, dtype, layout):
+    case = case_in(label, dtype, Sizes(), 0, layout)
+    plain = case_in(label, dtype, Sizes(), 0)
+    with tiles_of(64):
+        y, saved = case.forward(*case.inputs)
+        expected_y, expected_saved = plain.forward.reference(*plain.inputs)
+        assert_same(y, expected_y, TOLERANCE[dtype])
+        dy = np.random.default_rng(0).standard_normal(y.shape).astype(dtype)
+        expected = case.backward.reference(dy, expected_saved)
+        for either in (saved, expected_saved):
+            assert_same(case.backward(LAYOUTS[layout](dy), either), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@given(n=axes("N C", max_size=9), seed=seeds())
+def test_the_twin_of_adamw_gives_what_its_formula_gives(dtype, n, seed):
+    rng = np.random.default_rng(seed)
+    w, g, m, v = (rng.standard_normal((n["N"], n["C"])).astype(dtype) for _ in range(4))
+    v = v * v
+    settings = {"beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.3}
+    expected = ops.adamw.reference(w, g, m, v, 3, 0.1, **settings)
+    assert_same(ops.adamw(w, g, m, v, 3, 0.1, **settings), expected, 0)           # no out: the formula
+    with tiles_of(64):
+        assert_same(ops.adamw(w, g, m, v, 3, 0.1, **settings, out=(w, m, v)), expected, TOLERANCE[dtype])
+
+
+def test_the_twin_of_adamw_leaves_other_places_to_the_formula():
+    w, g, m, v = (np.abs(np.random.default_rng(n).standard_normal((3, 4))) for n in range(4))
+    expected = ops.adamw.reference(w, g, m, v, 1, 0.1)
+    elsewhere = tuple(np.empty((3, 4)) for _ in range(3))
+    assert TWINS["adamw"](w, g, m, v, 1, 0.1, out=elsewhere) is NotImplemented
+    assert TWINS["adamw"](w, g.T.copy().T, m, v, 1, 0.1, out=(w, m, v)) is NotImplemented
+    assert_same(ops.adamw(w, g, m, v, 1, 0.1, out=elsewhere), expected, 0)
+    assert_same(ops.adamw(w, g.T.copy().T, m, v, 1, 0.1, out=(w, m, v)), expected, 0)
+
+
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("gelu_tanh_forward", (np.ones((3, 4)).T,)),
+    ("layernorm_forward", (np.ones((3, 4)).T, np.ones(3))),
+    ("layernorm_forward", (np.ones((0, 4)), np.ones(4))),
+    ("layernorm_backward", (np.ones((3, 4)).T, ops.layernorm_forward(np.ones((4, 3)), np.ones(3))[1])),
+])
+def test_what_a_twin_does_not_cover_it_leaves_to_the_formula(name, arguments):
+    op = getattr(ops, name)
+    assert TWINS[name](*arguments) is NotImplemented
+    assert_same(op(*arguments), op.reference(*arguments), 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_inputs_take_several_tiles_of_the_real_size(dtype):
+    x = np.random.default_rng(0).standard_normal((700, 300)).astype(dtype)
+    gamma = np.linspace(0.5, 2, 300, dtype=dtype)
+    assert sum(1 for _ in flat_tiles(x)) > 1 and sum(1 for _ in row_tiles(x)) > 1
+    assert_same(ops.gelu_tanh_forward(x), ops.gelu_tanh_forward.reference(x), TOLERANCE[dtype])
+    y, saved = ops.layernorm_forward(x, gamma, gamma)
+    assert_same((y, saved), ops.layernorm_forward.reference(x, gamma, gamma), TOLERANCE[dtype])
+    expected = ops.layernorm_backward.reference(y, saved)
+    assert_same(ops.layernorm_backward(y, saved), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("tile", [8, 24, 40, 1000])
+def test_tiles_cover_every_element_once(tile):
+    with tiles_of(tile):
+        x, y = np.zeros((5, 3)), np.zeros((5, 3))
+        for x_, y_ in flat_tiles(x, y):
+            assert x_.size == y_.size <= max(tile // 8, 1)
+            x_ += 1
+        for x_, y_ in row_tiles(x, y):
+            assert x_.shape == y_.shape and (len(x_) == 1 or x_.nbytes <= tile)
+            y_ += 1
+        assert (x == 1).all() and (y == 1).all()

@@ -1,0 +1,226 @@
+"""What must be true of single layers, of parameters and of their flat arrays."""
+
+import math
+
+import numpy as np
+import pytest
+
+from npgpt import layers, ops
+from npgpt.errors import ConfigError, NpgptError
+from npgpt.layers.attention import merge_heads, split_heads
+from npgpt.layers.feed_forward import ACTIVATIONS
+from npgpt.layers.module import Module, Parameter
+from npgpt.layers.position import sinusoidal_table
+from npgpt.tensor import Key
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+class Pair(Module):
+    """Two linear maps and one more, used twice."""
+
+    def __init__(self):
+        self.first = layers.Linear(3, 4)
+        self.parts = [layers.LayerNorm(4), layers.Linear(4, 2, bias=False)]
+        self.again = self.first
+
+
+# ---- parameters ----
+
+def test_parameters_are_named_by_attributes_and_listed_once():
+    pair = Pair()
+    names = ["first.weight", "first.bias", "parts.0.weight", "parts.0.bias", "parts.1.weight"]
+    assert list(pair.parameters) == names
+    assert pair.parameters["first.weight"] is pair.again.weight
+
+
+def test_parameters_and_gradients_are_views_into_two_flat_arrays_matrices_first():
+    pair = Pair().initialise(dtype="float64")
+    flat = pair.flat
+    names = ["first.weight", "parts.1.weight", "first.bias", "parts.0.weight", "parts.0.bias"]
+    assert list(flat.parameters) == names
+    assert flat.decayed == 3 * 4 + 4 * 2 and flat.size == flat.decayed + 4 + 4 + 4
+    flat.data[...] = np.arange(flat.size)
+    flat.grad[...] = -np.arange(flat.size)
+    start = 0
+    for parameter in flat.parameters.values():
+        numbers = np.arange(start, start + parameter.data.size).reshape(parameter.shape)
+        assert np.array_equal(parameter.data, numbers) and np.array_equal(parameter.grad, -numbers)
+        start += parameter.data.size
+    assert start == flat.size
+
+
+def test_the_gradient_of_an_untouched_parameter_is_zero_whatever_the_memory_held():
+    linear = layers.Linear(3, 4).initialise()
+    linear.flat._grad[...] = np.nan
+    assert not linear.weight.grad.any()
+    assert not linear.flat.grad.any()
+
+
+def test_the_first_to_add_writes_and_the_next_adds():
+    linear = layers.Linear(2, 2).initialise(dtype="float64")
+    linear.flat._grad[...] = np.nan
+    memory = linear.weight.unwritten_grad
+    assert memory is not None
+    linear.weight.add_grad(np.ones((2, 2)))
+    assert linear.weight.unwritten_grad is None
+    linear.weight.add_grad(np.ones((2, 2)))
+    assert np.array_equal(linear.weight.grad, np.full((2, 2), 2.0)) and linear.weight.grad is memory
+
+
+def test_what_an_op_wrote_into_the_unwritten_gradient_is_not_added_again():
+    linear = layers.Linear(2, 2).initialise(dtype="float64")
+    memory = linear.weight.unwritten_grad
+    memory[...] = 3
+    linear.weight.add_grad(memory)
+    assert np.array_equal(linear.weight.grad, np.full((2, 2), 3.0))
+
+
+def test_zero_grad_zeroes_every_gradient():
+    pair = Pair().initialise(dtype="float64")
+    pair.flat.grad[...] = 7
+    pair.zero_grad()
+    assert all(parameter.unset for parameter in pair.parameters.values())
+    assert not pair.flat.grad.any()
+
+
+def test_a_seed_gives_the_same_start_in_float32_and_float64():
+    single, double = Pair().initialise(seed=3), Pair().initialise(seed=3, dtype="float64")
+    assert single.flat.data.dtype == np.float32
+    assert np.array_equal(single.flat.data, double.flat.data.astype("f4"))
+    assert not np.array_equal(single.flat.data, Pair().initialise(seed=4).flat.data)
+
+
+def test_initial_values_are_normal_for_matrices_one_for_gains_zero_for_biases():
+    linear, norm = layers.Linear(300, 400, std=0.5).initialise(), layers.LayerNorm(9).initialise()
+    z = linear.weight.data.ravel() / 0.5
+    assert abs(z.mean()) < 5 / math.sqrt(z.size) and abs(z.std() - 1) < 5 / math.sqrt(2 * z.size)
+    assert abs((abs(z) < 1).mean() - 0.6827) < 0.01
+    assert not linear.bias.data.any() and (norm.weight.data == 1).all() and not norm.bias.data.any()
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(ConfigError, match="float16"):
+        layers.Linear(2, 2).initialise(dtype="float16")
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(NpgptError, match="tpu"):
+        layers.Linear(2, 2).initialise(device="tpu")
+
+
+def test_a_parameter_remembers_how_it_begins():
+    parameter = Parameter(2, 3, std=0.1)
+    assert parameter.shape == (2, 3) and parameter.std == 0.1 and parameter.data is None
+
+
+# ---- layer norm ----
+
+def test_layernorm_uses_its_eps():
+    x = normal(2, 4)
+    y, _ = layers.LayerNorm(4, eps=0.5).initialise(dtype="float64").forward(x)
+    assert np.allclose(y.var(-1), x.var(-1) / (x.var(-1) + 0.5), rtol=1e-14)
+
+
+# ---- attention ----
+
+def test_heads_are_consecutive_columns():
+    x = normal(2, 3, 12)
+    q, k = split_heads(x, 2, 3)                               # C = 6, three heads of two
+    assert q.shape == (2, 3, 3, 2)
+    assert np.array_equal(q[:, 1], x[:, :, 2:4]) and np.array_equal(k[:, 2], x[:, :, 10:12])
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_merging_undoes_splitting(n):
+    x = normal(2, 5, n * 6)
+    assert np.array_equal(merge_heads(split_heads(x, n, 3)), x)
+
+
+def test_causal_attention_sees_no_later_position_and_the_other_kind_does():
+    x = normal(2, 5, 6)
+    changed = x.copy()
+    changed[:, 3:] += 1
+    for causal in (True, False):
+        attention = layers.SelfAttention(6, 2, causal=causal, proj_std=1.0).initialise(dtype="float64")
+        attention.c_attn.weight.data[...] = normal(6, 18)
+        same = np.isclose(attention.forward(x)[0], attention.forward(changed)[0], rtol=0, atol=1e-13)
+        assert same[:, :3].all() == causal and not same[:, 3:].all()
+
+
+def test_a_hidden_position_is_not_attended_to():
+    attention = layers.SelfAttention(6, 2, causal=False, proj_std=1.0).initialise(dtype="float64")
+    x, mask = normal(1, 4, 6), np.array([[True, False, True, True]])
+    changed = x.copy()
+    changed[:, 1] += 5
+    y, other = (attention.forward(values, key_mask=mask)[0] for values in (x, changed))
+    assert np.allclose(y[:, [0, 2, 3]], other[:, [0, 2, 3]], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(("n_embd", "n_head"), [(6, 4), (2, 3)])
+def test_heads_must_be_of_one_size(n_embd, n_head):
+    with pytest.raises(ConfigError, match=f"{n_embd} is no multiple of {n_head}"):
+        layers.SelfAttention(n_embd, n_head)
+
+
+# ---- dropout, feed-forward, positions, checkpointing ----
+
+@pytest.mark.parametrize(("p", "key"), [(0.5, None), (0.0, Key(1))])
+def test_dropout_without_a_key_or_with_p_zero_is_the_identity(p, key):
+    x, dropout = normal(2, 3), layers.Dropout(p)
+    y, saved = dropout.forward(x, key)
+    assert y is x and dropout.backward(x, saved) is x
+
+
+def test_dropout_with_a_key_drops():
+    y, _ = layers.Dropout(0.5).forward(np.ones((4, 50)), Key(1))
+    assert set(np.unique(y)) == {0.0, 2.0}
+
+
+def test_attention_and_feed_forward_of_a_block_drop_different_elements():
+    block = layers.Block(8, 2, dropout=0.5, proj_std=1.0).initialise(dtype="float64")
+    saved = block.forward(normal(2, 5, 8), Key(1))[1]
+    (_, key_attention), (_, key_feed_forward) = saved[1][3], saved[4][3]
+    assert key_attention != key_feed_forward
+
+
+def test_an_unknown_activation_is_refused_and_the_known_ones_are_named():
+    with pytest.raises(ConfigError, match=r"'swish'.*gelu_tanh, gelu_erf, relu"):
+        layers.FeedForward(4, activation="swish")
+
+
+def test_an_activation_is_the_op_of_its_name():
+    for name, pair in ACTIVATIONS.items():
+        assert pair == (getattr(ops, f"{name}_forward"), getattr(ops, f"{name}_backward"))
+        layer = layers.FeedForward(4, activation=name)
+        assert (layer.act_forward, layer.act_backward) == pair
+
+
+def test_feed_forward_is_four_times_as_wide_inside():
+    feed_forward = layers.FeedForward(5)
+    assert feed_forward.c_fc.weight.shape == (5, 20) and feed_forward.c_proj.weight.shape == (20, 5)
+
+
+def test_sinusoidal_positions_are_sines_and_cosines():
+    table = sinusoidal_table(7, 5)
+    for t in range(7):
+        for i in range(5):
+            angle = t / 10000 ** (2 * (i // 2) / 5)
+            assert math.isclose(table[t, i], math.cos(angle) if i % 2 else math.sin(angle), abs_tol=1e-14)
+
+
+def test_learned_positions_differ_by_place_and_not_by_example():
+    layer = layers.LearnedPosition(4, 3).initialise(dtype="float64")
+    y, _ = layer.forward(np.zeros((2, 3, 3)))
+    assert np.array_equal(y[0], y[1]) and np.array_equal(y[0], layer.weight.data[:3])
+
+
+def test_checkpointing_keeps_the_names_and_only_the_input():
+    block = layers.Block(6, 2)
+    wrapped = layers.Checkpointed(block).initialise()
+    assert wrapped.parameters == block.parameters
+    x, key = normal(1, 2, 6).astype("f4"), Key(1)
+    saved = wrapped.forward(x, key)[1]
+    assert saved[0] is x and saved[1] is key and len(saved) == 2

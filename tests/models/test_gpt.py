@@ -1,0 +1,327 @@
+"""What must be true of a GPT."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from npgpt import GPT, GPTConfig, NpgptError
+from npgpt.errors import ConfigError, DataError, DeviceError
+from npgpt.tensor import Key
+
+CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, n_embd=8)
+
+
+def gpt(dtype="float64", seed=1, **options):
+    return GPT(dataclasses.replace(CONFIG, **options), seed=seed, dtype=dtype)
+
+
+def lively(model):
+    """Weights of order 1 instead of 0.02, so that everything in the model acts."""
+    rng = np.random.default_rng(0)
+    for parameter in model.parameters.values():
+        parameter.data += 0.4 * rng.standard_normal(parameter.shape)
+    return model
+
+
+def tokens(B=3, T=6, seed=0, V=13):
+    return np.random.default_rng(seed).integers(0, V, (B, T))
+
+
+def gradients(model, *arguments, dloss=1.0, **options):
+    model.zero_grad()
+    loss, saved = model.loss(*arguments, **options)
+    model.backward(saved, dloss)
+    return loss, {name: parameter.grad.copy() for name, parameter in model.parameters.items()}
+
+
+# ---- names, layout and initial values ----
+
+GPT2_NAMES = ["wte.weight", "wpe.weight",
+              *(f"h.{n}.{name}" for n in (0, 1) for name in (
+                  "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias", "attn.c_proj.weight",
+                  "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_fc.bias",
+                  "mlp.c_proj.weight", "mlp.c_proj.bias")),
+              "ln_f.weight", "ln_f.bias"]
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_parameters_have_the_names_and_shapes_of_gpt2(gradient_checkpointing):
+    parameters = gpt(gradient_checkpointing=gradient_checkpointing).parameters
+    assert list(parameters) == GPT2_NAMES
+    assert parameters["wte.weight"].data.shape == (13, 8) and parameters["wpe.weight"].data.shape == (8, 8)
+    assert parameters["h.1.attn.c_attn.weight"].data.shape == (8, 24)
+    assert parameters["h.1.mlp.c_fc.weight"].data.shape == (8, 32)
+    assert parameters["h.1.mlp.c_proj.weight"].data.shape == (32, 8)
+
+
+def test_without_bias_and_with_sinusoidal_positions_nothing_of_them_is_learned():
+    names = list(gpt(bias=False, position="sinusoidal").parameters)
+    assert names == [name for name in GPT2_NAMES if not name.endswith("bias") and name != "wpe.weight"]
+
+
+def test_gpt2_124m_has_its_number_of_parameters():
+    class Shapes(GPT):
+        def initialise(self, *_):
+            return self
+    assert sum(math.prod(p.shape) for p in Shapes(GPTConfig()).parameters.values()) == 124_439_808
+
+
+def test_parameters_and_gradients_are_views_into_flat_arrays_matrices_first():
+    model = gpt()
+    gradients(model, tokens(), tokens(seed=1))
+    flat = model.flat
+    for array, kind in ((flat.data, "data"), (flat.grad, "grad")):
+        views = [getattr(parameter, kind) for parameter in flat.parameters.values()]
+        assert all(np.shares_memory(view, array) for view in views)
+        assert np.array_equal(np.concatenate([view.ravel() for view in views]), array)
+    dimensions = [parameter.data.ndim for parameter in flat.parameters.values()]
+    assert dimensions == sorted(dimensions, reverse=True) and set(dimensions) == {1, 2}
+    assert flat.decayed == sum(p.data.size for p in flat.parameters.values() if p.data.ndim == 2)
+
+
+def test_initial_values_are_those_of_gpt2():
+    model = GPT(GPTConfig(vocab_size=500, block_size=64, n_layer=3, n_head=4, n_embd=64))
+    for name, parameter in model.parameters.items():
+        values = parameter.data.astype("f8")
+        if values.ndim == 2:
+            std = 0.02 / math.sqrt(2 * 3) if name.endswith("c_proj.weight") else 0.02
+            assert abs(values.std() / std - 1) < 5 / math.sqrt(2 * values.size), name
+            assert abs(values.mean()) < 5 * std / math.sqrt(values.size), name
+        else:
+            assert (values == (1 if name.endswith("weight") else 0)).all(), name
+
+
+def test_a_seed_gives_the_same_start_in_float32_and_float64():
+    single, double = gpt("float32"), gpt("float64")
+    assert np.array_equal(single.flat.data, double.flat.data.astype("f4"))
+    assert not np.array_equal(single.flat.data, gpt("float32", seed=2).flat.data)
+
+
+def test_another_layer_changes_no_other_initial_value():
+    """But the scale of the residual projections, which is a function of the number of layers."""
+    two, three = gpt().parameters, gpt(n_layer=3).parameters
+    for name, parameter in two.items():
+        scale = math.sqrt(3 / 2) if name.endswith("c_proj.weight") else 1
+        assert np.allclose(parameter.data, three[name].data * scale, rtol=1e-15, atol=0), name
+
+
+def test_no_two_matrices_begin_alike():
+    matrices = [p.data.ravel()[:32] / p.data.std() for p in gpt().parameters.values() if p.data.ndim == 2]
+    for n, first in enumerate(matrices):
+        assert all(abs(np.corrcoef(first, second)[0, 1]) < 0.8 for second in matrices[:n])
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False, "position": "sinusoidal", "activation": "relu"}])
+def test_the_loss_of_a_fresh_model_is_the_logarithm_of_the_vocabulary(options):
+    model = GPT(GPTConfig(vocab_size=65, block_size=32, n_layer=4, n_head=4, n_embd=64, **options))
+    loss, _ = model.loss(tokens(8, 32, V=65), tokens(8, 32, seed=1, V=65))
+    assert abs(float(loss) - math.log(65)) < 0.1
+
+
+# ---- forward ----
+
+def test_a_future_token_never_changes_the_past():
+    model, before = lively(gpt()), tokens()
+    logits, _ = model.forward(before)
+    for t in range(1, 6):
+        changed = before.copy()
+        changed[:, t:] = (changed[:, t:] + 1) % 13
+        other, _ = model.forward(changed)
+        assert np.array_equal(other[:, :t], logits[:, :t])
+        assert (other[:, t] != logits[:, t]).any(-1).all()
+
+
+def test_examples_of_a_batch_do_not_see_each_other():
+    model, x = lively(gpt()), tokens()
+    logits, _ = model.forward(x)
+    for b in range(3):
+        assert np.allclose(model.forward(x[b:b + 1])[0], logits[b:b + 1], rtol=0, atol=1e-12)
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_the_logits():
+    model, x, y = lively(gpt()), tokens(), tokens(seed=1)
+    y[0, :4] = -100
+    logits, _ = model.forward(x)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -np.mean([log_p[b, t, y[b, t]] for b in range(3) for t in range(6) if y[b, t] != -100])
+    loss, _ = model.loss(x, y)
+    assert np.isclose(loss, expected, rtol=1e-13) and np.ndim(loss) == 0
+
+
+def test_the_two_ways_back_agree():
+    """Through the logits and their gradient, and through the loss that never has them all."""
+    model, x, y = lively(gpt()), tokens(), tokens(seed=1)
+    _, expected = gradients(model, x, y)
+    logits, saved = model.forward(x)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    model.zero_grad()
+    model.backward_logits((p - np.eye(13)[y]) / y.size, saved)
+    for name, parameter in model.parameters.items():
+        assert np.allclose(parameter.grad, expected[name], rtol=0, atol=1e-12), name
+
+
+def test_next_logits_are_those_after_the_last_token_and_read_the_last_block_only():
+    model = lively(gpt())
+    long = tokens(2, 20)
+    assert np.allclose(model.next_logits(long), model.forward(long[:, -8:])[0][:, -1], rtol=0, atol=1e-12)
+    short = long[:, :3]
+    assert np.allclose(model.next_logits(short), model.forward(short)[0][:, -1], rtol=0, atol=1e-12)
+
+
+def test_unsigned_and_small_integers_are_tokens_too():
+    model, x = lively(gpt()), tokens()
+    logits, _ = model.forward(x)
+    for dtype in ("uint16", "int32", "uint8"):
+        assert np.array_equal(model.forward(x.astype(dtype))[0], logits)
+
+
+# ---- gradients ----
+
+def test_all_targets_ignored_give_loss_zero_and_gradients_zero():
+    loss, all_gradients = gradients(lively(gpt()), tokens(), np.full((3, 6), -100))
+    assert loss == 0 and not any(gradient.any() for gradient in all_gradients.values())
+
+
+def test_a_backward_adds_to_the_gradients_that_are_there():
+    model, x, y = lively(gpt()), tokens(), tokens(seed=1)
+    _, once = gradients(model, x, y)
+    _, saved = model.loss(x, y)
+    model.backward(saved)
+    for name, parameter in model.parameters.items():
+        assert np.allclose(parameter.grad, 2 * once[name], rtol=1e-14, atol=1e-16), name
+
+
+def test_gradients_are_proportional_to_dloss():
+    model, x, y = lively(gpt()), tokens(), tokens(seed=1)
+    _, one = gradients(model, x, y)
+    _, three = gradients(model, x, y, dloss=3.0)
+    assert all(np.allclose(three[name], 3 * one[name], rtol=1e-12, atol=1e-14) for name in one)
+
+
+def test_zero_grad_forgets_even_garbage():
+    model, x, y = lively(gpt()), tokens(), tokens(seed=1)
+    _, clean = gradients(model, x, y)
+    model.flat._grad[...] = np.nan
+    _, dirty = gradients(model, x, y)
+    assert all(np.array_equal(clean[name], dirty[name]) for name in clean)
+    model.zero_grad()
+    assert not model.flat.grad.any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_changes_no_bit(dropout, dtype):
+    plain = lively(gpt(dtype, dropout=dropout))
+    checkpointed = lively(gpt(dtype, dropout=dropout, gradient_checkpointing=True))
+    x, y, key = tokens(), tokens(seed=1), Key(1, step=4, example=8)
+    loss, expected = gradients(plain, x, y, key=key)
+    other_loss, actual = gradients(checkpointed, x, y, key=key)
+    assert loss == other_loss
+    assert all(np.array_equal(actual[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_parts_of_a_batch_add_up_to_the_whole(dropout):
+    model, x, y, key = lively(gpt(dropout=dropout)), tokens(5), tokens(5, seed=1), Key(3, step=2, example=10)
+    y[1, :5] = y[4] = -100
+    count = int((y != -100).sum())
+    loss, whole = gradients(model, x, y, key=key)
+    model.zero_grad()
+    total = 0.0
+    for part in (slice(0, 1), slice(1, 4), slice(4, 5)):
+        part_loss, saved = model.loss(x[part], y[part], key._replace(example=10 + part.start), count)
+        model.backward(saved)
+        total += part_loss
+    assert np.isclose(total, loss, rtol=1e-13)
+    for name, parameter in model.parameters.items():
+        assert np.allclose(parameter.grad, whole[name], rtol=0, atol=1e-13), name
+
+
+def test_dropout_acts_in_every_place_and_only_with_a_key():
+    model, x, y = lively(gpt(dropout=0.3)), tokens(), tokens(seed=1)
+    silent = lively(gpt())
+    assert model.loss(x, y)[0] == silent.loss(x, y)[0]
+    assert model.loss(x, y, Key(1))[0] == model.loss(x, y, Key(1))[0] != model.loss(x, y, Key(1, step=1))[0]
+    _, (body, _) = model.loss(x, y, Key(1))
+    _, _, drop, blocks, _ = body
+    sites = [drop[1].site] + [part[3][1].site for block in blocks for part in (block[1], block[4])]
+    assert len(set(sites)) == 5
+
+
+def test_forward_and_loss_leave_gradients_and_tokens_alone():
+    model, x, y = lively(gpt()), tokens(), tokens(seed=1)
+    x.flags.writeable = y.flags.writeable = False
+    model.loss(x, y), model.forward(x)
+    assert all(parameter.unset for parameter in model.parameters.values())
+
+
+def test_float32_stays_float32_through_the_whole_step():
+    _, all_gradients = gradients(lively(gpt("float32", dropout=0.1)), tokens(), tokens(seed=1), key=Key(1))
+    assert {gradient.dtype for gradient in all_gradients.values()} == {np.dtype("f4")}
+
+
+# ---- errors ----
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"vocab_size": 0}, "vocab_size must be at least 1"),
+    ({"block_size": 0}, "block_size must be at least 1"),
+    ({"n_layer": 0}, "n_layer must be at least 1"),
+    ({"n_head": 0}, "n_head must be at least 1"),
+    ({"n_embd": -8}, "n_embd must be at least 1"),
+    ({"n_embd": 9}, "9 is no multiple of 2"),
+    ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+    ({"dropout": -0.1}, "dropout must be at least 0 and below 1"),
+    ({"activation": "swish"}, "gelu_tanh or gelu_erf or relu, not 'swish'"),
+    ({"position": "rotary"}, "learned or sinusoidal, not 'rotary'"),
+])
+def test_a_configuration_that_cannot_be_is_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        dataclasses.replace(CONFIG, **options)
+
+
+@pytest.mark.parametrize(("bad", "words"), [
+    (np.array([[0, 13]]), "token 13 is not in the vocabulary of 13"),
+    (np.array([[0, -1]]), "token -1"),
+    (np.array([[0, -100]]), "token -100"),
+    (np.array([0, 1]), r"integers of shape \(B, T\), not int64 of shape \(2,\)"),
+    (np.array([[0.0, 1.0]]), "not float64"),
+    (np.array([[True, False]]), "not bool"),
+    (np.zeros((1, 9), int), "1 to block_size = 8 long, not 9"),
+    (np.zeros((1, 0), int), "1 to block_size = 8 long, not 0"),
+    (np.zeros((0, 4), int), "a batch of at least 1, not 0"),
+])
+def test_bad_tokens_are_refused(bad, words):
+    with pytest.raises(DataError, match=words):
+        gpt().forward(bad)
+    with pytest.raises(DataError, match=words):
+        gpt().loss(bad, tokens())
+
+
+@pytest.mark.parametrize(("bad", "words"), [
+    (np.full((3, 6), 13), "target 13 is not in the vocabulary of 13"),
+    (np.full((3, 6), -1), "target -1"),
+    (np.zeros((3, 5), int), r"the shape of tokens, \(3, 6\), not \(3, 5\)"),
+    (np.zeros((3, 6)), "targets must be integers"),
+])
+def test_bad_targets_are_refused(bad, words):
+    with pytest.raises(DataError, match=words):
+        gpt().loss(tokens(), bad)
+
+
+def test_the_largest_token_and_the_longest_sequence_are_taken():
+    gpt().loss(np.full((1, 8), 12), np.full((1, 8), 12))
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:x"])
+def test_an_unknown_device_is_refused(device):
+    with pytest.raises(DeviceError, match="unknown device"):
+        GPT(CONFIG, device=device)
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(ConfigError, match="float16"):
+        gpt("float16")
+    assert issubclass(ConfigError, NpgptError)
