@@ -5,12 +5,8 @@ To look further than the suite does: HYPOTHESIS_PROFILE=explore pytest tests/ops
 """
 
 import os
-import sys
-from pathlib import Path
 
 import hypothesis
-
-sys.path.insert(0, str(Path(__file__).parent))        # for helpers: `import strict_cupy`
 
 # The first call of an op imports its twin, the next ones do not: single examples are not timed.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=12)

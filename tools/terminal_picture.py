@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
@@ -23,7 +24,7 @@ def main() -> None:
     said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     lines = Text.from_ansi(said).split("\n")
     console = Console(record=True, width=WIDTH, file=io.StringIO())
-    console.print(Text("$ " + shlex.join(command), "bold"))
+    console.print(Text("$ " + shlex.join([Path(command[0]).name, *command[1:]]), "bold"))
     if len(lines) <= LINES:
         console.print(Text("\n").join(lines))
     else:
