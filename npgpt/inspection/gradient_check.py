@@ -54,7 +54,7 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
     rng = np.random.default_rng(seed)
     variables = _variables(forward, inputs, parameters)
     before = {name: array.copy() for name, array in variables.items()}
-    y = forward(*inputs)[0]
+    y = _call(forward, inputs)[0]
     errors = dict.fromkeys(variables, 0.0)
     for direction in range(directions):
         dy = _like(rng.standard_normal(y.shape), y)
@@ -70,6 +70,15 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
                 raise GradientError(_describe(name, forward, inputs, dy, x, gradients[name], error, allowed))
             errors[name] = max(errors[name], TOLERANCE * error / (allowed or 1))   # none allowed: it is 0
     return errors
+
+
+def _call(forward: Callable, inputs: tuple) -> tuple[Any, Any]:
+    """y, as an array, and saved."""
+    result = forward(*inputs)
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise GradientError("forward must return two things: y, and the tuple saved that backward is given")
+    y, saved = result
+    return y if hasattr(y, "shape") else np.asarray(y), saved
 
 
 def _variables(forward: Callable, inputs: tuple, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +103,7 @@ def _gradients(forward, backward, inputs, parameters, variables, dy) -> dict[str
     """name → what backward says, for every variable."""
     for parameter in parameters.values():
         parameter.unset = True
-    y, saved = forward(*inputs)
+    y, saved = _call(forward, inputs)
     if not bool(array_module(y).isfinite(y).all()):
         raise GradientError("forward gives NaN or Inf for these inputs")
     returned = backward(dy, saved)
@@ -131,9 +140,9 @@ def _difference(forward, inputs, dy, x, v, h: float) -> float:
     kept = x.copy()
     try:
         x += h * v
-        above = forward(*inputs)[0].copy()
+        above = _call(forward, inputs)[0].copy()
         x[...] = kept - h * v
-        return _number((dy * (above - forward(*inputs)[0])).sum()) / (2 * h)
+        return _number((dy * (above - _call(forward, inputs)[0])).sum()) / (2 * h)
     finally:
         x[...] = kept
 

@@ -301,3 +301,14 @@ def test_inputs_of_a_function_without_names_are_numbered():
 
 def test_its_error_is_the_projects():
     assert issubclass(GradientError, NpgptError)
+
+
+def test_a_forward_that_returns_no_saved_is_told_so():
+    with pytest.raises(GradientError, match="forward must return two things"):
+        check_gradients(lambda x: x * 2, lambda dy, saved: dy * 2, np.ones((2, 3)))
+
+
+def test_y_may_be_a_plain_number():
+    errors = check_gradients(lambda x: (float((x * x).sum()), (x,)), lambda dy, saved: 2 * saved[0] * dy,
+                             np.arange(3.0))
+    assert errors["x"] < 1e-9

@@ -19,7 +19,7 @@ def test_the_preset_quick_is_the_defaults():
     assert TrainConfig.parse(read_preset("quick"), "quick") == TrainConfig()
 
 
-def test_the_nanogpt_recipe_is_nanogpts():
+def test_the_nanogpt_recipe_has_nanogpts_shape_and_length():
     config = TrainConfig.parse(read_preset("shakespeare-char-cpu"), "preset")
     assert (config.n_layer, config.n_head, config.n_embd, config.block_size, config.batch_size,
             config.max_iters, config.dropout) == (4, 4, 128, 64, 12, 2000, 0.0)
