@@ -17,7 +17,13 @@ from npgpt.models import GPT
 from npgpt.models.gpt import IGNORE_INDEX
 from npgpt.ops.penalty import penalty_backward
 from npgpt.tensor import Key, array_module, to_numpy
-from npgpt.training.checkpoint import load_latest, lock_run, prune_checkpoints, save_checkpoint
+from npgpt.training.checkpoint import (
+    list_checkpoints,
+    load_latest,
+    lock_run,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from npgpt.training.config import TrainConfig
 from npgpt.training.monitor import Monitor
 from npgpt.training.optimizer import AdamW, clip_grad_norm
@@ -36,12 +42,11 @@ class Update(NamedTuple):
 
 
 def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], bool] = lambda: False) -> bool:
-    """Trains the run's model to max_iters updates, or until `stop` says so; returns whether it came to the
-    end.
+    """Trains the run's model to max_iters updates, or until `stop` says so; returns whether it ended.
 
     After every evaluation, and when stopped, a checkpoint is saved; kept are the latest two and the best.
-    resume: go on from the latest sound checkpoint.  Raises TrainingError, CheckpointError, DataError,
-    DeviceError.
+    resume: go on from the latest sound checkpoint, if there is any yet.  Raises TrainingError,
+    CheckpointError, DataError, DeviceError.
     """
     with lock_run(run.path):
         return _train(run, monitor, resume, stop)
@@ -53,7 +58,7 @@ def _train(run: Run, monitor: Monitor, resume: bool, stop: Callable[[], bool]) -
     trainer = Trainer(config, model, run.train, run.val)
     state: dict[str, Any] = {"step": 0, "evaluated": False, "tokens": 0, "seconds": 0.0, "updates": 0,
                              "best_step": None, "best_val_loss": None, "non_finite_in_a_row": 0}
-    if resume:
+    if resume and list_checkpoints(run.path):
         checkpoint = load_latest(run.path, monitor.warn)
         model.flat.load(checkpoint.tensors["model"])
         trainer.optimizer.load_state(checkpoint.tensors["optimizer"], checkpoint.state["updates"])
@@ -75,6 +80,9 @@ def _train(run: Run, monitor: Monitor, resume: bool, stop: Callable[[], bool]) -
         step = state["step"]
         if not state["evaluated"] and (step % config.eval_interval == 0 or step >= config.max_iters):
             val_loss = trainer.evaluate()
+            if not math.isfinite(val_loss):
+                raise TrainingError(f"the validation loss is {val_loss} at step {step}: "
+                                    "lower the learning rate or look at the data")
             best = state["best_val_loss"] is None or val_loss < state["best_val_loss"]
             if best:
                 state |= {"best_step": step, "best_val_loss": val_loss}

@@ -70,6 +70,18 @@ def test_a_run_cut_anywhere_goes_on_bit_for_bit(tmp_path, undisturbed, cut):
     assert resumed["metrics"] == undisturbed["metrics"]
 
 
+def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(tmp_path, undisturbed):
+    run = tiny.new_run(tmp_path)
+    tiny.train_quietly(open_run(run.path), resume=True)
+    assert final_bytes(run) == undisturbed
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: math.nan)
+    with pytest.raises(TrainingError, match="the validation loss is nan at step 0"):
+        tiny.train_quietly(tiny.new_run(tmp_path))
+
+
 def test_what_was_recorded_after_the_last_checkpoint_is_recorded_once(tmp_path, undisturbed):
     run = tiny.new_run(tmp_path)
     tiny.train_quietly(run, stop=stop_after(12))
