@@ -58,9 +58,9 @@ class TrainConfig:
     """Sequences that go through the model at once."""
     gradient_accumulation_steps: int = 1
     """Batches whose gradients are added up before each update."""
-    max_iters: int = 1500
+    max_iters: int = 800
     """Updates."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """The highest learning rate, reached after the warm-up."""
     warmup_iters: int = 100
     """Updates over which the learning rate rises."""
@@ -82,7 +82,7 @@ class TrainConfig:
     """Penalty added to the loss, times the sum of all w² in matrices."""
 
     # Progress
-    eval_interval: int = 250
+    eval_interval: int = 200
     """Updates between two evaluations; each saves a checkpoint."""
     eval_iters: int = 50
     """Batches of an evaluation, at most."""
