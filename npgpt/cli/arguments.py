@@ -29,7 +29,7 @@ def parse(options: Any, command: str, arguments: Sequence[str], default: Any = N
 def value_of(name: str, arguments: Sequence[str]) -> str | None:
     """What stands after --name, or after --name= in one word; the last of several, or None."""
     value = None
-    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for word, following in zip(arguments, [*arguments, None][1:], strict=True):
         if word == f"--{name}":
             value = following
         elif word.startswith(f"--{name}="):

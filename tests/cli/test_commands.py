@@ -63,6 +63,14 @@ def test_train_then_sample_then_resume(folder, capsys):
     assert tomllib.loads(Path("runs/quick/config.toml").read_text())["max_iters"] == 30
 
 
+def test_train_alone_is_the_preset_quick(folder, capsys, monkeypatch):
+    runs = []
+    monkeypatch.setattr("npgpt.cli.train.train", lambda run, monitor, **how: runs.append(run))
+    assert main(["train"]) == 130                                             # as if it had been interrupted
+    assert runs[0].config == TrainConfig() and runs[0].path == Path("runs/quick")
+    assert runs[0].tokenizer.vocab_size == 1024 and len(runs[0].train) > 100_000
+
+
 def test_a_file_goes_over_the_preset_and_flags_over_the_file(folder, capsys):
     Path("mine.toml").write_text('data = "text.txt"\nn-layer = 1\nn_head = 1\n'
                                  'max_iters = 2\nsample_tokens = 0\n')
