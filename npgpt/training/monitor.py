@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from npgpt.errors import TrainingError
 from npgpt.files import atomic_write
@@ -30,11 +30,11 @@ class Monitor:
         self.live = self.console.is_terminal
         self.shown = {"train": "–", "val": "–", "rate": "–", "lr": "–", "norm": "–"}
         self.progress = Progress(
-            TextColumn("[bold]{task.completed}/{task.total}"), BarColumn(bar_width=20),
+            TextColumn("[bold]{task.completed}/{task.total}"),
+            *[BarColumn(bar_width=20)] * (self.console.width >= 100),         # the numbers alone need 80
             TextColumn("loss [bold]{task.fields[train]}[/] val [bold]{task.fields[val]}[/] "
-                       "[dim]{task.fields[rate]} tokens/s  lr {task.fields[lr]}  |g| {task.fields[norm]}[/]"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=self.console, disable=not self.live)
+                       "[dim]{task.fields[rate]} tok/s lr {task.fields[lr]} |g| {task.fields[norm]} left[/]"),
+            TimeRemainingColumn(), console=self.console, disable=not self.live)
         self.task = self.progress.add_task("", total=total, **self.shown)     # type: ignore[arg-type]
 
     def __enter__(self) -> Self:
