@@ -1,4 +1,4 @@
-"""The README is true: its excerpt is the code, its examples run, and the sentence it shows is the one printed."""
+"""The README is true: its excerpt is the code, its examples run, and the error it shows is the one raised."""
 
 import inspect
 import re
