@@ -12,7 +12,7 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 WIDTH = 100         # columns
-LINES = 48          # of a longer output, the first half and the last half of these
+LINES = 56          # of a longer output, the first half and the last half of these
 
 
 def main() -> None:

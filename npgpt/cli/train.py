@@ -90,7 +90,7 @@ def _show_result(path: Path, opened: Run, console: Console) -> None:
                   f"at step {checkpoint.step}; after the start of the validation text it writes:\n",
                   markup=False)
     console.print(show_sample(*sample_text(opened, model, 256)) + "\n")
-    prompt = "The " if isinstance(opened.tokenizer, BPETokenizer) else "\\n"
+    prompt = "The" if isinstance(opened.tokenizer, BPETokenizer) else "\\n"
     console.print(f"next:  npgpt sample {path} --prompt '{prompt}'", markup=False)
 
 
