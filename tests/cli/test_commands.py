@@ -286,3 +286,23 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(folder):
     quiet, run = (list_checkpoints(Path(name))[0] for name in ("quiet", "run"))
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert (run / name).read_bytes() == (quiet / name).read_bytes()
+
+
+@pytest.mark.parametrize("error, status, sentence", [
+    (KeyboardInterrupt(), 130, "npgpt: interrupted"),
+    (MemoryError(), 1, "npgpt: out of memory: use a smaller model or batch"),
+    (OSError(28, "No space left on device", "runs/x"), 1, "npgpt: No space left on device: runs/x"),
+])
+def test_what_befalls_a_command_is_one_sentence(error, status, sentence, capsys, monkeypatch):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr("npgpt.cli.sample.run", fail)
+    assert main(["sample"]) == status
+    assert capsys.readouterr().err == sentence + "\n"
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(folder):
+    done = subprocess.run(f"{sys.executable} -m npgpt gradcheck | true; echo ${{PIPESTATUS[0]}}", shell=True,
+                          executable="/bin/bash", capture_output=True, text=True, timeout=60)
+    assert done.stdout == "1\n" and done.stderr == ""
