@@ -15,13 +15,16 @@ import numpy as np
 from npgpt.data.batches import Batches, evaluation_batches
 from npgpt.data.corpora import read_documents, split_documents
 from npgpt.data.shards import open_shard, write_shard
-from npgpt.errors import CheckpointError, TrainingError
+from npgpt.errors import CheckpointError, DataError, TrainingError
 from npgpt.files import atomic_write
 from npgpt.models import GPT
 from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
 from npgpt.tokenizers.files import Tokenizer
 from npgpt.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_latest
 from npgpt.training.config import TrainConfig, read_config_file
+
+
+UNFINISHED = {"tokenizer", "data"}      # all that a folder may hold that was killed while it was made
 
 
 class Run(NamedTuple):
@@ -49,7 +52,7 @@ def new_run_path(config: TrainConfig, name: str) -> Path:
     if (path / "config.toml").exists():
         raise TrainingError(f"{path} already holds a run: go on with it by --resume {path}, "
                             "or choose another --out-dir")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - UNFINISHED):
         raise TrainingError(f"{path} exists and is not an empty folder: choose another --out-dir")
     return path
 
@@ -76,7 +79,7 @@ def create_run(path: Path, config: TrainConfig, note: Callable[[str], None]) -> 
                   for name, part in (("train", train), ("val", val))]
         note(f"tokenizer: {config.tokenizer}, {tokenizer.vocab_size:,} tokens; "
              f"{counts[0]:,} to train on, {counts[1]:,} to validate")
-        run = Run(path, config, tokenizer, *_open_tokens(path))
+        run = Run(path, config, tokenizer, *_open_tokens(path, tokenizer))
         Batches(run.train, config.block_size, 1, config.seed)                 # long enough? DataError if not
         next(evaluation_batches(run.val, config.block_size, 1, 1))
         write_config(path, config)
@@ -95,7 +98,8 @@ def open_run(path: Path) -> Run:
     if not (path / "config.toml").is_file():
         raise TrainingError(f"{path} is not a run's folder: it has no config.toml")
     config = TrainConfig.parse(read_config_file(path / "config.toml"), str(path / "config.toml"))
-    return Run(path, config, load_tokenizer(path / "tokenizer"), *_open_tokens(path))
+    tokenizer = load_tokenizer(path / "tokenizer")
+    return Run(path, config, tokenizer, *_open_tokens(path, tokenizer))
 
 
 def write_config(path: Path, config: TrainConfig) -> None:
@@ -152,13 +156,19 @@ def _encoded(documents: list[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]
         yield np.array(tokenizer.encode_ordinary(document) + end, np.int64)
 
 
-def _open_tokens(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    return open_shard(path / "data" / "train.bin").tokens, open_shard(path / "data" / "val.bin").tokens
+def _open_tokens(path: Path, tokenizer: Tokenizer) -> list[np.ndarray]:
+    """The training and the validation tokens. Raises DataError if they are not this tokenizer's."""
+    shards = {name: open_shard(path / "data" / name) for name in ("train.bin", "val.bin")}
+    for name, shard in shards.items():
+        if shard.vocab_size != tokenizer.vocab_size:
+            raise DataError(f"{path / 'data' / name} was made with a vocabulary of {shard.vocab_size}, "
+                            f"but the tokenizer beside it has {tokenizer.vocab_size}")
+    return [shard.tokens for shard in shards.values()]
 
 
 def _clear(path: Path) -> None:
     """Removes what create_run made."""
-    for name in ("tokenizer", "data"):
+    for name in UNFINISHED:
         shutil.rmtree(path / name, ignore_errors=True)
     for name in ("config.toml", "lock"):
         (path / name).unlink(missing_ok=True)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from npgpt.errors import CheckpointError, TrainingError
+from npgpt.data.shards import write_shard
+from npgpt.errors import CheckpointError, DataError, TrainingError
 from npgpt.models import GPT, GPTConfig
 from npgpt.ops import penalty_forward
 from npgpt.tensor import Key
@@ -284,12 +285,22 @@ def test_a_run_that_cannot_be_created_leaves_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_tokens_of_another_tokenizer_are_refused(tmp_path):
+    run = tiny.new_run(tmp_path)
+    write_shard(run.path / "data" / "val.bin", [np.arange(9)], vocab_size=99)
+    with pytest.raises(DataError, match="val.bin was made with a vocabulary of 99, but the tokenizer"):
+        open_run(run.path)
+
+
 def test_a_new_run_takes_a_free_name_and_never_an_occupied_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(new_run_path(TrainConfig(), "quick")) == "runs/quick"
     (tmp_path / "runs/quick").mkdir(parents=True)
     assert str(new_run_path(TrainConfig(), "quick")) == "runs/quick-2"
     (tmp_path / "mine").mkdir()
+    assert str(new_run_path(TrainConfig(out_dir="mine"), "quick")) == "mine"
+    for unfinished in ("tokenizer", "data"):                                  # of a run killed while it was made
+        (tmp_path / "mine" / unfinished).mkdir()
     assert str(new_run_path(TrainConfig(out_dir="mine"), "quick")) == "mine"
     (tmp_path / "mine/letter").write_text("dear")
     with pytest.raises(TrainingError, match="not an empty folder"):
