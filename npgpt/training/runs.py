@@ -23,7 +23,6 @@ from npgpt.tokenizers.files import Tokenizer
 from npgpt.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_latest
 from npgpt.training.config import TrainConfig, read_config_file
 
-
 UNFINISHED = {"tokenizer", "data"}      # all that a folder may hold that was killed while it was made
 
 

@@ -299,7 +299,7 @@ def test_a_new_run_takes_a_free_name_and_never_an_occupied_folder(tmp_path, monk
     assert str(new_run_path(TrainConfig(), "quick")) == "runs/quick-2"
     (tmp_path / "mine").mkdir()
     assert str(new_run_path(TrainConfig(out_dir="mine"), "quick")) == "mine"
-    for unfinished in ("tokenizer", "data"):                                  # of a run killed while it was made
+    for unfinished in ("tokenizer", "data"):                 # left by a run killed while it was made
         (tmp_path / "mine" / unfinished).mkdir()
     assert str(new_run_path(TrainConfig(out_dir="mine"), "quick")) == "mine"
     (tmp_path / "mine/letter").write_text("dear")
