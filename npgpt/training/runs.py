@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npgpt.data.batches import Batches, evaluation_batches
 from npgpt.data.corpora import read_documents, split_documents
 from npgpt.data.shards import open_shard, write_shard
 from npgpt.errors import CheckpointError, DataError, TrainingError
@@ -79,8 +78,11 @@ def create_run(path: Path, config: TrainConfig, note: Callable[[str], None]) -> 
         note(f"tokenizer: {config.tokenizer}, {tokenizer.vocab_size:,} tokens; "
              f"{counts[0]:,} to train on, {counts[1]:,} to validate")
         run = Run(path, config, tokenizer, *_open_tokens(path, tokenizer))
-        Batches(run.train, config.block_size, 1, config.seed)                 # long enough? DataError if not
-        next(evaluation_batches(run.val, config.block_size, 1, 1))
+        for name, tokens in (("training", run.train), ("validation", run.val)):
+            if len(tokens) <= config.block_size:
+                raise DataError(f"the {name} text has {len(tokens)} tokens, but one window of block_size "
+                                f"{config.block_size} needs {config.block_size + 1}: give more text, a smaller "
+                                "block_size or another val_fraction")
         write_config(path, config)
         return run
     except OSError as error:
