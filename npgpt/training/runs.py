@@ -81,8 +81,8 @@ def create_run(path: Path, config: TrainConfig, note: Callable[[str], None]) -> 
         for name, tokens in (("training", run.train), ("validation", run.val)):
             if len(tokens) <= config.block_size:
                 raise DataError(f"the {name} text has {len(tokens)} tokens, but one window of block_size "
-                                f"{config.block_size} needs {config.block_size + 1}: give more text, a smaller "
-                                "block_size or another val_fraction")
+                                f"{config.block_size} needs {config.block_size + 1}: give more text, "
+                                "a smaller block_size or another val_fraction")
         write_config(path, config)
         return run
     except OSError as error:
