@@ -17,6 +17,7 @@ from npgpt.training.checkpoint import list_checkpoints, load_checkpoint, load_la
 from npgpt.training.config import TrainConfig
 from npgpt.training.optimizer import AdamW
 from npgpt.training.runs import create_run, load_model, new_run_path, open_run
+from npgpt.training.schedule import learning_rate
 from npgpt.training.trainer import Trainer
 
 
@@ -180,16 +181,27 @@ def test_penalties_add_their_gradient_on_matrices_only():
             assert abs(added[place] - (above - below) / (2 * h)) < 1e-8
 
 
-def test_an_update_is_clip_then_adamw_at_the_scheduled_rate():
+def test_updates_are_clip_then_adamw_at_the_scheduled_rate():
     trainer, other = trainer_on_random_tokens(grad_clip=0.01), trainer_on_random_tokens(grad_clip=0.01)
-    found = trainer.update(2)
-    loss = other.loss_and_gradients(2, *other.batches.at(2))
-    norm = float(np.linalg.norm(other.model.flat.grad))
-    other.model.flat.grad[...] *= 0.01 / (norm + 1e-6)
-    AdamW(other.model, betas=(0.9, 0.99), weight_decay=0.1).step(lr=1e-2 * 3 / 6)     # third of 5 to warm up
-    assert (found.loss, found.lr) == (loss, 1e-2 * 3 / 6)
-    assert found.norm == pytest.approx(norm, rel=1e-12) and norm > 0.01
-    np.testing.assert_allclose(trainer.model.flat.data, other.model.flat.data, rtol=0, atol=1e-15)
+    optimizer = AdamW(other.model, betas=(0.9, 0.99), weight_decay=0.1)
+    for step in (2, 3):                                                       # one cannot tell the betas
+        found = trainer.update(step)
+        loss = other.loss_and_gradients(step, *other.batches.at(step))
+        norm = float(np.linalg.norm(other.model.flat.grad))
+        other.model.flat.grad[...] *= 0.01 / (norm + 1e-6)
+        optimizer.step(lr=1e-2 * (step + 1) / 6)                              # 5 updates of warm-up
+        assert (found.loss, found.lr) == (pytest.approx(loss, rel=1e-12), 1e-2 * (step + 1) / 6)
+        assert found.norm == pytest.approx(norm, rel=1e-12) and norm > 0.01
+    np.testing.assert_allclose(trainer.model.flat.data, other.model.flat.data, rtol=0, atol=1e-13)
+
+
+def test_by_default_the_rate_falls_to_a_tenth_over_the_run():
+    trainer = trainer_on_random_tokens()
+    assert trainer.update(12).lr == learning_rate(12, 1e-2, 5, 20, 1e-3)
+    assert trainer.update(20).lr == 1e-3
+    trainer = trainer_on_random_tokens(lr_decay_iters=10, min_lr=0.004)
+    assert trainer.update(7).lr == learning_rate(7, 1e-2, 5, 10, 0.004)
+    assert trainer.update(10).lr == 0.004
 
 
 def test_a_norm_limit_of_zero_leaves_gradients_unclipped():
