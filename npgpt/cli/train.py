@@ -15,6 +15,7 @@ from npgpt.cli.arguments import parse, value_of
 from npgpt.errors import ConfigError, UsageError
 from npgpt.tensor.device import check_device
 from npgpt.tokenizers import BPETokenizer
+from npgpt.training.checkpoint import lock_run
 from npgpt.training.config import TrainConfig, read_config_file, read_preset
 from npgpt.training.monitor import Monitor, show_sample
 from npgpt.training.runs import Run, create_run, load_model, new_run_path, open_run, write_config
@@ -78,13 +79,14 @@ def _reopen(path: Path, before: TrainConfig, config: TrainConfig) -> Run:
             raise ConfigError(f"{name} cannot change when a run goes on: "
                               f"{path} has {getattr(before, name)!r}, not {getattr(config, name)!r}")
     if config != before:
-        write_config(path, config)
+        with lock_run(path):                  # a trainer that is at work there keeps its settings
+            write_config(path, config)
     return open_run(path)
 
 
 def _show_result(path: Path, opened: Run, console: Console) -> None:
     """The last words: how good the best checkpoint is, what it writes, and the next command to type."""
-    model, _, checkpoint = load_model(path, "best", "cpu", lambda text: None)
+    model, _, checkpoint = load_model(path, "best", opened.config.device, lambda text: None)
     loss = checkpoint.state["best_val_loss"]
     console.print(f"\nbest validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.1f}) "
                   f"at step {checkpoint.step}; after the start of the validation text it writes:\n",

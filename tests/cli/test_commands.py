@@ -248,7 +248,10 @@ def test_a_second_interrupt_quits_at_once(folder):
 def test_a_second_trainer_is_refused_while_the_first_goes_on(folder, capsys):
     with start(folder) as process:
         wait_for(process, "step     12/")
-        refused(capsys, 1, "run", "train", "--resume", "run")
+        before = Path("run/config.toml").read_text()
+        refused(capsys, 1, "training in run", "train", "--resume", "run")
+        refused(capsys, 1, "training in run", "train", "--resume", "run", "--max-iters", "7")
+        assert Path("run/config.toml").read_text() == before
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == 130
