@@ -53,11 +53,12 @@ def run(arguments: list[str]) -> int:
     model, tokenizer, _ = load_model(options.run, options.checkpoint, options.device, _warn)
     prompt = options.prompt.replace("\\n", "\n")
     end = tokenizer.eos_token_id
-    ids = tokenizer.encode_ordinary(prompt) or (tokenizer.encode_ordinary("\n") if end is None else [end])
+    ids = tokenizer.encode_ordinary(prompt) or [end or 0]         # of characters, id 0 usually is the newline
     show = printable if sys.stdout.isatty() else str
     for n in range(options.num_samples):
         new = stream(model.next_logits, np.array([ids]), options.max_new_tokens, options.do_sample,
-                     options.temperature, options.top_k or None, options.top_p, options.seed + n)
+                     options.temperature, options.top_k or None, options.top_p,
+                     (options.seed + n) % 2**64)
         print(show(prompt), end="", flush=True)
         for text in tokenizer.decode_stream(_until(end, (int(token[0]) for token in new))):
             print(show(text), end="", flush=True)

@@ -57,6 +57,9 @@ def test_train_then_sample_then_resume(folder, capsys):
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2] and texts[0].startswith("to be") and len(texts[0]) == 36
 
+    assert main(["sample", "runs/quick", "--num-samples", "2", "--seed", str(2**64 - 1), "--top-k", "0"]) == 0
+    assert capsys.readouterr().out.count("\n---\n") == 1
+
     assert main(["train", "--resume", "runs/quick", "--max-iters", "30"]) == 0
     assert "going on at step 20" in capsys.readouterr().out
     assert list_checkpoints(Path("runs/quick"))[0].name == "step-000030"
