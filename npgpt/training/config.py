@@ -103,6 +103,7 @@ class TrainConfig:
     taken."""
 
     def __post_init__(self):
+        """Raises ConfigError for a value that cannot be."""
         def need(fine: bool, name: str, what: str) -> None:
             if not fine:
                 raise ConfigError(f"{name} must be {what}, not {getattr(self, name)!r}")
