@@ -17,8 +17,7 @@ from npgpt.models import GPTConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The defaults are the preset `quick`. Names as in nanoGPT. Raises ConfigError for a value that cannot
-    be."""
+    """The defaults are those of the preset quick; the names are nanoGPT's."""
 
     # Data
     data: str = "python-docs"
