@@ -19,10 +19,10 @@ from npgpt.files import atomic_write
 from npgpt.models import GPT
 from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
 from npgpt.tokenizers.files import Tokenizer
-from npgpt.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_latest
+from npgpt.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_latest, lock_run
 from npgpt.training.config import TrainConfig, read_config_file
 
-UNFINISHED = {"tokenizer", "data"}      # all that a folder may hold that was killed while it was made
+UNFINISHED = {"tokenizer", "data", "lock"}      # what a folder may hold that was killed while it was made
 
 
 class Run(NamedTuple):
@@ -56,49 +56,49 @@ def new_run_path(config: TrainConfig, name: str) -> Path:
 
 
 def create_run(path: Path, config: TrainConfig, note: Callable[[str], None]) -> Run:
-    """Reads the text, makes the tokenizer and the token files, and writes config.toml. `note` is told what is
-    done.
+    """Makes the run's folder from the configuration; `note` is told what is done.
 
     Raises DataError, TokenizerError, TrainingError; then nothing of the new folder is left.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"cannot make the run's folder {path}: {error.strerror}") from error
-    try:
-        documents = read_documents(config.data)
-        note(f"{config.data}: {len(documents):,} document{'s' * (len(documents) != 1)}, "
-             f"{sum(map(len, documents)):,} characters")
-        train, val = split_documents(documents, config.val_fraction, config.seed)
-        tokenizer = _make_tokenizer(config, documents, train)
-        tokenizer.save(path / "tokenizer")
-        (path / "data").mkdir(exist_ok=True)
-        counts = [write_shard(path / "data" / f"{name}.bin", _encoded(part, tokenizer), tokenizer.vocab_size)
-                  for name, part in (("train", train), ("val", val))]
-        note(f"tokenizer: {config.tokenizer}, {tokenizer.vocab_size:,} tokens; "
-             f"{counts[0]:,} to train on, {counts[1]:,} to validate")
-        run = Run(path, config, tokenizer, *_open_tokens(path, tokenizer))
-        for name, tokens in (("training", run.train), ("validation", run.val)):
-            if len(tokens) <= config.block_size:
-                raise DataError(f"the {name} text has {len(tokens)} tokens, but one window of block_size "
-                                f"{config.block_size} needs {config.block_size + 1}: give more text, "
-                                "a smaller block_size or another val_fraction")
-        write_config(path, config)
-        return run
-    except OSError as error:
-        _clear(path)
-        raise TrainingError(f"cannot write the run's folder {path}: {error.strerror}") from error
-    except BaseException:
-        _clear(path)
-        raise
+    with lock_run(path):
+        if (path / "config.toml").exists():
+            raise TrainingError(f"another process has just made a run in {path}: choose another --out-dir")
+        try:
+            return _fill(path, config, note)
+        except OSError as error:
+            _clear(path)
+            raise TrainingError(f"cannot write the run's folder {path}: {error.strerror}") from error
+        except BaseException:
+            _clear(path)
+            raise
+
+
+def _fill(path: Path, config: TrainConfig, note: Callable[[str], None]) -> Run:
+    """Reads the text, makes the tokenizer and the token files, and writes config.toml."""
+    documents = read_documents(config.data)
+    note(f"{config.data}: {len(documents):,} document{'s' * (len(documents) != 1)}, "
+         f"{sum(map(len, documents)):,} characters")
+    train, val = split_documents(documents, config.val_fraction, config.seed)
+    tokenizer = _make_tokenizer(config, documents, train)
+    tokenizer.save(path / "tokenizer")
+    (path / "data").mkdir(exist_ok=True)
+    counts = [write_shard(path / "data" / f"{name}.bin", _encoded(part, tokenizer), tokenizer.vocab_size)
+              for name, part in (("train", train), ("val", val))]
+    note(f"tokenizer: {config.tokenizer}, {tokenizer.vocab_size:,} tokens; "
+         f"{counts[0]:,} to train on, {counts[1]:,} to validate")
+    for name, count in zip(("training", "validation"), counts, strict=True):
+        if count <= config.block_size:
+            raise DataError(f"the {name} text has {count} tokens, but one window of block_size "
+                            f"{config.block_size} needs {config.block_size + 1}: give more text, "
+                            "a smaller block_size or another val_fraction")
+    write_config(path, config)
+    return Run(path, config, tokenizer, *_open_tokens(path, tokenizer))
 
 
 def open_run(path: Path) -> Run:
     """The run in a folder. Raises TrainingError if there is none; ConfigError, TokenizerError, DataError if
     damaged."""
-    if not (path / "config.toml").is_file():
-        raise TrainingError(f"{path} is not a run's folder: it has no config.toml")
-    config = TrainConfig.parse(read_config_file(path / "config.toml"), str(path / "config.toml"))
+    config = _read_config(path)
     tokenizer = load_tokenizer(path / "tokenizer")
     return Run(path, config, tokenizer, *_open_tokens(path, tokenizer))
 
@@ -116,9 +116,7 @@ def load_model(path: Path, which: str, device: str,
     which: "best" (lowest validation loss), "latest", or a step's number.  Raises as `open_run`, and
     CheckpointError.
     """
-    if not (path / "config.toml").is_file():
-        raise TrainingError(f"{path} is not a run's folder: it has no config.toml")
-    config = TrainConfig.parse(read_config_file(path / "config.toml"), str(path / "config.toml"))
+    config = _read_config(path)
     tokenizer = load_tokenizer(path / "tokenizer")
     if which in ("best", "latest"):
         checkpoint = load_latest(path, warn)
@@ -132,14 +130,19 @@ def load_model(path: Path, which: str, device: str,
     return model, tokenizer, checkpoint
 
 
+def _read_config(path: Path) -> TrainConfig:
+    file = path / "config.toml"
+    if not file.is_file():
+        raise TrainingError(f"{path} is not a run's folder: it has no config.toml")
+    return TrainConfig.parse(read_config_file(file), str(file))
+
+
 def _at_step(path: Path, step: int | str) -> Path:
-    found = {folder.name: folder for folder in list_checkpoints(path)}
-    steps = [name.removeprefix("step-").lstrip("0") or "0" for name in found]
-    for folder, number in zip(found.values(), steps, strict=True):
-        if number == str(step):
-            return folder
-    raise CheckpointError(f"{path} has no checkpoint {step!r}: use best, latest"
-                          + "".join(f", {number}" for number in sorted(steps, key=int)))
+    steps = {str(int(folder.name.removeprefix("step-"))): folder for folder in list_checkpoints(path)}
+    if str(step) not in steps:
+        known = ", ".join(["best", "latest", *steps])
+        raise CheckpointError(f"{path} has no checkpoint {step!r}: use {known}")
+    return steps[str(step)]
 
 
 def _make_tokenizer(config: TrainConfig, documents: list[str], train: list[str]) -> Tokenizer:
@@ -169,9 +172,9 @@ def _open_tokens(path: Path, tokenizer: Tokenizer) -> list[np.ndarray]:
 
 def _clear(path: Path) -> None:
     """Removes what create_run made."""
-    for name in UNFINISHED:
+    for name in ("tokenizer", "data"):
         shutil.rmtree(path / name, ignore_errors=True)
     for name in ("config.toml", "lock"):
         (path / name).unlink(missing_ok=True)
-    if path.is_dir() and not any(path.iterdir()):
+    if not any(path.iterdir()):
         path.rmdir()

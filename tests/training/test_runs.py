@@ -1,10 +1,13 @@
 """What a new run is made of: whose text the tokenizer has seen, and where one document ends."""
 
 import numpy as np
+import pytest
 import tiny
 
 from npgpt.data.corpora import split_documents
+from npgpt.errors import TrainingError
 from npgpt.tokenizers import BPETokenizer
+from npgpt.training.checkpoint import lock_run
 from npgpt.training.config import TrainConfig
 from npgpt.training.runs import create_run, open_run
 
@@ -41,3 +44,16 @@ def test_characters_of_the_validation_part_are_known(tmp_path):
     run = create_run(tmp_path / "run", config, note=lambda text: None)
     assert "§" in run.tokenizer.decode(run.val.tolist())
     assert "§" not in run.tokenizer.decode(run.train.tolist())
+
+
+def test_two_processes_do_not_make_one_run(tmp_path):
+    run = tiny.new_run(tmp_path)
+    before = sorted(run.path.rglob("*"))
+    with pytest.raises(TrainingError, match="has just made a run"):
+        tiny.new_run(tmp_path)
+    with lock_run(tmp_path / "other"):
+        (tmp_path / "other/tokenizer").mkdir()                                # the first is still at it
+        with pytest.raises(TrainingError, match="training in"):
+            tiny.new_run(tmp_path, "other")
+        assert (tmp_path / "other/tokenizer").exists()
+    assert sorted(run.path.rglob("*")) == before

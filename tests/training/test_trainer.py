@@ -113,7 +113,7 @@ def test_the_latest_two_and_the_best_checkpoints_are_kept(tmp_path, monkeypatch)
     assert load_model(run.path, "best", "cpu", print)[2].step == 10
     assert load_model(run.path, "latest", "cpu", print)[2].step == 50
     assert load_model(run.path, "40", "cpu", print)[2].step == 40
-    with pytest.raises(CheckpointError, match="no checkpoint '7': use best, latest, 10, 40, 50"):
+    with pytest.raises(CheckpointError, match="no checkpoint '7': use best, latest, 50, 40, 10"):
         load_model(run.path, "7", "cpu", print)
 
 
@@ -311,6 +311,7 @@ def test_a_new_run_takes_a_free_name_and_never_an_occupied_folder(tmp_path, monk
     assert str(new_run_path(TrainConfig(), "quick")) == "runs/quick-2"
     (tmp_path / "mine").mkdir()
     assert str(new_run_path(TrainConfig(out_dir="mine"), "quick")) == "mine"
+    (tmp_path / "mine/lock").touch()
     for unfinished in ("tokenizer", "data"):                 # left by a run killed while it was made
         (tmp_path / "mine" / unfinished).mkdir()
     assert str(new_run_path(TrainConfig(out_dir="mine"), "quick")) == "mine"
