@@ -29,7 +29,7 @@ class SelfAttention(Module):
         qkv, s1 = self.c_attn.forward(x)                                      # (B, T, 3C)
         q, k, v = split_heads(qkv, 3, self.n_head)                            # (B, H, T, D) each
         y, s2   = attention_forward(q, k, v, self.causal, key_mask)           # (B, H, T, D)
-        y, s3   = self.c_proj.forward(merge_heads([y]))                       # (B, T, C)
+        y, s3   = self.c_proj.forward(y.swapaxes(1, 2).reshape(x.shape))      # heads side by side: (B, T, C)
         y, s4   = self.dropout.forward(y, key)
         return y, (s1, s2, s3, s4)
 
