@@ -16,6 +16,7 @@ from npgpt.errors import ConfigError, UsageError
 from npgpt.tensor.device import check_device
 from npgpt.tokenizers import BPETokenizer
 from npgpt.training.checkpoint import lock_run
+from npgpt.training.communication import Ranks, processes
 from npgpt.training.config import TrainConfig, read_config_file, read_preset
 from npgpt.training.monitor import Monitor, show_sample
 from npgpt.training.runs import Run, create_run, load_model, new_run_path, open_run, write_config
@@ -24,7 +25,7 @@ from npgpt.training.trainer import sample_text, train
 MAY_CHANGE = {      # settings that a resumed run may be given anew
     "dropout", "gradient_checkpointing", "max_iters", "learning_rate", "warmup_iters", "lr_decay_iters",
     "min_lr", "weight_decay", "beta1", "beta2", "grad_clip", "l1", "l2", "eval_interval", "eval_iters",
-    "log_interval", "sample_tokens", "device"}
+    "log_interval", "sample_tokens", "device", "workers"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Options:
 
 
 def run(arguments: list[str]) -> int:
+    with processes() as ranks:
+        return _run(arguments, ranks)
+
+
+def _run(arguments: list[str], ranks: Ranks) -> int:
     preset, file, resume = (value_of(name, arguments) for name in ("preset", "config", "resume"))
     if resume and (preset or file):
         raise UsageError("--resume starts from a run's own settings: give no --preset or --config with it")
@@ -55,25 +61,28 @@ def run(arguments: list[str]) -> int:
     config  = parse(Options, "train", arguments, Options(settings=base)).settings
     console = Console(highlight=False, soft_wrap=True)
     check_device(config.device)
-    with stop_on_signals() as stop:
-        if resume:
-            path = Path(resume)
-            opened = _reopen(path, base, config)
-        else:
+    with stop_on_signals(say=ranks.rank == 0) as stop:
+        path = Path(resume) if resume else None
+        if ranks.rank == 0 and path:
+            _reopen(path, base, config)
+        elif ranks.rank == 0:
             path = new_run_path(config, Path(file).stem if file and not preset else preset or "quick")
-            opened = create_run(path, config, lambda text: console.print(text, markup=False))
+            create_run(path, config, lambda text: console.print(text, markup=False))
+        path = ranks.broadcast(path)                       # from here on the folder is there for every rank
+        opened = open_run(path)
         console.print(f"run: {path}", markup=False)
         with Monitor(path, config.max_iters, console) as monitor:
-            finished = train(opened, monitor, resume=resume is not None, stop=stop)
+            finished = train(opened, monitor, resume=resume is not None, stop=stop, processes=ranks)
     if not finished:
         console.print(f"stopped and saved; go on with:  npgpt train --resume {path}", markup=False)
         return 130
-    _show_result(path, opened, console)
+    if ranks.rank == 0:
+        _show_result(path, opened, console)
     return 0
 
 
-def _reopen(path: Path, before: TrainConfig, config: TrainConfig) -> Run:
-    """The run, with the settings that may change as they are now."""
+def _reopen(path: Path, before: TrainConfig, config: TrainConfig) -> None:
+    """Writes the settings that may change into the run's folder as they are now."""
     for name in (f.name for f in fields(TrainConfig)):
         if getattr(config, name) != getattr(before, name) and name not in MAY_CHANGE:
             raise ConfigError(f"{name} cannot change when a run goes on: "
@@ -81,7 +90,6 @@ def _reopen(path: Path, before: TrainConfig, config: TrainConfig) -> Run:
     if config != before:
         with lock_run(path):                  # a trainer that is at work there keeps its settings
             write_config(path, config)
-    return open_run(path)
 
 
 def _show_result(path: Path, opened: Run, console: Console) -> None:
@@ -97,8 +105,11 @@ def _show_result(path: Path, opened: Run, console: Console) -> None:
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether SIGINT or SIGTERM has come. A second SIGINT interrupts at once."""
+def stop_on_signals(say: bool = True) -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether SIGINT or SIGTERM has come. A second SIGINT interrupts at once.
+
+    say: tell it on standard error.
+    """
     came: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -107,7 +118,9 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         if came:
             return
         came.append(number)
-        os.write(2, b"\nstopping after this step and saving; Ctrl-C again quits at once, without saving\n")
+        if say:
+            os.write(2, b"\nstopping after this step and saving; "
+                        b"Ctrl-C again quits at once, without saving\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -14,35 +14,49 @@ from typing import Any
 import numpy as np
 
 from npgpt.errors import CheckpointError
-from npgpt.tensor.device import empty, to_device
+from npgpt.tensor.device import array_module, empty, to_device
 from npgpt.tensor.random import initial_normal
 
 
 class FlatParameters:
     """`data` and the gradients (see `grad`): flat arrays of `size` elements; every Parameter's arrays are
-    views into them. The first `decayed` elements are the matrices.
+    views into them. The first `decayed` elements are the matrices.  data: an array to use, not to make.
     """
 
-    def __init__(self, parameters: dict[str, Any], device: str, dtype: str):
+    def __init__(self, parameters: dict[str, Any], device: str, dtype: str, data: Any = None):
         matrices = {name: p for name, p in parameters.items() if len(p.shape) >= 2}
         vectors = {name: p for name, p in parameters.items() if len(p.shape) < 2}
         self.device = device
         self.parameters = matrices | vectors
         self.size = sum(math.prod(p.shape) for p in parameters.values())
         self.decayed = sum(math.prod(p.shape) for p in matrices.values())
-        self.data = empty(self.size, dtype, device)
+        self.data = empty(self.size, dtype, device) if data is None else data
         self._grad = empty(self.size, dtype, device)
         for parameter, data, grad in zip(self.parameters.values(), self.views(self.data).values(),
                                          self.views(self._grad).values(), strict=True):
             parameter.data, parameter._grad, parameter.unset = data, grad, True
 
-    def views(self, flat) -> dict[str, Any]:
-        """name → the part of a flat array of this layout that belongs to the parameter, in its shape."""
-        views, start = {}, 0
+    def places(self) -> dict[str, slice]:
+        """name → where the parameter lies in a flat array of this layout."""
+        places, start = {}, 0
         for name, parameter in self.parameters.items():
-            size = math.prod(parameter.shape)
-            views[name] = flat[start:start + size].reshape(parameter.shape)
-            start += size
+            places[name] = slice(start, start := start + math.prod(parameter.shape))
+        return places
+
+    def views(self, *parts) -> dict[str, Any]:
+        """name → what belongs to the parameter, in its shape, of a flat array of this layout.
+
+        That may come in consecutive parts; only a parameter that is cut by a border between two is copied.
+        """
+        views = {}
+        for name, place in self.places().items():
+            pieces, start = [], 0
+            for part in parts:
+                pieces.append(part[max(place.start - start, 0):max(place.stop - start, 0)])
+                start += part.size
+            pieces = [piece for piece in pieces if piece.size] or pieces[:1]
+            whole = pieces[0] if len(pieces) == 1 else array_module(*pieces).concatenate(pieces)
+            views[name] = whole.reshape(self.parameters[name].shape)
         return views
 
     def fill(self, seed: int) -> None:

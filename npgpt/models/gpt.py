@@ -9,6 +9,7 @@ initial values are GPT-2's: Normal(0, 0.02²), the projections that end in a res
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,8 @@ class GPT(Module):
     `key` (npgpt.tensor.Key) turns dropout on; without it nothing is dropped.
     """
 
-    def __init__(self, config: GPTConfig, seed: int = 1337, device: str = "cpu", dtype: str = "float32"):
+    def __init__(self, config: GPTConfig, seed: int = 1337, device: str = "cpu", dtype: str = "float32",
+                 data: Any = None):
         self.config = c = config
         proj_std = 0.02 / math.sqrt(2 * c.n_layer)
         self.wte  = Embedding(c.vocab_size, c.n_embd)
@@ -79,7 +81,12 @@ class GPT(Module):
         if c.gradient_checkpointing:
             self.h = [Checkpointed(block) for block in self.h]
         self.ln_f = LayerNorm(c.n_embd, c.bias)
-        self.initialise(seed, device, dtype)
+        self.initialise(seed, device, dtype, data)
+
+    def replica(self) -> "GPT":
+        """A GPT on the very same parameters with gradients of its own: what another thread's rank trains."""
+        flat = self.flat
+        return GPT(self.config, device=flat.device, dtype=str(flat.data.dtype), data=flat.data)
 
     def forward(self, tokens, key=None):
         """tokens: (B, T)  →  logits: (B, T, vocab_size), saved for `backward_logits`"""

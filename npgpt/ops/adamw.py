@@ -1,5 +1,6 @@
 """AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019): each weight steps by its gradient's mean over its size.
 
+    g ← s g                          s: what clipping by the norm scales all gradients by, or 1
     m ← β₁ m + (1 − β₁) g            a running mean of the gradient
     v ← β₂ v + (1 − β₂) g²           and of its square
     m̂ = m/(1 − β₁ᵗ)    v̂ = v/(1 − β₂ᵗ)
@@ -17,12 +18,14 @@ from npgpt.tensor import accelerated, array_module
 
 
 @accelerated
-def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, out=None):
-    """w, g, m, v: (...)  t: the step's number, from 1  lr: η  weight_decay: λ  →  the new w, m, v
+def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_scale=1.0, out=None):
+    """w, g, m, v: (...)  t: the step's number, from 1  lr: η  weight_decay: λ  grad_scale: s, also 0-d
+    →  the new w, m, v
 
     out: three arrays to write them into, usually w, m, v themselves.
     """
     xp = array_module(w)
+    g = grad_scale * g
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * (g * g)
     m_hat = m / (1 - beta1 ** t)

@@ -95,6 +95,9 @@ class TrainConfig:
     """Everything random is a function of it."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
+    workers: int | None = None
+    """Ranks that share each batch on the CPU: threads with the cores shared out among them. By default the
+    physical cores, or as many as there are sequences in a step; under mpiexec its processes are the ranks."""
     dtype: str = "float32"
     """float32 or float64."""
     out_dir: str | None = None
@@ -119,6 +122,10 @@ class TrainConfig:
             need(getattr(self, name) >= 0, name, "at least 0")
         for name in ("beta1", "beta2"):
             need(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+        sequences = self.batch_size * self.gradient_accumulation_steps
+        need(self.workers is None or 1 <= self.workers <= sequences, "workers",
+             f"1 to {sequences}, a sequence of the step for each")
+        need(self.workers in (None, 1) or self.device == "cpu", "workers", "1 on a GPU")
         need(0 < self.val_fraction < 1, "val_fraction", "above 0 and below 1")
         need(0 <= self.seed < 2**64, "seed", "at least 0 and below 2⁶⁴")
         need(self.dtype in ("float32", "float64"), "dtype", "float32 or float64")

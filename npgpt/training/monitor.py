@@ -3,6 +3,7 @@ machines."""
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -100,6 +101,13 @@ class Monitor:
         if seconds >= 86400:
             return f"{seconds / 86400:.1f} days"
         return time.strftime("%H:%M:%S", time.gmtime(seconds))
+
+
+class Silence:
+    """A monitor that says and records nothing: that of all ranks but the first."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *anything: None
 
 
 def show_sample(prompt: str, text: str, margin: str = "") -> str:

@@ -7,52 +7,70 @@ from npgpt.errors import CheckpointError
 from npgpt.layers.module import Module
 from npgpt.ops.adamw import adamw
 from npgpt.tensor import array_module, to_device, to_numpy
+from npgpt.training.communication import Ranks
 
 
 class AdamW:
-    """The moments of every parameter, flat, and the number of updates made.
+    """Updates parameters from their gradients; keeps two moments of each, and the number of updates made.
 
     lr: learning rate.  weight_decay: on matrices only; biases and gains are not decayed.
+    ranks: each of several updates its own part of the flat parameters, and keeps the moments of that alone.
     """
 
     def __init__(self, model: Module, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.95),
-                 eps: float = 1e-8, weight_decay: float = 0.1):
-        xp = array_module(model.flat.data)
-        self.flat = model.flat
+                 eps: float = 1e-8, weight_decay: float = 0.1, ranks: Ranks | None = None):
+        self.flat, self.ranks = model.flat, ranks or Ranks()
+        self.part = self.ranks.part(self.flat.size)
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
-        self.exp_avg    = xp.zeros_like(self.flat.data)                       # m
-        self.exp_avg_sq = xp.zeros_like(self.flat.data)                       # v
+        xp, mine = array_module(self.flat.data), self.flat.data[self.part]
+        self.exp_avg    = xp.zeros_like(mine)                                 # m
+        self.exp_avg_sq = xp.zeros_like(mine)                                 # v
         self.updates = 0
 
-    def step(self, lr: float | None = None) -> None:
-        """Updates every parameter from its gradient. lr: of this step; None takes the optimiser's own."""
+    def step(self, lr: float | None = None, grad_scale=1.0) -> None:
+        """Updates every parameter from its gradient; a meeting of the ranks, which have added up theirs.
+
+        lr: of this step; None takes the optimiser's own.  grad_scale: the gradients are multiplied by it.
+        """
         self.updates += 1
-        grad, decayed = self.flat.grad, self.flat.decayed
-        for part, decay in ((slice(0, decayed), self.weight_decay), (slice(decayed, None), 0.0)):
-            w, m, v = self.flat.data[part], self.exp_avg[part], self.exp_avg_sq[part]
-            adamw(w, grad[part], m, v, self.updates, self.lr if lr is None else lr, *self.betas, self.eps,
-                  decay, out=(w, m, v))
+        grad, start, stop = self.flat.grad, self.part.start, self.part.stop
+        vectors = min(max(self.flat.decayed, start), stop)                    # where they begin in this part
+        for place, decay in ((slice(start, vectors), self.weight_decay), (slice(vectors, stop), 0.0)):
+            here = slice(place.start - start, place.stop - start)
+            w, m, v = self.flat.data[place], self.exp_avg[here], self.exp_avg_sq[here]
+            adamw(w, grad[place], m, v, self.updates, self.lr if lr is None else lr, *self.betas, self.eps,
+                  decay, grad_scale, out=(w, m, v))
+        self.ranks.all_gather(self.flat.data)
 
     def state(self) -> dict[str, Any]:
         """The moments by parameter, as PyTorch names them: exp_avg.wte.weight, exp_avg_sq.wte.weight, …; on
-        the host."""
-        return {f"{kind}.{name}": to_numpy(moment)
+        the host. A meeting of the ranks, and empty on all but the first.
+        """
+        return {f"{kind}.{name}": moment
                 for kind in ("exp_avg", "exp_avg_sq")
-                for name, moment in self.flat.views(getattr(self, kind)).items()}
+                if (parts := self.ranks.gather(to_numpy(getattr(self, kind))))
+                for name, moment in self.flat.views(*parts).items()}
 
     def load_state(self, state: Mapping[str, Any], updates: int) -> None:
-        """Takes over what `state` gave. Raises CheckpointError if names or shapes are not this model's."""
-        views = {f"{kind}.{name}": moment
-                 for kind in ("exp_avg", "exp_avg_sq")
-                 for name, moment in self.flat.views(getattr(self, kind)).items()}
-        if views.keys() != state.keys():
-            odd = sorted(views.keys() ^ state.keys())[0]
+        """Takes over what `state` gave, whatever the number of ranks that wrote it. Raises CheckpointError if
+        names or shapes are not this model's.
+        """
+        places, start, stop = self.flat.places(), self.part.start, self.part.stop
+        names = {f"{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq") for name in places}
+        if names != state.keys():
+            odd = sorted(names ^ state.keys())[0]
             raise CheckpointError(f"the optimiser's state does not fit this model: one lacks {odd}")
-        for name, moment in views.items():
-            if moment.shape != state[name].shape:
-                raise CheckpointError(f"the optimiser's state does not fit this model: {name} has shape "
-                                      f"{state[name].shape}, not {moment.shape}")
-            moment[...] = to_device(state[name], self.flat.device)
+        for kind in ("exp_avg", "exp_avg_sq"):
+            for name, parameter in self.flat.parameters.items():
+                moment = state[f"{kind}.{name}"]
+                if moment.shape != parameter.shape:
+                    raise CheckpointError(f"the optimiser's state does not fit this model: {kind}.{name} has "
+                                          f"shape {moment.shape}, not {parameter.shape}")
+                place = places[name]
+                first, last = max(place.start, start), min(place.stop, stop)
+                if first < last:
+                    mine = moment.reshape(-1)[first - place.start:last - place.start]
+                    getattr(self, kind)[first - start:last - start] = to_device(mine, self.flat.device)
         self.updates = updates
 
 
@@ -64,7 +82,12 @@ def clip_grad_norm(model: Module, max_norm: float):
     left as they are, so that the tensor at fault can be found: look at the norm before updating.
     """
     grad = model.flat.grad
-    xp = array_module(grad)
-    norm = xp.sqrt(grad @ grad)
-    grad *= xp.where(xp.isfinite(norm), xp.minimum(max_norm / (norm + 1e-6), 1.0), 1.0)
+    norm = array_module(grad).sqrt(grad @ grad)
+    grad *= clip_scale(norm, max_norm)
     return norm
+
+
+def clip_scale(norm, max_norm: float):
+    """What gradients of this norm, 0-d, are to be multiplied by, so that it is at most max_norm; 0-d."""
+    xp = array_module(norm)
+    return xp.where(xp.isfinite(norm), xp.minimum(max_norm / (norm + 1e-6), 1.0), 1.0)

@@ -2,8 +2,11 @@
 
 A step is: a batch by its number, loss and gradients, the gradients' norm clipped, AdamW. Everything it does
 is a function of (configuration, step, parameters, moments), so a run that was stopped goes on bit for bit.
+Every rank (npgpt/training/communication.py) goes through the same loop, each on its share of the sequences;
+the first alone says, records and saves.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -12,21 +15,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npgpt.data.batches import Batches, evaluation_batches
-from npgpt.errors import TrainingError
+from npgpt.errors import ConfigError, TrainingError
 from npgpt.models import GPT
 from npgpt.models.gpt import IGNORE_INDEX
 from npgpt.ops.penalty import penalty_backward
 from npgpt.tensor import Key, array_module, to_numpy
 from npgpt.training.checkpoint import (
+    Checkpoint,
     list_checkpoints,
     load_latest,
     lock_run,
     prune_checkpoints,
     save_checkpoint,
 )
+from npgpt.training.communication import Ranks, physical_cores, run_on_threads
 from npgpt.training.config import TrainConfig
-from npgpt.training.monitor import Monitor
-from npgpt.training.optimizer import AdamW, clip_grad_norm
+from npgpt.training.monitor import Monitor, Silence
+from npgpt.training.optimizer import AdamW, clip_scale
 from npgpt.training.runs import Run
 from npgpt.training.schedule import learning_rate
 
@@ -41,26 +46,44 @@ class Update(NamedTuple):
     lr: float
 
 
-def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], bool] = lambda: False) -> bool:
+def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], bool] = lambda: False,
+          processes: Ranks | None = None) -> bool:
     """Trains the run's model to max_iters updates, or until `stop` says so; returns whether it ended.
 
     After every evaluation, and when stopped, a checkpoint is saved; kept are the latest two and the best.
-    resume: go on from the latest sound checkpoint, if there is any yet.  Raises TrainingError,
-    CheckpointError, DataError, DeviceError.
+    resume: go on from the latest sound checkpoint, if there is any yet.  processes: the ranks that mpiexec
+    started, where there are several; else `workers` threads are the ranks.  Raises TrainingError,
+    CheckpointError, ConfigError, DataError, DeviceError.
     """
-    with lock_run(run.path):
-        return _train(run, monitor, resume, stop)
+    config, first = run.config, processes is None or processes.rank == 0
+    with lock_run(run.path) if first else contextlib.nullcontext():
+        model = GPT(config.model(run.tokenizer.vocab_size), config.seed, config.device, config.dtype)
+        checkpoint = None
+        if resume and list_checkpoints(run.path):
+            checkpoint = load_latest(run.path, monitor.warn if first else lambda text: None)
+            model.flat.load(checkpoint.tensors["model"])
+
+        def work(ranks: Ranks) -> bool:
+            if ranks.rank == 0:
+                return _train(run, monitor, model, checkpoint, stop, ranks)
+            own = model.replica() if ranks is not processes else model
+            return _train(run, Silence(), own, checkpoint, lambda: False, ranks)
+
+        if processes is None or processes.size == 1:
+            return run_on_threads(number_of_workers(config), work)
+        if processes.size > sequences_per_update(config) or config.workers not in (None, 1):
+            raise ConfigError("mpiexec's processes are the ranks: leave workers out, and start at most "
+                              f"{sequences_per_update(config)}, a sequence of the step for each")
+        return work(processes)
 
 
-def _train(run: Run, monitor: Monitor, resume: bool, stop: Callable[[], bool]) -> bool:
+def _train(run: Run, monitor: Monitor | Silence, model: GPT, checkpoint: Checkpoint | None,
+           stop: Callable[[], bool], ranks: Ranks) -> bool:
     config  = run.config
-    model   = GPT(config.model(run.tokenizer.vocab_size), config.seed, config.device, config.dtype)
-    trainer = Trainer(config, model, run.train, run.val)
+    trainer = Trainer(config, model, run.train, run.val, ranks)
     state: dict[str, Any] = {"step": 0, "evaluated": False, "tokens": 0, "seconds": 0.0, "updates": 0,
                              "best_step": None, "best_val_loss": None, "non_finite_in_a_row": 0}
-    if resume and list_checkpoints(run.path):
-        checkpoint = load_latest(run.path, monitor.warn)
-        model.flat.load(checkpoint.tensors["model"])
+    if checkpoint:
         trainer.optimizer.load_state(checkpoint.tensors["optimizer"], checkpoint.state["updates"])
         state |= checkpoint.state
         monitor.note(f"going on at step {checkpoint.step}")
@@ -73,8 +96,9 @@ def _train(run: Run, monitor: Monitor, resume: bool, stop: Callable[[], bool]) -
         state["updates"] = trainer.optimizer.updates
         tensors = {"model": {name: to_numpy(parameter.data) for name, parameter in model.parameters.items()},
                    "optimizer": trainer.optimizer.state()}
-        save_checkpoint(run.path, state["step"], tensors, state)
-        prune_checkpoints(run.path, keep={state["step"], saved_at, state["best_step"]} - {None})
+        if ranks.rank == 0:
+            save_checkpoint(run.path, state["step"], tensors, state)
+            prune_checkpoints(run.path, keep={state["step"], saved_at, state["best_step"]} - {None})
 
     while True:
         step = state["step"]
@@ -89,12 +113,13 @@ def _train(run: Run, monitor: Monitor, resume: bool, stop: Callable[[], bool]) -
             state |= {"evaluated": True, "seconds": time.perf_counter() - begun}
             monitor.evaluation({"step": step, "tokens": state["tokens"],
                                 "seconds": round(state["seconds"], 3), "val_loss": val_loss}, best)
-            if config.sample_tokens:
+            if config.sample_tokens and ranks.rank == 0:
                 monitor.sample(*sample_text(run, model, config.sample_tokens))
             save()
             saved_at  = step
             logged_at = (time.perf_counter(), state["tokens"])
-        if step >= config.max_iters or stop():
+        asked, = ranks.all_reduce(float(stop()))                              # one rank stops, all stop
+        if step >= config.max_iters or asked:
             break
         update = trainer.update(step)
         state |= {"step": step + 1, "evaluated": False, "seconds": time.perf_counter() - begun,
@@ -121,48 +146,65 @@ def _train(run: Run, monitor: Monitor, resume: bool, stop: Callable[[], bool]) -
     return state["step"] >= config.max_iters
 
 
-class Trainer:
-    """A model, its optimiser and its data: one update, one evaluation."""
+def sequences_per_update(config: TrainConfig) -> int:
+    return config.batch_size * config.gradient_accumulation_steps
 
-    def __init__(self, config: TrainConfig, model: GPT, train: np.ndarray, val: np.ndarray):
-        self.config, self.model, self.val = config, model, val
-        sequences = config.batch_size * config.gradient_accumulation_steps
+
+def number_of_workers(config: TrainConfig) -> int:
+    """How many threads share the step: as the configuration says, or the cores there are work for."""
+    if config.workers is not None or config.device != "cpu":
+        return config.workers or 1
+    return min(physical_cores(), sequences_per_update(config))
+
+
+class Trainer:
+    """A model, its optimiser and its data: one update, one evaluation.
+
+    ranks: each of several has a Trainer, and all call the same methods; each works on its share of the
+    sequences, and what they return is of all.
+    """
+
+    def __init__(self, config: TrainConfig, model: GPT, train: np.ndarray, val: np.ndarray,
+                 ranks: Ranks | None = None):
+        self.config, self.model, self.val, self.ranks = config, model, val, ranks or Ranks()
+        sequences = sequences_per_update(config)
         self.tokens_per_update = sequences * config.block_size
         self.batches   = Batches(train, config.block_size, sequences, config.seed)
         self.optimizer = AdamW(model, config.learning_rate, (config.beta1, config.beta2),
-                               weight_decay=config.weight_decay)
+                               weight_decay=config.weight_decay, ranks=self.ranks)
 
     def update(self, step: int) -> Update:
         """Step number `step`, from 0. Where loss or gradients are not finite, nothing is updated."""
-        c = self.config
+        c, flat = self.config, self.model.flat
         lr = learning_rate(step, c.learning_rate, c.warmup_iters, c.lr_decay_iters or c.max_iters,
                            c.learning_rate / 10 if c.min_lr is None else c.min_lr)
         loss = self.loss_and_gradients(step, *self.batches.at(step))
-        norm = clip_grad_norm(self.model, c.grad_clip or math.inf)
+        self.ranks.reduce_scatter(flat.grad)
+        mine = self.ranks.part(flat.size)
+        if c.l1 or c.l2:
+            self._add_penalty(mine)
+        loss, square = self.ranks.all_reduce(loss, flat.grad[mine] @ flat.grad[mine])
+        norm = array_module(flat.grad).sqrt(square)
         result = Update(float(to_numpy(loss)), float(to_numpy(norm)), lr)
         if math.isfinite(result.loss) and math.isfinite(result.norm):
-            self.optimizer.step(lr)
+            self.optimizer.step(lr, clip_scale(norm, c.grad_clip or math.inf))
         return result
 
     def loss_and_gradients(self, step: int, tokens: np.ndarray, targets: np.ndarray):
         """tokens, targets: all sequences of the step, (N, T)  →  mean loss over counted targets, 0-d
 
-        They go through the model batch_size at a time. Each part's loss is divided by the targets counted in
-        all of them, so that the sums are the loss and the gradients of one large batch, and dropout is told
-        each sequence's number in it.
+        This rank's share of them goes through the model, batch_size at a time on all ranks together. Each
+        part's loss is divided by the targets counted in all N, so that the sums over parts and ranks are the
+        loss and the gradients of one large batch, and dropout is told each sequence's number in it.
         """
         c = self.config
         self.model.zero_grad()
         counted = int((targets != IGNORE_INDEX).sum())
-        loss = 0.0
-        for first in range(0, len(tokens), c.batch_size):
-            part = slice(first, first + c.batch_size)
+        loss, mine, at_once = 0.0, self.ranks.part(len(tokens)), -(-c.batch_size // self.ranks.size)
+        for first in range(mine.start, mine.stop, at_once):
+            part = slice(first, min(first + at_once, mine.stop))
             key  = Key(c.seed, step=step, example=first) if c.dropout else None
             loss = loss + self._accumulate(tokens[part], targets[part], key, counted)
-        if c.l1 or c.l2:
-            flat = self.model.flat
-            one  = array_module(flat.data).ones((), flat.data.dtype)
-            flat.grad[:flat.decayed] += penalty_backward(one, (flat.data[:flat.decayed], c.l1, c.l2))
         return loss
 
     def _accumulate(self, tokens: np.ndarray, targets: np.ndarray, key: Key | None, counted: int):
@@ -170,19 +212,29 @@ class Trainer:
         self.model.backward(saved)
         return loss                     # and `saved` is gone before the next part's forward
 
+    def _add_penalty(self, mine: slice) -> None:
+        """The penalties' gradient, to what is this rank's part of the matrices."""
+        c, flat = self.config, self.model.flat
+        part = slice(mine.start, min(mine.stop, flat.decayed))
+        one  = array_module(flat.data).ones((), flat.data.dtype)
+        flat.grad[part] += penalty_backward(one, (flat.data[part], c.l1, c.l2))
+
     def evaluate(self) -> float:
         """Mean loss over the validation windows, in nats a token; dropout is off."""
-        total, count = 0.0, 0
-        c = self.config
+        c, total, count = self.config, 0.0, 0
         for tokens, targets in evaluation_batches(self.val, c.block_size, c.batch_size, c.eval_iters):
-            loss, _ = self.model.loss(tokens, targets)
-            total += float(to_numpy(loss)) * targets.size
-            count += targets.size
+            mine = self.ranks.part(len(tokens))
+            if mine.start < mine.stop:
+                loss, _ = self.model.loss(tokens[mine], targets[mine])
+                total += float(to_numpy(loss)) * targets[mine].size
+                count += targets[mine].size
+        total, count = self.ranks.all_reduce(total, count)
         return total / count
 
     def name_non_finite(self, update: Update) -> str:
         """Which tensor is not finite: a parameter, the loss, or a gradient (the first of each, in forward's
         order)."""
+        self.ranks.all_gather(self.model.flat.grad)            # each has added up only its own part of them
         for name, parameter in self.model.parameters.items():
             if not np.isfinite(to_numpy(parameter.data)).all():
                 return f"NaN or Inf in the parameter {name}"

@@ -5,15 +5,17 @@ import numpy as np
 from npgpt.kernels.cpu.tiles import flat_tiles
 
 
-def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, out=None):
+def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_scale=1.0, out=None):
     if out is None or any(new is not old for new, old in zip(out, (w, m, v), strict=True)):
         return NotImplemented
     if not all(array.flags.c_contiguous for array in (w, g, m, v)):
         return NotImplemented
     for w_, g_, m_, v_ in flat_tiles(w, g, m, v):
+        scaled = g_ * grad_scale
+        square = scaled * scaled
+        scaled *= 1 - beta1
         m_ *= beta1
-        m_ += (1 - beta1) * g_
-        square = g_ * g_
+        m_ += scaled
         square *= 1 - beta2
         v_ *= beta2
         v_ += square

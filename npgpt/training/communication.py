@@ -1,0 +1,264 @@
+"""Ranks: the same training step in several places at once, each on its own share of the batch.
+
+A rank has its own activations and gradients. The ranks meet on flat arrays (npgpt/layers/flat.py), of which
+each owns one part:
+
+    reduce_scatter(grad)    afterwards this rank's part of grad is the sum over all ranks
+    all_gather(data)        afterwards every rank's part of data is what its owner has there
+
+and between the two each updates its own part of the parameters, with its own part of Adam's moments (ZeRO-1,
+Rajbhandari et al. 2020). Ranks are one alone (`Ranks`), threads of one process that share the parameters
+themselves, or processes that mpiexec started. What runs on them need not know which:
+
+    def work(ranks):
+        ...                         # on every rank; ranks.rank says which, ranks.size of how many
+
+    run_on_threads(4, work)                             # or, in every process that mpiexec starts:
+    with processes() as ranks: work(ranks)
+
+A rank that fails ends all: the others leave at their next meeting, and its error is the one that is told.
+"""
+
+import atexit
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from npgpt.errors import DeviceError
+
+WAIT_FOR_OTHERS = 5.0       # seconds that the other ranks have to leave by themselves when one has failed
+TILE = 1 << 17              # elements that are summed at once, so that the sum stays in cache
+LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")        # what mpiexec of MPICH and of Open MPI sets
+
+
+class Ranks:
+    """One rank alone; the other kinds of ranks do the same for several.
+
+    Every method is a meeting: all ranks call it, in the same order. Values are floats or 0-d arrays.
+    """
+
+    rank, size = 0, 1
+
+    def part(self, length: int, rank: int | None = None) -> slice:
+        """Which of `length` things are this rank's, or another's: neighbours, as many for each as can be."""
+        rank = self.rank if rank is None else rank
+        return slice(length * rank // self.size, length * (rank + 1) // self.size)
+
+    def reduce_scatter(self, flat) -> None:
+        """This rank's part of `flat` becomes the sum of all ranks'; the other parts are then of no use."""
+
+    def all_gather(self, flat) -> None:
+        """Every part of `flat` becomes what the rank that owns it has there."""
+
+    def all_reduce(self, *values) -> tuple:
+        """The sum of each value over all ranks, the same on all."""
+        return values
+
+    def gather(self, part) -> list:
+        """On rank 0 the parts of all ranks, in order; nothing on the others."""
+        return [part]
+
+    def broadcast(self, value=None):
+        """What rank 0 brings, on all: anything, or nothing, where the ranks are only to wait for it."""
+        return value
+
+
+class _Meeting:
+    """Where threads meet: a place for what each brings, and a barrier."""
+
+    def __init__(self, size: int):
+        self.barrier = threading.Barrier(size)
+        self.places: tuple[list, list] = ([None] * size, [None] * size)
+
+
+class ThreadRanks(Ranks):
+    """One of several threads. Their arrays lie in one memory, so each reads from the others."""
+
+    def __init__(self, rank: int, size: int, meeting: _Meeting):
+        self.rank, self.size, self._meeting, self._turn = rank, size, meeting, 0
+
+    def reduce_scatter(self, flat) -> None:
+        first, second, *others = self._exchange(flat)
+        for piece in _pieces(self.part(flat.size)):
+            total = first[piece] + second[piece]               # in the order of ranks, whoever adds
+            for other in others:
+                total += other[piece]
+            flat[piece] = total
+
+    def all_gather(self, flat) -> None:
+        arrays = self._exchange(flat)
+        if all(np.may_share_memory(flat, other) for other in arrays):         # one array: all is there
+            return
+        for rank, other in enumerate(arrays):
+            part = self.part(flat.size, rank)
+            if rank != self.rank:
+                flat[part] = other[part]
+        self._exchange(None)                                   # nobody changes what another still reads
+
+    def all_reduce(self, *values) -> tuple:
+        return tuple(sum(column[1:], column[0]) for column in zip(*self._exchange(values), strict=True))
+
+    def gather(self, part) -> list:
+        parts = self._exchange(part)
+        return parts if self.rank == 0 else []
+
+    def broadcast(self, value=None):
+        return self._exchange(value)[0]
+
+    def _exchange(self, mine) -> list:
+        """What every rank brings, by rank.
+
+        The places alternate: whoever is first at the next meeting writes where nobody still reads of this.
+        """
+        places = self._meeting.places[self._turn]
+        self._turn = 1 - self._turn
+        places[self.rank] = mine
+        self._meeting.barrier.wait()
+        return list(places)
+
+
+class MPIRanks(Ranks):
+    """One of several processes, on one machine or many, that mpiexec started."""
+
+    def __init__(self, communicator: Any):
+        self._communicator = communicator
+        self.rank, self.size = communicator.Get_rank(), communicator.Get_size()
+
+    def reduce_scatter(self, flat) -> None:
+        part = self.part(flat.size)
+        total = np.empty(part.stop - part.start, flat.dtype)
+        self._communicator.Reduce_scatter(flat, total, self._lengths(flat.size))
+        flat[part] = total
+
+    def all_gather(self, flat) -> None:
+        from mpi4py import MPI
+        starts = [self.part(flat.size, rank).start for rank in range(self.size)]
+        self._communicator.Allgatherv(MPI.IN_PLACE, [flat, self._lengths(flat.size), starts, None])
+
+    def all_reduce(self, *values) -> tuple:
+        total = np.array([float(value) for value in values])
+        self._communicator.Allreduce(total.copy(), total)
+        return tuple(np.asarray(mine).dtype.type(sum_) for mine, sum_ in zip(values, total, strict=True))
+
+    def gather(self, part) -> list:
+        lengths = self._communicator.gather(part.size)
+        if self.rank:
+            self._communicator.Send(part, 0)
+            return []
+        parts = [part, *(np.empty(length, part.dtype) for length in lengths[1:])]
+        for rank in range(1, self.size):
+            self._communicator.Recv(parts[rank], rank)
+        return parts
+
+    def broadcast(self, value=None):
+        return self._communicator.bcast(value)
+
+    def _lengths(self, length: int) -> list[int]:
+        parts = [self.part(length, rank) for rank in range(self.size)]
+        return [part.stop - part.start for part in parts]
+
+
+def run_on_threads(size: int, work: Callable[[Ranks], Any]) -> Any:
+    """Calls work(ranks) in `size` threads at once and returns what it gave on rank 0.
+
+    The cores are shared out: BLAS gets cores // size threads a rank, at least one. Raises what the first rank
+    to fail raised, at the latest WAIT_FOR_OTHERS seconds after that.
+    """
+    if size == 1:
+        return work(Ranks())
+    meeting = _Meeting(size)
+    ended: queue.SimpleQueue = queue.SimpleQueue()
+
+    def run(rank: int) -> None:
+        try:
+            ended.put((rank, work(ThreadRanks(rank, size, meeting)), None))
+        except BaseException as error:
+            ended.put((rank, None, error))
+            meeting.barrier.abort()                        # the others break off at their next meeting
+
+    threads = [threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True)
+               for rank in range(size)]
+    results: dict[int, Any] = {}
+    with _blas_threads(size):
+        for thread in threads:
+            thread.start()
+        try:
+            while len(results) < size:
+                rank, results[rank], error = ended.get()
+                if error is not None:
+                    raise error
+        except Exception:
+            deadline = time.monotonic() + WAIT_FOR_OTHERS
+            for thread in threads:
+                thread.join(max(0, deadline - time.monotonic()))
+            raise
+        finally:
+            meeting.barrier.abort()                        # where this thread itself was interrupted
+    return results[0]
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[Ranks]:
+    """The ranks that mpiexec started, this process being one of them; one alone where nothing of it is seen.
+
+    Only rank 0 keeps its standard output. An error that leaves the block ends all the processes, once this
+    one has said what it says while it ends. Raises DeviceError without mpi4py.
+    """
+    if not any(name in os.environ for name in LAUNCHERS):
+        yield Ranks()
+        return
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise DeviceError("mpiexec needs mpi4py to reach its processes: pip install 'npgpt[mpi]'") from error
+    world = MPI.COMM_WORLD
+    with contextlib.ExitStack() as stack:
+        if world.rank:
+            silence = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+        stack.enter_context(_blas_threads(world.Split_type(MPI.COMM_TYPE_SHARED).size))
+        try:
+            yield MPIRanks(world) if world.size > 1 else Ranks()
+        except BaseException as error:
+            if not isinstance(error, SystemExit):
+                if world.rank:
+                    time.sleep(0.5)                        # what befell every rank alike, rank 0 tells alone
+                atexit.register(world.Abort, 1)
+            raise
+
+
+def physical_cores() -> int:
+    """The cores that this process may use: those of its affinity, two threads of a core counted once, and no
+    more than its control group's share of processor time."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list")
+        cores.add(topology.read_text() if topology.exists() else cpu)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        share = int(quota) // int(period) if quota != "max" else len(cores)
+    except (OSError, ValueError):
+        share = len(cores)
+    return max(1, min(len(cores), share))
+
+
+def _blas_threads(ranks: int) -> contextlib.AbstractContextManager:
+    """Several ranks on this machine share its cores out; one alone leaves BLAS as it is."""
+    if ranks == 1:
+        return contextlib.nullcontext()
+    return threadpool_limits(max(1, physical_cores() // ranks), user_api="blas")
+
+
+def _pieces(part: slice) -> Iterator[slice]:
+    for start in range(part.start, part.stop, TILE):
+        yield slice(start, min(start + TILE, part.stop))
