@@ -1,0 +1,306 @@
+"""Ranks: what they give each other, that any number of them computes the same, and how they end."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from npgpt.errors import ConfigError, TrainingError
+from npgpt.models import GPT
+from npgpt.training import communication
+from npgpt.training.checkpoint import list_checkpoints, load_latest
+from npgpt.training.communication import Ranks, physical_cores, run_on_threads
+from npgpt.training.config import TrainConfig
+from npgpt.training.runs import open_run
+from npgpt.training.trainer import Trainer, number_of_workers
+
+WORKER = Path(__file__).with_name("communication_worker.py")
+PATHS = f"{WORKER.parent}:{WORKER.parents[1]}:{WORKER.parents[2]}"
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
+SIZES = (1, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def mpiexec():
+    """Runs a script of tests/training on so many processes; skipped where there is no mpiexec."""
+    pytest.importorskip("mpi4py")
+    program = Path(sys.executable).with_name("mpiexec")
+    if not program.exists():
+        pytest.skip("no mpiexec beside this Python")
+
+    def run(size, *arguments, timeout=60):
+        return subprocess.run([program, "-n", str(size), sys.executable, *map(str, arguments)],
+                              capture_output=True, text=True, timeout=timeout,
+                              env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": PATHS})
+    return run
+
+
+def test_parts_are_neighbours_and_differ_by_one_at_most():
+    for size in (1, 2, 3, 7):
+        for length in (0, 1, 5, 7, 100):
+            ranks = Ranks()
+            ranks.size = size
+            parts = [ranks.part(length, rank) for rank in range(size)]
+            assert [n for part in parts for n in range(length)[part]] == list(range(length))
+            lengths = [part.stop - part.start for part in parts]
+            assert max(lengths) - min(lengths) <= 1
+
+
+def exchange(ranks):
+    """Every meeting, twice over, on arrays that tell who wrote what where; and what each must give."""
+    for turn in range(2):
+        mine = np.arange(11.0) + 100 * ranks.rank + turn
+        ranks.reduce_scatter(mine)
+        total = ranks.size * (np.arange(11.0) + turn) + 100 * sum(range(ranks.size))
+        part = ranks.part(11)
+        assert np.array_equal(mine[part], total[part])
+
+        ranks.all_gather(mine)
+        assert np.array_equal(mine, total)
+
+        sums = ranks.all_reduce(ranks.rank + 1, np.float32(0.5))
+        assert sums == (sum(range(ranks.size + 1)), ranks.size / 2)
+        assert type(ranks.all_reduce(np.float32(0.5))[0]) is np.float32
+
+        parts = ranks.gather(np.arange(5.0)[ranks.part(5)] + turn)
+        assert np.array_equal(np.concatenate(parts or [[]]), [] if ranks.rank else np.arange(5.0) + turn)
+
+        assert ranks.broadcast(("from", ranks.rank)) == ("from", 0)
+    return ranks.rank, ranks.size
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_threads_give_each_other_what_they_should(size):
+    assert run_on_threads(size, exchange) == (0, size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_processes_give_each_other_what_they_should(size, mpiexec):
+    done = mpiexec(size, WORKER, "exchange")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n") == [f"(0, {size})", ""], "rank 0 alone has a standard output"
+
+
+def test_a_sum_over_threads_is_in_the_order_of_ranks_and_takes_many_tiles():
+    values = np.random.default_rng(0).standard_normal((3, 3 * communication.TILE)).astype("f4")
+
+    def work(ranks):
+        mine = values[ranks.rank].copy()
+        ranks.reduce_scatter(mine)
+        ranks.all_gather(mine)
+        return mine
+
+    assert np.array_equal(run_on_threads(3, work), values[0] + values[1] + values[2])
+
+
+def test_an_array_shared_by_threads_is_gathered_by_waiting():
+    shared = np.zeros(6)
+
+    def work(ranks):
+        time.sleep(0.05 * ranks.rank)
+        shared[ranks.part(6)] = ranks.rank + 1
+        ranks.all_gather(shared)
+        return shared.copy()
+
+    assert run_on_threads(3, work).tolist() == [1, 1, 2, 2, 3, 3]
+
+
+def steps(ranks, model, dtype, count=20, fail_at=None):
+    """Parameters and losses after some updates with dropout, accumulation, penalties, clipping, ignored
+    targets and more sequences than some ranks have."""
+    config = TrainConfig(**tiny.SETTINGS | {"dtype": dtype, "l1": 1e-4, "l2": 1e-3, "grad_clip": 0.5,
+                                            "n_embd": 12, "batch_size": 5, "workers": None})
+    tokens = np.random.default_rng(0).integers(0, 11, 700)
+    if model is None:
+        model = GPT(config.model(11), config.seed, dtype=dtype)
+    elif ranks.rank:
+        model = model.replica()
+    trainer = Trainer(config, model, tokens, tokens, ranks)
+    losses = []
+    for step in range(count):
+        losses.append(trainer.update(step).loss)
+    moments = trainer.optimizer.state()
+    return model, losses, trainer.evaluate(), moments
+
+
+def on_threads(size, dtype):
+    config = TrainConfig(**tiny.SETTINGS | {"n_embd": 12})
+    model = GPT(config.model(11), config.seed, dtype=dtype)
+    _, losses, evaluated, moments = run_on_threads(size, lambda ranks: steps(ranks, model, dtype))
+    return {"data": model.flat.data, "losses": np.array([*losses, evaluated]),
+            **moments}
+
+
+def assert_same(results, dtype):
+    first = results[0]
+    for other in results[1:]:
+        assert first.keys() == other.keys()
+        for name, value in first.items():
+            scale = max(abs(value).max(), 1e-3 if "exp_avg" in name else 1)
+            assert abs(value - other[name]).max() <= TOLERANCE[dtype] * scale, name
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_any_number_of_ranks_computes_the_same(dtype, mpiexec, tmp_path):
+    """Threads and processes, 20 updates with dropout. Of processes every rank's parameters are compared."""
+    results = [on_threads(size, dtype) for size in SIZES]
+    for size in SIZES[1:]:
+        done = mpiexec(size, WORKER, "steps", dtype, tmp_path)
+        assert done.returncode == 0, done.stderr
+        files = [dict(np.load(tmp_path / f"{dtype}-{size}-{rank}.npz")) for rank in range(size)]
+        for file in files[1:]:
+            assert np.array_equal(file["data"], files[0]["data"]), "ranks must hold identical parameters"
+        results.append(files[0])
+    assert len(np.unique(results[0]["losses"])) > 20
+    assert_same(results, dtype)
+
+
+def test_nan_on_one_rank_skips_the_update_on_all(monkeypatch):
+    tokens = np.random.default_rng(0).integers(0, 11, 700)
+    config = TrainConfig(**tiny.SETTINGS | {"workers": 3})
+    model  = GPT(config.model(11), config.seed)
+    before = model.flat.data.copy()
+
+    def work(ranks):
+        own = model.replica() if ranks.rank else model
+        trainer = Trainer(config, own, tokens, tokens, ranks)
+        if ranks.rank == 1:
+            loss = own.loss
+
+            def poisoned(*arguments):
+                value, saved = loss(*arguments)
+                own.parameters["h.1.mlp.c_fc.weight"].grad[2, 3] = np.nan
+                return value, saved
+            own.loss = poisoned
+        update = trainer.update(0)
+        return ranks.gather(np.array([update.norm, trainer.optimizer.updates,
+                                      "gradient of h.1.mlp.c_fc.weight" in trainer.name_non_finite(update)]))
+
+    for norm, updates, named in run_on_threads(3, work):
+        assert np.isnan(norm) and updates == 0 and named
+    assert np.array_equal(model.flat.data, before)
+
+
+def test_a_rank_that_fails_ends_all_and_its_error_is_told():
+    def work(ranks):
+        if ranks.rank == 1:
+            raise TrainingError("this rank has failed")
+        ranks.broadcast()
+        return "never"
+
+    begun = time.monotonic()
+    with pytest.raises(TrainingError, match="this rank has failed"):
+        run_on_threads(3, work)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_rank_that_is_busy_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(communication, "WAIT_FOR_OTHERS", 0.2)
+    begun = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        run_on_threads(2, lambda ranks: time.sleep(20) if ranks.rank else 1 / 0)
+    assert time.monotonic() - begun < 10
+
+
+def test_a_process_that_fails_ends_all_and_its_error_is_told(mpiexec):
+    begun = time.monotonic()
+    done = mpiexec(3, WORKER, "fail")
+    assert done.returncode != 0 and "TrainingError: this rank has failed" in done.stderr
+    assert time.monotonic() - begun < 10
+
+
+def test_threads_share_the_cores_out(monkeypatch):
+    from threadpoolctl import threadpool_info
+
+    def blas_threads(ranks=None):
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    before = blas_threads()
+    monkeypatch.setattr(communication, "physical_cores", lambda: 2)
+    assert run_on_threads(2, blas_threads) == run_on_threads(5, blas_threads) == {1}
+    assert run_on_threads(1, blas_threads) == blas_threads() == before
+
+
+def test_the_cores_are_those_this_process_may_use(monkeypatch):
+    everything = os.sched_getaffinity(0)
+    assert 1 <= physical_cores() <= len(everything)
+    one = min(everything)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {one})
+    assert physical_cores() == 1
+
+
+def test_by_default_every_core_is_a_rank_that_has_a_sequence(monkeypatch):
+    monkeypatch.setattr("npgpt.training.trainer.physical_cores", lambda: 8)
+    sizes = {"batch_size": 3, "gradient_accumulation_steps": 2}
+    assert number_of_workers(TrainConfig(**sizes)) == 6
+    assert number_of_workers(TrainConfig()) == 8
+    assert number_of_workers(TrainConfig(workers=3)) == 3
+    assert number_of_workers(TrainConfig(device="cuda")) == 1
+    with pytest.raises(ConfigError, match="workers must be 1 to 6, a sequence of the step for each, not 7"):
+        TrainConfig(**sizes, workers=7)
+    with pytest.raises(ConfigError, match="workers must be 1 on a GPU, not 2"):
+        TrainConfig(device="cuda", workers=2)
+
+
+def trained(run):
+    checkpoint = load_latest(run.path, print)
+    return {f"{kind} {name}": array for kind, arrays in checkpoint.tensors.items()
+            for name, array in arrays.items()}
+
+
+def test_a_checkpoint_of_any_number_of_ranks_goes_on_with_any_other(tmp_path):
+    whole = tiny.new_run(tmp_path, "whole", dtype="float64", workers=1)
+    assert tiny.train_quietly(whole)
+    expected = trained(whole)
+    for before, after in ((3, 1), (1, 4), (2, 3)):
+        run = tiny.new_run(tmp_path, f"{before}-{after}", dtype="float64", workers=before)
+        asked = iter(range(13))
+        assert not tiny.train_quietly(run, stop=lambda: next(asked, None) is None)    # noqa: B023
+        assert list_checkpoints(run.path)[0].name == "step-000013"
+        assert tiny.train_quietly(run._replace(config=TrainConfig(**vars(run.config) | {"workers": after})),
+                                  resume=True)
+        assert_same([expected, trained(run)], "float64")
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_two_runs_on_several_threads_are_byte_identical(tmp_path, workers):
+    runs = [tiny.new_run(tmp_path, name, workers=workers) for name in ("one", "two")]
+    for run in runs:
+        assert tiny.train_quietly(run)
+    first, second = (trained(run) for run in runs)
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_mpiexec_trains_and_threads_go_on(tmp_path, mpiexec):
+    text, folder = tiny.write_text(tmp_path), tmp_path / "run"
+    done = mpiexec(2, WORKER, "npgpt", "train", "--data", text, *tiny.FLAGS, "--dtype", "float64",
+                   "--out-dir", folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run: ") == done.stdout.count("next:  npgpt sample") == 1
+    assert list_checkpoints(folder)[0].name == "step-000020"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "train_loss" in record] == [4, 8, 12, 16, 20]
+    alone = tiny.new_run(tmp_path, "alone", workers=1, dtype="float64")
+    assert tiny.train_quietly(alone)
+    assert_same([trained(alone), trained(open_run(folder))], "float64")
+
+    done = mpiexec(3, WORKER, "npgpt", "train", "--resume", folder, "--max-iters", "24")
+    assert done.returncode == 0 and "going on at step 20" in done.stdout, done.stderr
+    assert tiny.train_quietly(open_run(folder), resume=True)
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (("--max-iters", "0"), "npgpt: max_iters must be at least 1, not 0"),
+    (("--workers", "2"), "npgpt: mpiexec's processes are the ranks: leave workers out"),
+    (("--batch-size", "1", "--gradient-accumulation-steps", "1"), "start at most 1, a sequence"),
+])
+def test_what_every_process_finds_wrong_is_told_once(tmp_path, mpiexec, arguments, sentence):
+    done = mpiexec(2, WORKER, "npgpt", "train", "--data", tiny.write_text(tmp_path), *tiny.FLAGS, *arguments,
+                   "--out-dir", tmp_path / "run")
+    assert done.returncode != 0 and done.stderr.count(sentence) == 1 and "Traceback" not in done.stderr
