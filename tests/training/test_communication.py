@@ -88,7 +88,7 @@ def test_processes_give_each_other_what_they_should(size, mpiexec):
 
 
 def test_a_sum_over_threads_is_in_the_order_of_ranks_and_takes_many_tiles():
-    values = np.random.default_rng(0).standard_normal((3, 3 * communication.TILE)).astype("f4")
+    values = np.random.default_rng(0).standard_normal((3, 7 * communication.TILE)).astype("f4")
 
     def work(ranks):
         mine = values[ranks.rank].copy()
@@ -97,6 +97,26 @@ def test_a_sum_over_threads_is_in_the_order_of_ranks_and_takes_many_tiles():
         return mine
 
     assert np.array_equal(run_on_threads(3, work), values[0] + values[1] + values[2])
+
+
+class SlowToCopy(np.ndarray):
+    """Takes its time before it takes over anything."""
+
+    def __setitem__(self, place, value):
+        time.sleep(0.05)
+        super().__setitem__(place, value)
+
+
+def test_nobody_goes_on_while_another_still_reads_from_it():
+    def work(ranks):
+        mine = np.full(6, 1.0 + ranks.rank).view(SlowToCopy if ranks.rank else np.ndarray)
+        ranks.all_gather(mine)
+        if ranks.rank == 0:
+            mine[:] = np.nan
+        return ranks.gather(mine)
+
+    for gathered in run_on_threads(3, work)[1:]:
+        assert gathered.tolist() == [1, 1, 2, 2, 3, 3]
 
 
 def test_an_array_shared_by_threads_is_gathered_by_waiting():
@@ -185,6 +205,21 @@ def test_nan_on_one_rank_skips_the_update_on_all(monkeypatch):
     for norm, updates, named in run_on_threads(3, work):
         assert np.isnan(norm) and updates == 0 and named
     assert np.array_equal(model.flat.data, before)
+
+
+def test_each_window_of_an_evaluation_is_one_ranks():
+    tokens, seen = np.arange(700) % 11, []
+    config = TrainConfig(**tiny.SETTINGS)
+    model  = GPT(config.model(11), config.seed)
+
+    def work(ranks):
+        trainer = Trainer(config, model.replica(), tokens, tokens, ranks)
+        loss = trainer.model.loss
+        trainer.model.loss = lambda tokens, targets: seen.append(len(tokens)) or loss(tokens, targets)
+        trainer.evaluate()
+
+    run_on_threads(4, work)
+    assert sum(seen) == config.eval_iters * config.batch_size and min(seen) > 0
 
 
 def test_a_rank_that_fails_ends_all_and_its_error_is_told():
