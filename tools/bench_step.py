@@ -2,15 +2,23 @@
 
     python tools/bench_step.py                     # configurations A and B
     python tools/bench_step.py A C D64 --rounds 9
+    python tools/bench_step.py B --formulas --dropout 0.2
 
 Each competitor is a process of its own that stays; they take turns, and all but the one whose turn it is are
-stopped, so that a drift of the machine meets all alike and nobody disturbs another. npgpt runs twice, to show
-the noise, and once with its formulas alone. Ratios are medians of the ratios within each round. Needs
-PyTorch; run nothing else meanwhile. OPENBLAS_NUM_THREADS and OMP_NUM_THREADS set the threads.
+stopped, so that a drift of the machine meets all alike and nobody disturbs another. npgpt, on a thread for
+each physical core, runs twice, to show the noise; `--formulas` adds it without twins. PyTorch runs eagerly
+and compiled, and both again with MKL's check for an Intel processor answered yes (see `unbind_mkl`), for on
+other processors MKL takes slower paths. Ratios are medians of the ratios within each round. "of sgemm" is the
+share of what one large product of NumPy's BLAS reaches in the same rounds; "faults" are minor page faults a
+step. Needs PyTorch; run nothing else meanwhile.
 """
 
 import argparse
+import ctypes
+import math
+import mmap
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -44,7 +52,8 @@ SHAPES = {
     "D": Shape(50257, 4, 256, 12, 12, 768),         # GPT-2 124M
     "D64": Shape(50257, 4, 64, 12, 12, 768),
 }
-COMPETITORS = ("npgpt", "npgpt again", "npgpt formulas", "pytorch eager")
+PYTORCH = ("torch eager", "torch compiled", "torch eager, unbound", "torch compiled, unbound")
+TURN = 1.0          # seconds of steps, about, but at least 2 steps
 
 
 def main() -> None:
@@ -53,6 +62,8 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", metavar="SHAPE", help="A, B, C, D or D64 (A and B)")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each competitor (7)")
     parser.add_argument("--dropout", type=float, default=0.0, help="of all competitors (0)")
+    parser.add_argument("--formulas", action="store_true", help="npgpt without its twins, too")
+    parser.add_argument("--eager", action="store_true", help="of PyTorch's kinds the eager ones only")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
@@ -60,40 +71,53 @@ def main() -> None:
         return
     if unknown := set(options.shapes) - set(SHAPES):
         parser.error(f"unknown configuration {unknown.pop()!r}: use A, B, C, D or D64")
-    limit = statistics.median(sgemm() for _ in range(9))
-    console = Console()
-    console.print(f"sgemm of 2000 × 2000 × 2000: {limit / 1e9:.0f} GFLOP/s")
+    names = ["npgpt", "npgpt again", *["npgpt formulas"] * options.formulas,
+             *[name for name in PYTORCH if not options.eager or "eager" in name]]
     for name in options.shapes or ["A", "B"]:
-        console.print(compare(name, options.rounds, options.dropout, limit))
+        compare(name, names, options.rounds, options.dropout, Console(width=100))
 
 
-def compare(name: str, rounds: int, dropout: float, limit: float) -> Table:
-    """The table of one configuration."""
+def compare(name: str, names: list[str], rounds: int, dropout: float, console: Console) -> None:
+    """Prints the table of one configuration."""
     shape = SHAPES[name]
-    workers = {competitor: start(competitor, name, dropout) for competitor in COMPETITORS}
+    workers = {competitor: start(competitor, name, dropout) for competitor in names}
+    times: dict[str, list[float]] = {competitor: [] for competitor in names}
+    faults, limits = {}, []
     try:
-        times: dict[str, list[float]] = {competitor: [] for competitor in COMPETITORS}
         for _ in range(rounds):
+            limits.append(sgemm())
             for competitor, process in workers.items():
                 process.send_signal(signal.SIGCONT)
-                times[competitor].append(float(ask(process)))
+                seconds, faults[competitor] = map(float, ask(process).split())
                 process.send_signal(signal.SIGSTOP)
+                times[competitor].append(seconds)
         memory = {competitor: peak_memory(process.pid) for competitor, process in workers.items()}
     finally:
         for process in workers.values():
             process.kill()
-    table = Table("", "tokens/s", "spread", "over PyTorch", "of sgemm", "peak MB", box=box.SIMPLE_HEAD,
-                  title=f"{name}: {', '.join(f'{k}={v}' for k, v in shape._asdict().items())}")
-    for competitor in COMPETITORS:
-        seconds = statistics.median(times[competitor])
-        ratio = statistics.median(theirs / ours for ours, theirs
-                                  in zip(times[competitor], times["pytorch eager"], strict=True))
-        tokens = shape.B * shape.T
-        rates = [tokens / t for t in times[competitor]]
-        table.add_row(competitor, f"{tokens / seconds:,.0f}", f"{min(rates):,.0f}–{max(rates):,.0f}",
-                      f"{ratio:.2f}", f"{flops(shape) * tokens / seconds / limit:.0%}",
-                      f"{memory[competitor]:.0f}")
-    return table
+    limit, tokens = statistics.median(limits), shape.B * shape.T
+    title = ", ".join(f"{k}={v}" for k, v in shape._asdict().items())
+    table = Table("", "tokens/s", "spread", "npgpt over it", "of sgemm", "faults", "peak MB",
+                  box=box.SIMPLE_HEAD, title=f"{name}: {title}{f', dropout {dropout}' if dropout else ''}")
+    for competitor in names:
+        rate, rates = tokens / statistics.median(times[competitor]), [tokens / t for t in times[competitor]]
+        table.add_row(competitor, f"{rate:,.0f}", f"{min(rates):,.0f}–{max(rates):,.0f}",
+                      f"{ratio(times, competitor):.2f}", f"{flops(shape) * rate / limit:.0%}",
+                      f"{faults[competitor]:,.0f}", f"{memory[competitor]:.0f}")
+    console.print(table)
+    kinds = {"PyTorch": [n for n in names if n in PYTORCH[:2]],
+             "PyTorch with MKL unbound": [n for n in names if n in PYTORCH[2:]]}
+    for kind, group in kinds.items():
+        best = min(group, key=lambda competitor: statistics.median(times[competitor]))
+        console.print(f"npgpt over the best of {kind} ({best}): {ratio(times, best):.2f}")
+    console.print(f"sgemm of 2000 × 2000 × 2000: {limit / 1e9:.0f} GFLOP/s "
+                  f"({min(limits) / 1e9:.0f}–{max(limits) / 1e9:.0f})\n")
+
+
+def ratio(times: dict[str, list[float]], competitor: str) -> float:
+    """npgpt's tokens/s over the competitor's, the median over rounds."""
+    return statistics.median(theirs / ours for ours, theirs
+                             in zip(times["npgpt"], times[competitor], strict=True))
 
 
 def start(competitor: str, name: str, dropout: float) -> subprocess.Popen:
@@ -106,7 +130,7 @@ def start(competitor: str, name: str, dropout: float) -> subprocess.Popen:
 
 
 def ask(process: subprocess.Popen) -> str:
-    """One turn: the median seconds of its steps."""
+    """One turn: the median seconds of its steps, and page faults a step."""
     assert process.stdin and process.stdout
     process.stdin.write("\n")
     process.stdin.flush()
@@ -117,49 +141,62 @@ def ask(process: subprocess.Popen) -> str:
 
 
 def work(competitor: str, shape: Shape, dropout: float) -> None:
-    """A competitor: for every line of standard input, steps for a second, and a line with their median."""
-    rng = np.random.default_rng(0)
-    tokens, targets = rng.integers(0, shape.V, (2, shape.B, shape.T))
-    make = pytorch_step if competitor.startswith("pytorch") else npgpt_step
+    """A competitor: for every line of standard input some steps, and a line that tells of them."""
+    if competitor in PYTORCH:
+        import torch
+        if "unbound" in competitor:
+            unbind_mkl(torch)
+        turns(pytorch_step(shape, dropout, "compiled" in competitor), lambda line: line)
+        return
+    from npgpt.tensor import twins
+    from npgpt.training.communication import physical_cores, run_on_threads
     if competitor == "npgpt formulas":
-        from npgpt.tensor import twins
         twins.find_twin = lambda *_: None                                     # type: ignore[assignment]
-    step = make(shape, dropout, tokens, targets)
-    for _ in range(2):
+    trainer = npgpt_trainer(shape, dropout)
+    run_on_threads(min(physical_cores(), shape.B),
+                   lambda ranks: turns(trainer(ranks), ranks.broadcast, ranks.rank == 0))
+
+
+def turns(step: Callable[[], None], agree: Callable, first: bool = True) -> None:
+    """Steps as often as standard input has lines; `agree` tells all ranks what the first one has read."""
+    for _ in range(3):
+        begun = time.perf_counter()
         step()
-    for _ in sys.stdin:
-        seconds: list[float] = []
-        while sum(seconds) < 1 or len(seconds) < 3:
+    count = agree(max(2, math.ceil(TURN / (time.perf_counter() - begun))))
+    while agree(sys.stdin.readline() if first else None):
+        seconds, faults = [], resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(count):
             begun = time.perf_counter()
             step()
             seconds.append(time.perf_counter() - begun)
-        print(statistics.median(seconds), flush=True)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        if first:
+            print(statistics.median(seconds), faults / count, flush=True)
 
 
-def npgpt_step(shape: Shape, dropout: float, tokens: np.ndarray,
-               targets: np.ndarray) -> Callable[[], None]:
+def npgpt_trainer(shape: Shape, dropout: float) -> Callable:
+    """A function that gives each rank its step."""
     import npgpt
-    from npgpt.tensor import Key
-    V, _, T, L, H, C = shape
-    model = npgpt.GPT(npgpt.GPTConfig(V, T, L, H, C, dropout=dropout))
-    optimizer = npgpt.AdamW(model, lr=1e-4)
+    from npgpt.training.config import TrainConfig
+    from npgpt.training.trainer import Trainer
+    V, B, T, L, H, C = shape
+    config = TrainConfig(block_size=T, n_layer=L, n_head=H, n_embd=C, dropout=dropout, batch_size=B,
+                         learning_rate=1e-4, max_iters=1_000_000, beta2=0.95)
+    model  = npgpt.GPT(config.model(V))
+    tokens = np.random.default_rng(0).integers(0, V, 4 * B * T)
 
-    def step() -> None:
-        model.zero_grad()
-        _, saved = model.loss(tokens, targets, Key(1, step=optimizer.updates) if dropout else None)
-        model.backward(saved)
-        npgpt.clip_grad_norm(model, 1.0)
-        optimizer.step()
+    def on_rank(ranks) -> Callable[[], None]:
+        trainer = Trainer(config, model.replica() if ranks.rank else model, tokens, tokens, ranks)
+        return lambda: trainer.update(trainer.optimizer.updates) and None
 
-    return step
+    return on_rank
 
 
-def pytorch_step(shape: Shape, dropout: float, tokens: np.ndarray,
-                 targets: np.ndarray) -> Callable[[], None]:
+def pytorch_step(shape: Shape, dropout: float, compiled: bool) -> Callable[[], None]:
     import torch
     from torch import nn
     from torch.nn import functional as F
-    V, _, T, L, H, C = shape
+    V, B, T, L, H, C = shape
 
     class Block(nn.Module):
         def __init__(self):
@@ -191,18 +228,33 @@ def pytorch_step(shape: Shape, dropout: float, tokens: np.ndarray,
             return F.cross_entropy(logits.view(-1, V), targets.view(-1))
 
     model = Model()
-    x, y = torch.tensor(tokens), torch.tensor(targets)
+    run = torch.compile(model) if compiled else model
+    x, y = torch.randint(0, V, (2, B, T))
     groups = [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
               {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95))
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        model(x, y).backward()
+        run(x, y).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
     return step
+
+
+def unbind_mkl(torch) -> None:
+    """Makes MKL, inside PyTorch's library, find an Intel processor: the two functions that ask for one are
+    overwritten in memory with `mov eax, 1; ret`. On x86-64 Linux.
+    """
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    protect = ctypes.CDLL(None).mprotect
+    for name in ("mkl_serv_intel_cpu_true", "mkl_serv_intel_cpu"):
+        place = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+        page  = place - place % mmap.PAGESIZE
+        if protect(ctypes.c_void_p(page), 2 * mmap.PAGESIZE, 7):              # read, write, execute
+            raise SystemExit("cannot write to MKL's code")
+        ctypes.memmove(place, b"\xb8\x01\x00\x00\x00\xc3", 6)
 
 
 def flops(shape: Shape) -> float:
@@ -211,11 +263,13 @@ def flops(shape: Shape) -> float:
 
 
 def sgemm() -> float:
-    """Operations a second of one large product in NumPy."""
-    a = np.ones((2000, 2000), np.float32)
-    begun = time.perf_counter()
-    a @ a
-    return 2 * 2000**3 / (time.perf_counter() - begun)
+    """Operations a second of a large product in NumPy, on all cores: the best of five."""
+    a, seconds = np.ones((2000, 2000), np.float32), []
+    for _ in range(5):
+        begun = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - begun)
+    return 2 * 2000**3 / min(seconds)
 
 
 def peak_memory(pid: int) -> float:

@@ -15,4 +15,4 @@ class Embedding(Module):
 
     def backward(self, dy, saved) -> None:
         """Returns nothing: tokens have no gradient."""
-        self.weight.add_grad(embedding_backward(dy, saved))
+        embedding_backward(dy, saved, add_to=self.weight.grad)                # V rows, of which few are used

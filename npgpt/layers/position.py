@@ -21,7 +21,7 @@ class LearnedPosition(Module):
         return x + position, saved
 
     def backward(self, dy, saved):
-        self.weight.add_grad(embedding_backward(dy.sum(0), saved))        # every example used the same rows
+        embedding_backward(dy.sum(0), saved, add_to=self.weight.grad)         # every example used the same rows
         return dy
 
 

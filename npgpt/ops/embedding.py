@@ -21,10 +21,10 @@ def embedding_forward(tokens, weight):
 
 
 @accelerated
-def embedding_backward(dy, saved):
-    """dy: (..., C)  →  dweight: (V, C)"""
+def embedding_backward(dy, saved, add_to=None):
+    """dy: (..., C)  →  dweight: (V, C), added to `add_to` if given, which is then returned"""
     tokens, shape = saved
     xp = array_module(dy)
-    dweight = xp.zeros(shape, dy.dtype)
+    dweight = xp.zeros(shape, dy.dtype) if add_to is None else add_to
     xp.add.at(dweight, tokens, dy)            # unlike dweight[tokens] += dy, counts every repeat
     return dweight
