@@ -9,6 +9,7 @@ import strict_cupy
 from strict_cupy import SynchronisationError, forbid_synchronisation
 
 from npgpt import GPT, GPTConfig, check_gradients, ops
+from npgpt.generation.kv_cache import KVCache
 from npgpt.inspection.examples import EXAMPLES, Sizes
 from npgpt.tensor import Key, array_module, to_numpy
 
@@ -382,3 +383,27 @@ def test_generation_from_the_device_equals_the_host(cupy):
     new = there.generate(prompt, 6, **settings)
     assert isinstance(new, np.ndarray)
     np.testing.assert_array_equal(new, here.generate(prompt, 6, **settings))
+
+
+@pytest.mark.parametrize("options", [{}, {"position": "sinusoidal", "gradient_checkpointing": True}])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_cache_on_the_device_waits_for_nothing_and_gives_the_logits_of_the_host(cupy, device, options):
+    config = GPTConfig(**vars(CONFIG) | options)
+    here, there = (GPT(config, device=place, dtype="float64") for place in ("cpu", device))
+    tokens, _ = batch(config)
+    expected, _ = here.forward(tokens)
+    cache = KVCache(config.n_layer, config.block_size)
+    for part in (slice(0, 2), slice(2, 3), slice(3, 5)):
+        with forbid_synchronisation() as machine:
+            logits, _ = there.forward(tokens[:, part], kv_cache=cache)
+        np.testing.assert_allclose(to_numpy(logits), expected[:, part], rtol=0, atol=1e-12)
+    assert machine.downloads == 3                                             # here in the test
+    assert {layer.keys.device.id for layer in cache.layers} == {device == "cuda:1"}
+
+
+def test_a_step_of_decoding_uploads_one_token_a_sequence_and_downloads_the_logits(cupy):
+    decode, (tokens, _) = GPT(CONFIG, device="cuda").decoder(), batch(CONFIG)
+    decode(tokens[:, :3])
+    strict_cupy.machine.uploads.clear()
+    assert decode(tokens[:, :4]).shape == (3, 17)
+    assert strict_cupy.machine.uploads == [((3, 1), "int64")] and strict_cupy.machine.downloads == 2

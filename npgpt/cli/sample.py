@@ -56,7 +56,7 @@ def run(arguments: list[str]) -> int:
     ids = tokenizer.encode_ordinary(prompt) or [end or 0]         # of characters, id 0 usually is the newline
     show = printable if sys.stdout.isatty() else str
     for n in range(options.num_samples):
-        new = stream(model.next_logits, np.array([ids]), options.max_new_tokens, options.do_sample,
+        new = stream(model.decoder(), np.array([ids]), options.max_new_tokens, options.do_sample,
                      options.temperature, options.top_k or None, options.top_p,
                      (options.seed + n) % 2**64)
         print(show(prompt), end="", flush=True)

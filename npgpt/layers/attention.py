@@ -13,6 +13,10 @@ class SelfAttention(Module):
 
     proj_std: of c_proj's initial values.  dropout: on y.  key_mask, in forward: bool (B, T), False hides a
     position.
+
+    kv_cache, in forward: keys and values of the positions before these T, which join them there
+    (npgpt.generation.kv_cache.LayerCache). The queries then ask all S positions, and key_mask is (B, S).
+    Only for causal attention, and there is no backward from such a forward.
     """
 
     def __init__(self, n_embd: int, n_head: int, dropout: float = 0.0, bias: bool = True, causal: bool = True,
@@ -25,9 +29,11 @@ class SelfAttention(Module):
         self.c_proj = Linear(n_embd, n_embd, bias, std=proj_std)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x, key=None, key_mask=None):
+    def forward(self, x, key=None, key_mask=None, kv_cache=None):
         qkv, s1 = self.c_attn.forward(x)                                      # (B, T, 3C)
         q, k, v = split_heads(qkv, 3, self.n_head)                            # (B, H, T, D) each
+        if kv_cache is not None:
+            k, v = kv_cache.append(k, v)                                      # (B, H, S, D) each
         y, s2   = attention_forward(q, k, v, self.causal, key_mask)           # (B, H, T, D)
         y, s3   = self.c_proj.forward(y.swapaxes(1, 2).reshape(x.shape))      # heads side by side: (B, T, C)
         y, s4   = self.dropout.forward(y, key)

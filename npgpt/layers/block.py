@@ -8,7 +8,10 @@ from npgpt.ops.residual import residual_backward, residual_forward
 
 
 class Block(Module):
-    """Pre-norm, as GPT-2: x + attention(norm(x)), then x + feed_forward(norm(x)).   x, y: (B, T, C)"""
+    """Pre-norm, as GPT-2: x + attention(norm(x)), then x + feed_forward(norm(x)).   x, y: (B, T, C)
+
+    kv_cache, in forward: as in SelfAttention.
+    """
 
     def __init__(self, n_embd: int, n_head: int, dropout: float = 0.0, bias: bool = True,
                  activation: str = "gelu_tanh", proj_std: float = 0.02):
@@ -17,9 +20,9 @@ class Block(Module):
         self.ln_2 = LayerNorm(n_embd, bias)
         self.mlp  = FeedForward(n_embd, dropout, bias, activation, proj_std)
 
-    def forward(self, x, key=None):
+    def forward(self, x, key=None, kv_cache=None):
         h, s1 = self.ln_1.forward(x)
-        h, s2 = self.attn.forward(h, key and key.child(0))
+        h, s2 = self.attn.forward(h, key and key.child(0), kv_cache=kv_cache)
         x, s3 = residual_forward(x, h)
         h, s4 = self.ln_2.forward(x)
         h, s5 = self.mlp.forward(h, key and key.child(1))

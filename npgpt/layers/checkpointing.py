@@ -8,7 +8,11 @@ from npgpt.layers.module import Module
 
 
 class Checkpointed(Module):
-    """Wraps a layer with `forward(x, key)`; the parameters and their names stay the layer's."""
+    """Wraps a layer with `forward(x, key)`; the parameters and their names stay the layer's.
+
+    kv_cache, in forward: for a layer that takes one. A second run would append to it once more, so nothing
+    is saved then, and there is no backward.
+    """
 
     def __init__(self, layer):
         self.layer = layer
@@ -16,7 +20,9 @@ class Checkpointed(Module):
     def named_parameters(self, prefix: str = ""):
         return self.layer.named_parameters(prefix)
 
-    def forward(self, x, key=None):
+    def forward(self, x, key=None, kv_cache=None):
+        if kv_cache is not None:
+            return self.layer.forward(x, key, kv_cache=kv_cache)[0], None
         y, _ = self.layer.forward(x, key)
         return y, (x, key)
 

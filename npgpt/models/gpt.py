@@ -7,7 +7,9 @@ initial values are GPT-2's: Normal(0, 0.02²), the projections that end in a res
 1/√(2·n_layer), for there are 2·n_layer of them; biases 0, gains 1.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from npgpt.errors import ConfigError, DataError
 from npgpt.generation import decoding
+from npgpt.generation.kv_cache import KVCache
 from npgpt.layers import (
     Block,
     Checkpointed,
@@ -88,9 +91,13 @@ class GPT(Module):
         flat = self.flat
         return GPT(self.config, device=flat.device, dtype=str(flat.data.dtype), data=flat.data)
 
-    def forward(self, tokens, key=None):
-        """tokens: (B, T)  →  logits: (B, T, vocab_size), saved for `backward_logits`"""
-        x, body = self._body_forward(self._checked(tokens), key)
+    def forward(self, tokens, key=None, kv_cache: KVCache | None = None):
+        """tokens: (B, T)  →  logits: (B, T, vocab_size), saved for `backward_logits`
+
+        kv_cache: holds what earlier calls read; the tokens are those that follow, and join it. It is for
+        decoding: without a key, and with no backward.
+        """
+        x, body = self._body_forward(self._checked(tokens, kv_cache=kv_cache), key, kv_cache)
         logits, head = linear_forward(x, self.wte.weight.data.T)
         return logits, (body, head)
 
@@ -122,11 +129,25 @@ class GPT(Module):
         self.wte.weight.add_grad(dweight)
         self._body_backward(dx, body)
 
-    def next_logits(self, tokens):
-        """tokens: (B, T), of which the last block_size are read  →  logits of the next token: NumPy (B, V)"""
-        x, _ = self._body_forward(self._checked(tokens[:, -self.config.block_size:]), key=None)
+    def next_logits(self, tokens, kv_cache: KVCache | None = None):
+        """tokens: (B, T), of which the last block_size are read  →  logits of the next token: NumPy (B, V)
+
+        kv_cache: holds what earlier calls read of the same sequence; only the tokens after that are read, and
+        join it. A sequence longer than block_size is read without it: each further token moves all that are
+        read to other places, and the keys held were computed in the old ones.
+        """
+        if tokens.shape[1] > self.config.block_size:
+            tokens, kv_cache = tokens[:, -self.config.block_size:], None
+        elif kv_cache:
+            tokens = tokens[:, kv_cache.length:]
+        x, _ = self._body_forward(self._checked(tokens, kv_cache=kv_cache), None, kv_cache)
         logits, _ = linear_forward(x[:, -1], self.wte.weight.data.T)
         return to_numpy(logits)
+
+    def decoder(self) -> Callable[..., np.ndarray]:
+        """`next_logits` with a cache of its own: for one batch of sequences, asked again as they grow."""
+        kv_cache = KVCache(self.config.n_layer, self.config.block_size)
+        return functools.partial(self.next_logits, kv_cache=kv_cache)
 
     def generate(self, tokens, max_new_tokens: int, **settings):
         """tokens: (B, T)  →  (B, T + new): the prompt and what the model adds.
@@ -134,15 +155,15 @@ class GPT(Module):
         The settings are transformers': do_sample, temperature, top_k, top_p, seed, eos_token_id; see
         npgpt.generation.decoding.generate.
         """
-        return decoding.generate(self.next_logits, tokens, max_new_tokens, **settings)
+        return decoding.generate(self.decoder(), tokens, max_new_tokens, **settings)
 
-    def _body_forward(self, tokens, key):
+    def _body_forward(self, tokens, key, kv_cache=None):
         x, s_wte  = self.wte.forward(tokens)                                  # (B, T, C)
-        x, s_wpe  = self.wpe.forward(x)
+        x, s_wpe  = self.wpe.forward(x, kv_cache.length if kv_cache else 0)
         x, s_drop = self.drop.forward(x, key and key.child(0))
         s_h = []
         for n, block in enumerate(self.h):
-            x, s = block.forward(x, key and key.child(1 + n))
+            x, s = block.forward(x, key and key.child(1 + n), kv_cache=kv_cache and kv_cache.layers[n])
             s_h.append(s)
         x, s_ln_f = self.ln_f.forward(x)
         return x, (s_wte, s_wpe, s_drop, s_h, s_ln_f)
@@ -155,7 +176,7 @@ class GPT(Module):
         dx = self.drop.backward(dx, s_drop)
         self.wte.backward(self.wpe.backward(dx, s_wpe), s_wte)
 
-    def _checked(self, tokens, what="token"):
+    def _checked(self, tokens, what="token", kv_cache=None):
         """The tokens on the model's device. Those in host memory are checked, a GPU's taken as they are."""
         if array_module(tokens) is np:
             tokens = np.asarray(tokens)
@@ -163,9 +184,11 @@ class GPT(Module):
                 raise DataError(f"{what}s must be integers of shape (B, T), "
                                 f"not {tokens.dtype} of shape {tokens.shape}")
             B, T = tokens.shape
-            if self.config.block_size < T or B * T == 0:
-                raise DataError(f"{what}s must be 1 to block_size = {self.config.block_size} long, not {T}, "
-                                f"in a batch of at least 1, not {B}")
+            held = kv_cache.length if kv_cache else 0
+            if self.config.block_size < held + T or B * T == 0:
+                length = f"{T} after {held} in the cache" if held else T
+                raise DataError(f"{what}s must be 1 to block_size = {self.config.block_size} long, "
+                                f"not {length}, in a batch of at least 1, not {B}")
             wrong = (tokens < 0) | (tokens >= self.config.vocab_size)
             if what == "target":
                 wrong &= tokens != IGNORE_INDEX

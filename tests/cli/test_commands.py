@@ -18,6 +18,7 @@ import pytest
 import tiny
 
 from npgpt.cli.main import main
+from npgpt.layers import Block
 from npgpt.training.checkpoint import list_checkpoints
 from npgpt.training.config import TrainConfig
 
@@ -64,6 +65,15 @@ def test_train_then_sample_then_resume(folder, capsys):
     assert "going on at step 20" in capsys.readouterr().out
     assert list_checkpoints(Path("runs/quick"))[0].name == "step-000030"
     assert tomllib.loads(Path("runs/quick/config.toml").read_text())["max_iters"] == 30
+
+
+def test_sample_reads_each_position_once_and_every_text_with_a_cache_of_its_own(folder, monkeypatch):
+    assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "run", "--n-layer", "1"]) == 0
+    read, forward = [], Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, x, *inputs, **options:
+                        read.append(x.shape[1]) or forward(self, x, *inputs, **options))
+    assert main(["sample", "run", "--prompt", "to be", "--max-new-tokens", "4", "--num-samples", "2"]) == 0
+    assert read == 2 * [5, 1, 1, 1]
 
 
 def test_train_alone_is_the_preset_quick(folder, capsys, monkeypatch):

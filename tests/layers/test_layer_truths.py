@@ -217,6 +217,19 @@ def test_learned_positions_differ_by_place_and_not_by_example():
     assert np.array_equal(y[0], y[1]) and np.array_equal(y[0], layer.weight.data[:3])
 
 
+@pytest.mark.parametrize("layer", [layers.LearnedPosition(7, 5), layers.SinusoidalPosition()])
+def test_positions_begin_where_they_are_told_to(layer):
+    layer.initialise(dtype="float64")
+    x = normal(2, 7, 5)
+    whole, _ = layer.forward(x)
+    for start, stop in ((0, 3), (3, 4), (4, 7)):
+        y, saved = layer.forward(x[:, start:stop], start)
+        assert np.array_equal(y, whole[:, start:stop])
+        layer.backward(y, saved)
+    for parameter in layer.parameters.values():
+        assert np.allclose(parameter.grad, whole.sum(0), rtol=1e-14)          # each row from its own place
+
+
 def test_checkpointing_keeps_the_names_and_only_the_input():
     block = layers.Block(6, 2)
     wrapped = layers.Checkpointed(block).initialise()
