@@ -24,7 +24,7 @@ class LearnedPosition(Module):
         return x + position, saved
 
     def backward(self, dy, saved):
-        embedding_backward(dy.sum(0), saved, add_to=self.weight.grad)         # every example used the same rows
+        embedding_backward(dy.sum(0), saved, add_to=self.weight.grad)         # all examples used these rows
         return dy
 
 

@@ -8,12 +8,14 @@ number a row. The weight is (V, C), one row a token, as in the embedding that it
 
 Backward makes the logits of the same rows again, and from dz (see cross_entropy.py), as in linear.py:
     dx = dz W            dW = Σ over the row groups of dzᵀ x
+Where one group holds all rows there is nothing to drop them for: dz is known as soon as ℓ is, but for the
+factor dloss, and is kept in the place of the logits, which saves their second product.
 """
 
 from npgpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from npgpt.tensor import accelerated, array_module
 
-LOGITS_AT_ONCE = 1 << 24    # 64 MiB in float32: 333 rows of GPT-2's vocabulary, all rows of a small one
+LOGITS_AT_ONCE = 1 << 25    # 128 MiB in float32: 667 rows of GPT-2's vocabulary, all rows of a small one
 
 
 @accelerated
@@ -27,26 +29,29 @@ def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ig
     rows = rows or max(1, LOGITS_AT_ONCE // weight.shape[0])
     n = max(num_items_in_batch, 1) if num_items_in_batch is not None \
         else xp.maximum((t != ignore_index).sum(dtype=x.dtype), 1)
+    if t.size <= rows:
+        loss, saved = cross_entropy_forward(flat_x @ weight.T, t, num_items_in_batch, ignore_index)
+        dz = cross_entropy_backward(1, saved)                                 # (N, V), of dloss = 1
+        return loss, (x, weight, targets, dz, saved[2], n, ignore_index, rows)
     loss, lse = xp.zeros((), x.dtype), xp.empty((t.size, 1), x.dtype)
     for start in range(0, t.size, rows):
         part = slice(start, start + rows)
         part_loss, part_saved = cross_entropy_forward(flat_x[part] @ weight.T, t[part], 1, ignore_index)
         lse[part] = part_saved[2]
         loss = loss + part_loss
-    return loss / n, (x, weight, targets, lse, n, ignore_index, rows)
+    return loss / n, (x, weight, targets, None, lse, n, ignore_index, rows)
 
 
 @accelerated
 def linear_cross_entropy_backward(dloss, saved, out=None):
     """dloss: 0-d  →  dx: (..., C)  dweight: (V, C), written into `out` if given"""
-    x, weight, targets, lse, n, ignore_index, rows = saved
+    x, weight, targets, dz, lse, n, ignore_index, rows = saved
     xp = array_module(x)
     flat_x, t = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
+    dweight = xp.empty(weight.shape, weight.dtype) if out is None else out
+    if dz is not None:                                     # dloss goes to the two small factors, not to dz
+        return ((dz @ weight) * dloss).reshape(x.shape), xp.matmul(dz.T, flat_x * dloss, out=dweight)
     dx = xp.empty(flat_x.shape, x.dtype)
-    dweight = xp.zeros(weight.shape, weight.dtype) if out is None else out
-    if t.size <= rows:                                                        # one group: no sum to begin
-        dz = cross_entropy_backward(dloss, (flat_x @ weight.T, t, lse, n, ignore_index))
-        return (dz @ weight).reshape(x.shape), xp.matmul(dz.T, flat_x, out=dweight)
     dweight[...] = 0
     for start in range(0, t.size, rows):
         part = slice(start, start + rows)

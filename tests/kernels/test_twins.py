@@ -127,6 +127,30 @@ def test_the_twin_of_adamw_gives_what_its_formula_gives(dtype, n, seed):
         assert_same(ops.adamw(w, g, m, v, 3, 0.1, **settings, out=(w, m, v)), expected, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("function", [ops.embedding_backward, ops.embedding_backward.reference])
+def test_an_embeddings_gradient_is_added_to_what_is_there(function):
+    rng = np.random.default_rng(0)
+    tokens, dy, there = np.array([[3, 1, 3], [0, 3, 1]]), rng.standard_normal((2, 3, 4)), np.ones((5, 4))
+    alone = function(dy, (tokens, (5, 4)))
+    assert function(dy, (tokens, (5, 4)), add_to=there) is there
+    np.testing.assert_allclose(there, alone + 1, rtol=1e-14)
+    np.testing.assert_allclose(alone[3], dy[0, 0] + dy[0, 2] + dy[1, 1], rtol=1e-14)
+
+
+def test_logits_that_do_not_fit_at_once_are_left_to_the_formula():
+    x, weight, targets = np.ones((4, 3)), np.ones((5, 3)), np.array([0, 1, -100, 4])
+    twin = TWINS["linear_cross_entropy_forward"]
+    assert twin(x, weight, targets, rows=3) is NotImplemented is twin(x[:0], weight, targets[:0])
+    loss, saved = twin(x, weight, targets, rows=4)
+    assert abs(loss - np.log(5)) < 1e-12 and not saved[3][2].any()
+
+
+def test_gelu_far_from_zero_is_exact_and_does_not_warn():
+    x = np.array([-1e4, -50, -12, 12, 50, 1e4], np.float32)
+    y, (slope,) = ops.gelu_tanh_forward(x)
+    assert np.array_equal(y, np.where(x > 0, x, 0)) and np.array_equal(slope, x > 0)
+
+
 def test_the_twin_of_adamw_leaves_other_places_to_the_formula():
     w, g, m, v = (np.abs(np.random.default_rng(n).standard_normal((3, 4))) for n in range(4))
     expected = ops.adamw.reference(w, g, m, v, 1, 0.1)

@@ -299,4 +299,4 @@ def test_linear_cross_entropy_bounds_the_logits_by_itself(monkeypatch):
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 20)
     ops.linear_cross_entropy_forward(normal(9, 2), normal(5, 2), np.zeros(9, int))
     assert seen == [(4, 5), (4, 5), (1, 5)]
-    assert LOGITS_AT_ONCE * 4 == 64 * 2**20
+    assert LOGITS_AT_ONCE * 4 == 128 * 2**20
