@@ -43,6 +43,7 @@ def calls() -> dict[str, tuple[Callable, tuple, dict]]:
         "gelu_tanh_forward": (ops.gelu_tanh_forward, (wide,), {}),
         "layernorm_forward": (ops.layernorm_forward, (x, gamma, gamma), {}),
         "layernorm_backward": (ops.layernorm_backward, (x, ops.layernorm_forward(x, gamma, gamma)[1]), {}),
+        "linear_cross_entropy_forward": (ops.linear_cross_entropy_forward, (x, normal(V, C), tokens), {}),
         "adamw": (ops.adamw, (w, g, m, variance, 3, 1e-3), {"out": (w, m, variance)}),
     }
 
