@@ -8,9 +8,10 @@ Each competitor is a process of its own that stays; they take turns, and all but
 stopped, so that a drift of the machine meets all alike and nobody disturbs another. npgpt, on a thread for
 each physical core, runs twice, to show the noise; `--formulas` adds it without twins. PyTorch runs eagerly
 and compiled, and both again with MKL's check for an Intel processor answered yes (see `unbind_mkl`), for on
-other processors MKL takes slower paths. Ratios are medians of the ratios within each round. "of sgemm" is the
-share of what one large product of NumPy's BLAS reaches in the same rounds; "faults" are minor page faults a
-step. Needs PyTorch; run nothing else meanwhile.
+other processors MKL takes slower paths. Ratios are medians of the ratios within each round. "sgemm" is
+what each competitor's own BLAS reaches in one large product in the same rounds, in GFLOP/s, and "of it" the
+share of that which its step comes to; "faults" are minor page faults a step. Needs PyTorch; run nothing else
+meanwhile.
 """
 
 import argparse
@@ -43,6 +44,15 @@ class Shape(NamedTuple):
     L: int
     H: int
     C: int
+
+    def settings(self, dropout: float = 0.0):
+        """The TrainConfig. (Imported late: npgpt changes how a process keeps memory, which would be no
+        PyTorch as one knows it.)
+        """
+        from npgpt.training.config import TrainConfig
+        return TrainConfig(vocab_size=self.V, batch_size=self.B, block_size=self.T, n_layer=self.L,
+                           n_head=self.H, n_embd=self.C, dropout=dropout, learning_rate=1e-4,
+                           max_iters=1_000_000, beta2=0.95)
 
 
 SHAPES = {
@@ -82,27 +92,30 @@ def compare(name: str, names: list[str], rounds: int, dropout: float, console: C
     shape = SHAPES[name]
     workers = {competitor: start(competitor, name, dropout) for competitor in names}
     times: dict[str, list[float]] = {competitor: [] for competitor in names}
-    faults, limits = {}, []
+    limits: dict[str, list[float]] = {competitor: [] for competitor in names}
+    faults, memory = {}, {}
     try:
         for _ in range(rounds):
-            limits.append(sgemm())
             for competitor, process in workers.items():
                 process.send_signal(signal.SIGCONT)
-                seconds, faults[competitor] = map(float, ask(process).split())
+                seconds, faults[competitor], memory[competitor], limit = map(float, ask(process).split())
                 process.send_signal(signal.SIGSTOP)
                 times[competitor].append(seconds)
-        memory = {competitor: peak_memory(process.pid) for competitor, process in workers.items()}
+                limits[competitor].append(limit)
     finally:
         for process in workers.values():
             process.kill()
-    limit, tokens = statistics.median(limits), shape.B * shape.T
+    tokens = shape.B * shape.T
+    flops  = shape.settings().model(shape.V).flops_per_token
     title = ", ".join(f"{k}={v}" for k, v in shape._asdict().items())
-    table = Table("", "tokens/s", "spread", "npgpt over it", "of sgemm", "faults", "peak MB",
+    table = Table("", "tokens/s", "spread", "npgpt over it", "sgemm", "of it", "faults", "peak MB",
                   box=box.SIMPLE_HEAD, title=f"{name}: {title}{f', dropout {dropout}' if dropout else ''}")
     for competitor in names:
         rate, rates = tokens / statistics.median(times[competitor]), [tokens / t for t in times[competitor]]
+        limit = statistics.median(limits[competitor])
         table.add_row(competitor, f"{rate:,.0f}", f"{min(rates):,.0f}–{max(rates):,.0f}",
-                      f"{ratio(times, competitor):.2f}", f"{flops(shape) * rate / limit:.0%}",
+                      f"{ratio(times, competitor):.2f}", f"{limit / 1e9:.0f}",
+                      f"{flops * rate / limit:.0%}",
                       f"{faults[competitor]:,.0f}", f"{memory[competitor]:.0f}")
     console.print(table)
     kinds = {"PyTorch": [n for n in names if n in PYTORCH[:2]],
@@ -110,8 +123,7 @@ def compare(name: str, names: list[str], rounds: int, dropout: float, console: C
     for kind, group in kinds.items():
         best = min(group, key=lambda competitor: statistics.median(times[competitor]))
         console.print(f"npgpt over the best of {kind} ({best}): {ratio(times, best):.2f}")
-    console.print(f"sgemm of 2000 × 2000 × 2000: {limit / 1e9:.0f} GFLOP/s "
-                  f"({min(limits) / 1e9:.0f}–{max(limits) / 1e9:.0f})\n")
+    console.print()
 
 
 def ratio(times: dict[str, list[float]], competitor: str) -> float:
@@ -130,7 +142,7 @@ def start(competitor: str, name: str, dropout: float) -> subprocess.Popen:
 
 
 def ask(process: subprocess.Popen) -> str:
-    """One turn: the median seconds of its steps, and page faults a step."""
+    """One turn: the median seconds of its steps, page faults a step, peak MB, and its sgemm."""
     assert process.stdin and process.stdout
     process.stdin.write("\n")
     process.stdin.flush()
@@ -146,23 +158,34 @@ def work(competitor: str, shape: Shape, dropout: float) -> None:
         import torch
         if "unbound" in competitor:
             unbind_mkl(torch)
-        turns(pytorch_step(shape, dropout, "compiled" in competitor), lambda line: line)
+        turns(pytorch_step(shape, dropout, "compiled" in competitor), lambda: torch.ones(2000, 2000))
         return
+    from npgpt import GPT
+    from npgpt.cli.bench import training_step
     from npgpt.tensor import twins
-    from npgpt.training.communication import physical_cores, run_on_threads
+    from npgpt.training.communication import run_on_threads
+    from npgpt.training.trainer import number_of_workers
     if competitor == "npgpt formulas":
         twins.find_twin = lambda *_: None                                     # type: ignore[assignment]
-    trainer = npgpt_trainer(shape, dropout)
-    run_on_threads(min(physical_cores(), shape.B),
-                   lambda ranks: turns(trainer(ranks), ranks.broadcast, ranks.rank == 0))
+    config = shape.settings(dropout)
+    model  = GPT(config.model(shape.V))
+    run_on_threads(number_of_workers(config),
+                   lambda ranks: turns(training_step(config, model, ranks),
+                                       lambda: np.ones((2000, 2000), np.float32), ranks))
 
 
-def turns(step: Callable[[], None], agree: Callable, first: bool = True) -> None:
-    """Steps as often as standard input has lines; `agree` tells all ranks what the first one has read."""
+def turns(step: Callable[[], None], matrix: Callable, ranks=None) -> None:
+    """Steps as often as standard input has lines; the first of several ranks reads them and tells the others.
+
+    matrix: makes one, of the library whose product is timed.
+    """
+    first, size = (ranks.rank == 0, ranks.size) if ranks else (True, 1)
+    agree = ranks.broadcast if ranks else lambda line: line
     for _ in range(3):
         begun = time.perf_counter()
         step()
-    count = agree(max(2, math.ceil(TURN / (time.perf_counter() - begun))))
+    count  = agree(max(2, math.ceil(TURN / (time.perf_counter() - begun))))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss               # before there is a large matrix
     while agree(sys.stdin.readline() if first else None):
         seconds, faults = [], resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(count):
@@ -170,26 +193,9 @@ def turns(step: Callable[[], None], agree: Callable, first: bool = True) -> None
             step()
             seconds.append(time.perf_counter() - begun)
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        limit  = size * sgemm(matrix())
         if first:
-            print(statistics.median(seconds), faults / count, flush=True)
-
-
-def npgpt_trainer(shape: Shape, dropout: float) -> Callable:
-    """A function that gives each rank its step."""
-    import npgpt
-    from npgpt.training.config import TrainConfig
-    from npgpt.training.trainer import Trainer
-    V, B, T, L, H, C = shape
-    config = TrainConfig(block_size=T, n_layer=L, n_head=H, n_embd=C, dropout=dropout, batch_size=B,
-                         learning_rate=1e-4, max_iters=1_000_000, beta2=0.95)
-    model  = npgpt.GPT(config.model(V))
-    tokens = np.random.default_rng(0).integers(0, V, 4 * B * T)
-
-    def on_rank(ranks) -> Callable[[], None]:
-        trainer = Trainer(config, model.replica() if ranks.rank else model, tokens, tokens, ranks)
-        return lambda: trainer.update(trainer.optimizer.updates) and None
-
-    return on_rank
+            print(statistics.median(seconds), faults / count, memory / 1000, limit, flush=True)
 
 
 def pytorch_step(shape: Shape, dropout: float, compiled: bool) -> Callable[[], None]:
@@ -257,27 +263,14 @@ def unbind_mkl(torch) -> None:
         ctypes.memmove(place, b"\xb8\x01\x00\x00\x00\xc3", 6)
 
 
-def flops(shape: Shape) -> float:
-    """Of a training step, a token: 6 for each weight of a matrix product, and 12 L C T for attention."""
-    return 6 * (12 * shape.L * shape.C**2 + shape.V * shape.C) + 12 * shape.L * shape.C * shape.T
-
-
-def sgemm() -> float:
-    """Operations a second of a large product in NumPy, on all cores: the best of five."""
-    a, seconds = np.ones((2000, 2000), np.float32), []
+def sgemm(matrix) -> float:
+    """Operations a second of its product with itself, on the caller's threads: the best of five."""
+    seconds = []
     for _ in range(5):
         begun = time.perf_counter()
-        a @ a
+        matrix @ matrix
         seconds.append(time.perf_counter() - begun)
-    return 2 * 2000**3 / min(seconds)
-
-
-def peak_memory(pid: int) -> float:
-    """The most memory that a process has held, in MB (Linux)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1000
-    return float("nan")
+    return 2 * len(matrix)**3 / min(seconds)
 
 
 if __name__ == "__main__":

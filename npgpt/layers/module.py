@@ -92,5 +92,5 @@ class Module:
 
     def zero_grad(self) -> None:
         """Sets every gradient to zero (without touching its memory: see Parameter.unset)."""
-        for parameter in self.parameters.values():
+        for _, parameter in self.named_parameters():
             parameter.unset = True

@@ -64,6 +64,14 @@ class GPTConfig:
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
 
+    @property
+    def flops_per_token(self) -> int:
+        """Operations of forward and backward, a token of a sequence of block_size tokens: 6 for each weight
+        of a matrix product, and attention's 12 L C T, as if nothing were hidden (Chowdhery et al. 2022, B).
+        """
+        L, C, T = self.n_layer, self.n_embd, self.block_size
+        return 6 * (12 * L * C**2 + self.vocab_size * C) + 12 * L * C * T
+
 
 class GPT(Module):
     """tokens: integers (B, T), T ≤ block_size.  `forward` gives logits, `loss` their cross-entropy.

@@ -178,25 +178,42 @@ def test_bad_input_to_sample(folder, capsys):
 def test_the_commands_are_listed_and_wrong_ones_refused(capsys):
     assert main([]) == 2 and main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert all(f"\n  {command} " in said for command in ("train", "sample", "gradcheck"))
+    assert all(f"\n  {command} " in said for command in ("train", "sample", "bench", "gradcheck"))
     assert main(["--version"]) == 0
     refused(capsys, 2, "unknown command 'tarin'; did you mean 'train'", "tarin")
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "gradcheck"])
+@pytest.mark.parametrize("command", ["train", "sample", "bench", "gradcheck"])
 def test_every_option_is_listed_and_documented(command, capsys):
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])
     assert leaving.value.code == 0
     said = capsys.readouterr().out
     options = importlib.import_module(f"npgpt.cli.{command}").Options
-    for kind in [options, TrainConfig] if command == "train" else [options]:
+    for kind in [options, TrainConfig] if command in ("train", "bench") else [options]:
         body = ast.parse(inspect.getsource(kind)).body[0].body
         for field, text in zip(body, [*body[1:], None], strict=True):
             if isinstance(field, ast.AnnAssign) and field.target.id not in ("settings", "run", "names"):
                 assert isinstance(text.value, ast.Constant), f"{field.target.id} has no text"
                 assert f"--{field.target.id.replace('_', '-')}" in said
                 assert text.value.value.split()[0] in said
+
+
+def test_bench_times_the_model_it_was_told_to(folder, capsys):
+    begun = time.perf_counter()
+    assert main(["bench", *tiny.FLAGS, "--n-layer", "3", "--seconds", "0.3", "--workers", "2"]) == 0
+    elapsed, said = time.perf_counter() - begun, capsys.readouterr().out
+    assert "3 layers of 2 heads, width 8, context 8, 65 tokens" in said and "3 × 8 tokens, 2 workers" in said
+    for line, tokens in (("training", 3 * 8), ("generation", 1)):
+        rate, low, high, milliseconds = re.search(
+            rf"{line} +([\d,]+) +([\d,]+)–([\d,]+) +([\d,.]+) a", said).groups()
+        rate, low, high, milliseconds = (float(n.replace(",", "")) for n in (rate, low, high, milliseconds))
+        assert low <= rate <= high and rate == pytest.approx(1e3 * tokens / milliseconds, rel=0.05)
+    assert 0.6 < elapsed < 60 and not list(folder.glob("runs*"))
+    refused(capsys, 1, "seconds must be above 0", "bench", "--seconds", "0")
+    refused(capsys, 1, "unknown preset 'big'", "bench", "--preset", "big")
+    refused(capsys, 1, "workers must be 1 to 3", "bench", *tiny.FLAGS, "--workers", "4",
+            "--gradient-accumulation-steps", "1")
 
 
 def test_gradcheck_shows_a_row_an_example_and_fails_on_a_wrong_gradient(capsys, monkeypatch):

@@ -325,3 +325,11 @@ def test_an_unknown_dtype_is_refused():
     with pytest.raises(ConfigError, match="float16"):
         gpt("float16")
     assert issubclass(ConfigError, NpgptError)
+
+
+def test_flops_per_token_counts_the_weights_that_multiply_and_attention():
+    config  = GPTConfig(vocab_size=50, block_size=16, n_layer=3, n_head=2, n_embd=8)
+    weights = sum(math.prod(parameter.shape) for name, parameter in GPT(config).parameters.items()
+                  if len(parameter.shape) == 2 and name != "wpe.weight")
+    attention = 3 * 2 * (2 * 16 * 8) * 3        # L, two products of 2 T C, once forward and twice backward
+    assert config.flops_per_token == 6 * weights + attention
