@@ -4,14 +4,14 @@ A text is cut into pieces by a split pattern, each piece is written as its UTF-8
 merges are applied to it in the order in which they were learned. All 256 bytes are tokens, so nothing is
 ever unknown.
 
-Ids: the 256 bytes in GPT-2's order come first, then one id for each merge in order, then the special
-tokens. So a merge's id is also its rank: of all the pairs in a piece that can be merged, the one with the
-smallest new id goes first. Special tokens stand for no bytes of a text; whoever wants one between texts
-puts it there.
+Of all the pairs in a piece that can be merged, the one whose merge was learned first goes first. In
+tokenizers trained here the ids say so: the 256 bytes in GPT-2's order come first, then one id for each merge
+in order, then the special tokens. Tokenizers of others number their tokens as they like (`foreign.py`).
+Special tokens stand for no bytes of a text; whoever wants one between texts puts it there.
 """
 
 import codecs
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import chain
 from pathlib import Path
@@ -19,10 +19,10 @@ from pathlib import Path
 import regex
 
 from npgpt.errors import TokenizerError
-from npgpt.tokenizers.byte_alphabet import BYTE_IDS, BYTE_ORDER, from_symbols, to_symbols
+from npgpt.tokenizers.byte_alphabet import BYTE_ORDER, from_symbols
 from npgpt.tokenizers.byte_pair_training import Pair, count_pieces, learn_merges
 from npgpt.tokenizers.checks import checked_text, has_surrogates, look_up
-from npgpt.tokenizers.formats import read_byte_pair, write_byte_pair
+from npgpt.tokenizers.formats import BytePair, read_byte_pair, write_byte_pair
 from npgpt.tokenizers.patterns import split_pattern
 
 END_OF_TEXT = "<|endoftext|>"
@@ -31,20 +31,28 @@ END_OF_TEXT = "<|endoftext|>"
 class BPETokenizer:
     """Byte-level BPE.
 
-    merges: pairs of token ids; merge i joins two tokens that exist before it and makes the token 256 + i.
-    special_tokens: their texts; they get the ids after the merges. pattern: a name in `patterns.py`.
+    merges: pairs of token ids, first things first.  special_tokens: their texts, which get the ids after all
+    others, or {text: id}.  pattern: a name in `patterns.py`.
+    vocabulary: {id: bytes} of all other tokens, each merge making one of them; by default the 256 bytes in
+    GPT-2's order, and merge i makes the token 256 + i, of two that exist before it.
+    ignore_merges: a piece that is a token as a whole becomes that, whatever the merges would make of it.
     Raises TokenizerError if these do not make a tokenizer.
     """
 
-    def __init__(self, merges: Iterable[Pair], special_tokens: Sequence[str] = (END_OF_TEXT,),
-                 pattern: str = "gpt2"):
-        self.pattern = pattern
+    def __init__(self, merges: Iterable[Pair],
+                 special_tokens: Sequence[str] | Mapping[str, int] = (END_OF_TEXT,), pattern: str = "gpt2",
+                 vocabulary: Mapping[int, bytes] | None = None, ignore_merges: bool = False):
+        self.pattern, self.ignore_merges = pattern, ignore_merges
         self.merges = tuple(merges)
         self._findall = split_pattern(pattern).findall
-        self._bytes, self._merged = _tokens_of(self.merges)             # id → bytes, (left, right) → new id
-        _check_special_tokens(special_tokens, self._bytes.values())
-        self.special_tokens = {token: 256 + len(self.merges) + i for i, token in enumerate(special_tokens)}
-        self._bytes |= {id: token.encode() for token, id in self.special_tokens.items()}
+        self.vocabulary = _default_vocabulary(self.merges) if vocabulary is None else dict(vocabulary)
+        self._ids = {data: id for id, data in self.vocabulary.items()}
+        self._byte_ids, self._ranks, self._made = _tables(self.merges, self.vocabulary, self._ids)
+        _check_special_tokens(special_tokens, self.vocabulary)
+        first = max(self.vocabulary) + 1
+        self.special_tokens = dict(special_tokens) if isinstance(special_tokens, Mapping) \
+            else {token: first + i for i, token in enumerate(special_tokens)}
+        self._bytes = self.vocabulary | {id: token.encode() for token, id in self.special_tokens.items()}
         self._ids_of_piece = PieceCache(self._encode_piece)
 
     @classmethod
@@ -66,8 +74,8 @@ class BPETokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens: bytes, merges and special tokens."""
-        return len(self._bytes)
+        """One more than the largest id: the number of tokens, where no id is left out."""
+        return max(self._bytes) + 1
 
     @property
     def eos_token_id(self) -> int | None:
@@ -124,32 +132,36 @@ class BPETokenizer:
         return list(chain.from_iterable(map(self._ids_of_piece.__getitem__, self._findall(text))))
 
     def _encode_piece(self, piece: str) -> list[int]:
-        """Applies the merges to one piece, smallest new id first, then leftmost: O(n log n) for n bytes.
+        """Applies the merges to one piece, smallest rank first, then leftmost: O(n log n) for n bytes.
 
         The tokens are a doubly linked list over the slots of their first bytes; −1 marks a slot whose
         token has been merged into the one before it, and the end. A heap holds each pair that can be
-        merged, as one number made of the new id and the slot. Such a pair may have lost one of its tokens
-        by the time it comes to the top; then what now stands in its place no longer makes that id.
+        merged, as one number made of the rank and the slot. Such a pair may have lost one of its tokens
+        by the time it comes to the top; then what now stands in its place no longer has that rank.
         """
-        merged = self._merged.get
-        tokens = list(piece.encode("utf-8", "surrogateescape").translate(BYTE_IDS))
+        data = piece.encode("utf-8", "surrogateescape")
+        if self.ignore_merges and data in self._ids:
+            return [self._ids[data]]
+        rank_of, made = self._ranks.get, self._made
+        tokens = [self._byte_ids[byte] for byte in data]
         n = len(tokens)
         tokens.append(-1)                                               # tokens[n], and so also tokens[-1]
         following = list(range(1, n + 2))
         previous = list(range(-1, n))
-        queue = [new * n + i for i in range(n) if (new := merged((tokens[i], tokens[i + 1]))) is not None]
+        queue = [rank * n + i for i in range(n) if (rank := rank_of((tokens[i], tokens[i + 1]))) is not None]
         heapify(queue)
         while queue:
-            new, i = divmod(heappop(queue), n)
+            rank, i = divmod(heappop(queue), n)
             j = following[i]
-            if merged((tokens[i], tokens[j])) != new:
+            if rank_of((tokens[i], tokens[j])) != rank:
                 continue
             h, k = previous[i], following[j]
-            tokens[i], tokens[j] = new, -1
+            new = tokens[i] = made[rank]
+            tokens[j] = -1
             following[i], previous[k] = k, i
-            if (newer := merged((tokens[h], new))) is not None:
+            if (newer := rank_of((tokens[h], new))) is not None:
                 heappush(queue, newer * n + h)
-            if (newer := merged((new, tokens[k]))) is not None:
+            if (newer := rank_of((new, tokens[k]))) is not None:
                 heappush(queue, newer * n + i)
         return [token for token in tokens if token >= 0]
 
@@ -175,15 +187,16 @@ class BPETokenizer:
     # Files
 
     def save(self, folder: str | Path) -> None:
-        """Writes vocab.json, merges.txt (as GPT-2's) and tokenizer_config.json. Makes the folder."""
-        vocabulary = [to_symbols(self._bytes[id]) for id in range(256 + len(self.merges))]
-        write_byte_pair(Path(folder), vocabulary, self.merges, list(self.special_tokens), self.pattern)
+        """Writes vocab.json and merges.txt (as GPT-2's), tokenizer.json (as Hugging Face's) and
+        tokenizer_config.json. Makes the folder.
+        """
+        write_byte_pair(Path(folder), BytePair(self.merges, self.special_tokens, self.pattern,
+                                               self.vocabulary, self.ignore_merges))
 
     @classmethod
     def load(cls, folder: str | Path) -> "BPETokenizer":
         """Reads what `save` wrote. Raises TokenizerError, naming the file, if anything in it does not fit."""
-        merges, special_tokens, pattern = read_byte_pair(Path(folder))
-        return cls(merges, special_tokens, pattern)
+        return cls(*read_byte_pair(Path(folder)))
 
 
 class PieceCache(dict[str, Sequence[int]]):
@@ -208,35 +221,68 @@ class PieceCache(dict[str, Sequence[int]]):
         return ids
 
 
-def _tokens_of(merges: Sequence[Pair]) -> tuple[dict[int, bytes], dict[Pair, int]]:
-    """id → bytes and (left id, right id) → id of the merged token."""
-    token_bytes = {id: bytes([byte]) for id, byte in enumerate(BYTE_ORDER)}
-    known = set(token_bytes.values())
-    merged = {}
+def _default_vocabulary(merges: Sequence[Pair]) -> dict[int, bytes]:
+    """id → bytes, where merge i makes the token 256 + i."""
+    vocabulary = {id: bytes([byte]) for id, byte in enumerate(BYTE_ORDER)}
+    known = set(vocabulary.values())
     for new, (left, right) in enumerate(merges, start=256):
         if not (0 <= left < new and 0 <= right < new):
             raise TokenizerError(f"merge {new - 256} joins the tokens {left} and {right}, "
                                  f"but only the tokens 0 to {new - 1} exist before it")
-        token = token_bytes[left] + token_bytes[right]
+        token = vocabulary[left] + vocabulary[right]
         if token in known:
             raise TokenizerError(f"merge {new - 256} makes the token {token!r} a second time")
         known.add(token)
-        token_bytes[new], merged[left, right] = token, new
-    return token_bytes, merged
+        vocabulary[new] = token
+    return vocabulary
 
 
-def _check_special_tokens(special_tokens: Sequence[str], ordinary: Collection[bytes]) -> None:
+def _tables(merges: Sequence[Pair], vocabulary: Mapping[int, bytes],
+            ids: Mapping[bytes, int]) -> tuple[list[int], dict[Pair, int], list[int]]:
+    """byte → id, (left, right) → rank, rank → id of the token it makes.
+
+    Merges that make the same token have the rank of the first of them.
+    """
+    if len(ids) < len(vocabulary):
+        twice = next(data for id, data in vocabulary.items() if ids[data] != id)
+        raise TokenizerError(f"the token {twice!r} has two ids in the vocabulary")
+    missing = [byte for byte in range(256) if bytes([byte]) not in ids]
+    if missing:
+        raise TokenizerError(f"the vocabulary has no token for the byte 0x{missing[0]:02X}")
+    ranks: dict[Pair, int] = {}
+    made: list[int] = []
+    rank_of_token: dict[int, int] = {}
+    for number, (left, right) in enumerate(merges):
+        token = vocabulary.get(left, b"") + vocabulary.get(right, b"")
+        if left not in vocabulary or right not in vocabulary or token not in ids:
+            raise TokenizerError(f"merge {number} joins the tokens {left} and {right} to {token!r}, which "
+                                 "are not all in the vocabulary")
+        rank = rank_of_token.setdefault(ids[token], len(made))
+        if rank == len(made):
+            made.append(ids[token])
+        ranks[left, right] = rank
+    return [ids[bytes([byte])] for byte in range(256)], ranks, made
+
+
+def _check_special_tokens(special_tokens: Sequence[str] | Mapping[str, int],
+                          vocabulary: Mapping[int, bytes]) -> None:
     if isinstance(special_tokens, str):
         raise TokenizerError(f"special_tokens must be a sequence of strings, not the single string "
                              f"{special_tokens!r}: write [{special_tokens!r}]")
+    ordinary = set(vocabulary.values())
     for i, token in enumerate(special_tokens):
         if not isinstance(token, str) or not token or has_surrogates(token):
             raise TokenizerError(f"special token {token!r} is not a non-empty piece of text")
-        if token in special_tokens[:i]:
+        if token in list(special_tokens)[:i]:
             raise TokenizerError(f"special token {token!r} is given twice")
         if from_symbols(token) in ordinary:
             raise TokenizerError(f"special token {token!r} is also how vocab.json writes an ordinary token: "
                                  f"choose something that no text contains, like {END_OF_TEXT!r}")
+    ids = list(special_tokens.values()) if isinstance(special_tokens, Mapping) else []
+    for i, id in enumerate(ids):
+        if type(id) is not int or id < 0 or id in vocabulary or id in ids[:i]:
+            raise TokenizerError(f"special token {list(special_tokens)[i]!r} has the id {id!r}, which is no "
+                                 "whole number of its own")
 
 
 def _names(given: str | Collection[str], all_of_them: Collection[str], argument: str) -> set[str]:

@@ -1,13 +1,14 @@
 """Reading a tokenizer of any kind from its folder."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from npgpt.errors import TokenizerError
 from npgpt.tokenizers.byte_pair import BPETokenizer
 from npgpt.tokenizers.character import CharacterTokenizer
-from npgpt.tokenizers.formats import CONFIG, read_config
+from npgpt.tokenizers.foreign import is_foreign, read_foreign
+from npgpt.tokenizers.formats import CONFIG, from_json, read_config, read_text
 
 
 class Tokenizer(Protocol):
@@ -27,12 +28,31 @@ class Tokenizer(Protocol):
     def save(self, folder: str | Path) -> None: ...
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer saved in a folder. Raises TokenizerError, naming the file, if it cannot be used."""
-    folder = Path(folder)
-    kind = read_config(folder)["kind"]
+def load_tokenizer(path: str | Path, pattern: str | None = None,
+                   special_tokens: Mapping[str, int] | None = None) -> Tokenizer:
+    """The tokenizer that npgpt saved in a folder, or others (see foreign.py): GPT-2's files, a tokenizer.json
+    of Hugging Face's, or a .tiktoken file.
+
+    pattern, special_tokens: for files of others that do not say. Raises TokenizerError, naming the file, if
+    it cannot be used.
+    """
+    path = Path(path)
+    if is_foreign(path) and not _is_own(path):
+        return BPETokenizer(*read_foreign(path, pattern, special_tokens))
+    if pattern is not None or special_tokens is not None:
+        raise TokenizerError(f"the tokenizer in {path} has its own pattern and special tokens: "
+                             "give none with it")
+    kind = read_config(path)["kind"]
     if kind == "bpe":
-        return BPETokenizer.load(folder)
+        return BPETokenizer.load(path)
     if kind == "character":
-        return CharacterTokenizer.load(folder)
-    raise TokenizerError(f"{folder / CONFIG} cannot be used: its tokenizer is of the unknown kind {kind!r}")
+        return CharacterTokenizer.load(path)
+    raise TokenizerError(f"{path / CONFIG} cannot be used: its tokenizer is of the unknown kind {kind!r}")
+
+
+def _is_own(path: Path) -> bool:
+    """Whether npgpt saved it: Hugging Face's tokenizer_config.json has neither of these entries."""
+    if not (path / CONFIG).exists():
+        return False
+    config = from_json(path / CONFIG, read_text(path / CONFIG))
+    return not isinstance(config, dict) or "kind" in config or "sha256" in config

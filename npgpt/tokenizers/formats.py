@@ -1,11 +1,12 @@
 """What a tokenizer's folder holds, as plain data: written whole, believed only when every part is checked.
 
 tokenizer_config.json   {"kind": "bpe" or "character", "version": 1, "sha256": {name of other file: its sum}},
-                        and for bpe also "pattern" and "special_tokens"
+                        and for bpe also "pattern", "special_tokens" and "ignore_merges"
 vocab.json              {token: id}; for bpe with each byte as GPT-2 writes it (`byte_alphabet.py`) and
                         special tokens as they are, as in GPT-2's encoder.json
 merges.txt              bpe only: "#version: 0.2", then a line for each merge, its two tokens with a space
                         between, as in GPT-2's vocab.bpe
+tokenizer.json          bpe only: the same once more, for Hugging Face's tokenizers
 
 tokenizer_config.json holds the SHA-256 of the others, so a folder in which one tokenizer was saved only half
 over another is refused, and so is every damaged byte.
@@ -13,90 +14,157 @@ over another is refused, and so is every damaged byte.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from npgpt.errors import TokenizerError
 from npgpt.files import atomic_write
-from npgpt.tokenizers.byte_alphabet import BYTE_ORDER, to_symbols
+from npgpt.tokenizers.byte_alphabet import from_symbols, to_symbols
 from npgpt.tokenizers.checks import has_surrogates
 from npgpt.tokenizers.patterns import SPLIT_PATTERNS
 
 CONFIG, VOCABULARY, MERGES = "tokenizer_config.json", "vocab.json", "merges.txt"
+HUGGING_FACE = "tokenizer.json"
 VERSION = 1
 MERGES_HEADER = "#version: 0.2"
 
 
 # Byte-level BPE
 
-def write_byte_pair(folder: Path, vocabulary: Sequence[str], merges: Sequence[tuple[int, int]],
-                    special_tokens: Sequence[str], pattern: str) -> None:
-    """vocabulary: the ordinary tokens as GPT-2 writes them, by id."""
-    lines = [MERGES_HEADER, *(f"{vocabulary[left]} {vocabulary[right]}" for left, right in merges)]
-    ids = {token: id for id, token in enumerate([*vocabulary, *special_tokens])}
-    _write(folder,
-           {"kind": "bpe", "version": VERSION, "pattern": pattern, "special_tokens": list(special_tokens)},
-           {VOCABULARY: _to_json(ids), MERGES: "".join(line + "\n" for line in lines)})
+class BytePair(NamedTuple):
+    """What makes a BPETokenizer: its arguments, in their order."""
+
+    merges: Sequence[tuple[int, int]]
+    special_tokens: Mapping[str, int]
+    pattern: str
+    vocabulary: Mapping[int, bytes]
+    ignore_merges: bool = False
 
 
-def read_byte_pair(folder: Path) -> tuple[list[tuple[int, int]], list[str], str]:
-    """(merges, special tokens, name of the pattern)"""
+def write_byte_pair(folder: Path, parts: BytePair) -> None:
+    symbols = {id: to_symbols(data) for id, data in sorted(parts.vocabulary.items())}
+    ids     = {symbol: id for id, symbol in symbols.items()}
+    merges  = [f"{symbols[left]} {symbols[right]}" for left, right in parts.merges]
+    config  = {"kind": "bpe", "version": VERSION, "pattern": parts.pattern,
+               "special_tokens": list(parts.special_tokens), "ignore_merges": parts.ignore_merges}
+    _write(folder, config, {HUGGING_FACE: _to_json(_for_hugging_face(parts, ids, merges)),
+                            VOCABULARY: _to_json(ids | dict(parts.special_tokens)),
+                            MERGES: "".join(line + "\n" for line in [MERGES_HEADER, *merges])})
+
+
+def read_byte_pair(folder: Path) -> BytePair:
     config = read_config(folder, "bpe")
     pattern, special_tokens = config.get("pattern"), config.get("special_tokens")
+    ignore_merges = config.get("ignore_merges", False)
     if not isinstance(pattern, str) or pattern not in SPLIT_PATTERNS:
         known = ", ".join(SPLIT_PATTERNS)
-        raise _refused(folder / CONFIG, f"its split pattern is {pattern!r}; the known ones are {known}")
+        raise refused(folder / CONFIG, f"its split pattern is {pattern!r}; the known ones are {known}")
     if not isinstance(special_tokens, list) or not _are_special_tokens(special_tokens):
-        raise _refused(folder / CONFIG, "special_tokens is not a list of different, non-empty pieces of text")
+        raise refused(folder / CONFIG, "special_tokens is not a list of different, non-empty pieces of text")
+    if not isinstance(ignore_merges, bool):
+        raise refused(folder / CONFIG, f"ignore_merges is {ignore_merges!r}, not true or false")
+    vocabulary, merges = folder / VOCABULARY, folder / MERGES
+    ids = checked_ids(vocabulary, from_json(vocabulary, read_text(vocabulary, config)))
+    for token in special_tokens:
+        if token not in ids:
+            raise refused(vocabulary, f"the special token {token!r} has no id")
+    special = {token: ids.pop(token) for token in special_tokens}
+    lines   = merge_lines(merges, read_text(merges, config))
+    parts   = checked_byte_pair(vocabulary, ids, merges, lines, special, pattern, ignore_merges)
+    made    = {parts.vocabulary[left] + parts.vocabulary[right] for left, right in parts.merges}
+    for token in () if ignore_merges else parts.vocabulary.values():
+        if len(token) > 1 and token not in made:
+            raise refused(vocabulary, f"no line of {MERGES} makes its token {to_symbols(token)[:80]!r}")
+    if HUGGING_FACE in config["sha256"]:                   # what others read here is this tokenizer too
+        read_text(folder / HUGGING_FACE, config)
+    return parts
 
-    path = folder / VOCABULARY
-    ids = _read_vocabulary(path, config)
-    for id, byte in enumerate(BYTE_ORDER):
+
+def checked_byte_pair(path: Path, ids: Mapping[str, int], merges_path: Path,
+                      merges: Iterable[tuple[str, str, str]], special_tokens: Mapping[str, int],
+                      pattern: str, ignore_merges: bool) -> BytePair:
+    """Tokens as they are written, made into what they mean.
+
+    path, merges_path: the files, for errors.  ids: of all tokens but the special ones.  merges: (where it
+    stands, left, right).
+    """
+    vocabulary = {}
+    for token, id in ids.items():
+        data = from_symbols(token)
+        if not data:
+            raise refused(path, f"the token {token[:80]!r} is not written in GPT-2's characters for bytes")
+        vocabulary[id] = data
+    for byte in range(256):
         symbol = to_symbols(bytes([byte]))
-        if ids.get(symbol) != id:
-            raise _refused(path, f"byte 0x{byte:02X}, written {symbol!r}, {_has_id(ids, symbol)}, not {id}")
-    merges = _read_merges(folder / MERGES, config, ids)
-    for id, token in enumerate(special_tokens, start=256 + len(merges)):
-        if ids.get(token) != id:
-            raise _refused(path, f"the special token {token!r} {_has_id(ids, token)}, not {id}")
-    needed = 256 + len(merges) + len(special_tokens)
-    if len(ids) != needed:
-        raise _refused(path, f"it has {len(ids)} tokens, but 256 bytes, {len(merges)} merges in {MERGES} and "
-                             f"{len(special_tokens)} special tokens make {needed}")
-    return merges, special_tokens, pattern
+        if symbol not in ids:
+            raise refused(path, f"the byte 0x{byte:02X}, written {symbol!r}, has no id")
+    pairs: dict[tuple[int, int], None] = {}
+    for place, left, right in merges:
+        for token in (left, right, left + right):
+            if token not in ids:
+                what = "makes" if token == left + right else "joins"
+                raise refused(merges_path, f"{place} {what} {token[:80]!r}, which has no id")
+        pair = ids[left], ids[right]
+        if pair in pairs:
+            raise refused(merges_path, f"{place} joins {left[:80]!r} and {right[:80]!r} a second time")
+        pairs[pair] = None
+    return BytePair(list(pairs), special_tokens, pattern, vocabulary, ignore_merges)
 
 
-def _read_merges(path: Path, config: dict[str, Any], ids: dict[str, int]) -> list[tuple[int, int]]:
-    lines = _read_text(path, config).split("\n")
+def checked_ids(path: Path, ids: Any) -> dict[str, int]:
+    """{token: id}, each id once."""
+    if not isinstance(ids, dict) or not ids:
+        raise refused(path, "it is not a JSON object of tokens and their ids")
+    seen: dict[int, str] = {}
+    for token, id in ids.items():
+        if type(id) is not int or not 0 <= id < 2**31:
+            raise refused(path, f"the token {token[:80]!r} has the id {id!r}, which is no whole number "
+                                "from 0 to 2³¹")
+        if id in seen:
+            raise refused(path, f"the tokens {seen[id][:80]!r} and {token[:80]!r} have the same id {id}")
+        seen[id] = token
+    return ids
+
+
+def merge_lines(path: Path, text: str) -> Iterator[tuple[str, str, str]]:
+    """(where it stands, left, right) for each line of a merges.txt."""
+    lines = text.split("\n")
     if not lines[0].startswith("#version"):
-        raise _refused(path, f"its first line is not {MERGES_HEADER!r}")
+        raise refused(path, f"its first line is not {MERGES_HEADER!r}")
     if lines.pop() != "":
-        raise _refused(path, "it ends in the middle of a line")
-    merges = []
+        raise refused(path, "it ends in the middle of a line")
     for number, line in enumerate(lines[1:], start=2):
-        new = 254 + number                                              # the first merge stands in line 2
         left, _, right = line.partition(" ")
         if not left or not right or " " in right:
-            raise _refused(path, f"line {number} is not two tokens with a space between: {line[:80]!r}")
-        for token in (left, right):
-            if not 0 <= ids.get(token, -1) < new:
-                raise _refused(path, f"line {number} joins {token[:80]!r}, but no line before it made that")
-        if ids.get(left + right) != new:
-            token = left + right
-            raise _refused(path, f"line {number} makes {token[:80]!r}, which {_has_id(ids, token)} in "
-                                 f"{VOCABULARY}, not {new}")
-        merges.append((ids[left], ids[right]))
-    return merges
+            raise refused(path, f"line {number} is not two tokens with a space between: {line[:80]!r}")
+        yield f"line {number}", left, right
+
+
+def _for_hugging_face(parts: BytePair, ids: Mapping[str, int], merges: Sequence[str]) -> dict[str, Any]:
+    """A tokenizer.json. npgpt's patterns are regular expressions there, but for two that have names."""
+    gpt2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    if parts.pattern == "gpt2":
+        steps = [gpt2]
+    elif parts.pattern == "smollm":
+        steps = [{"type": "Digits", "individual_digits": True}, gpt2]
+    else:
+        steps = [{"type": "Split", "pattern": {"Regex": SPLIT_PATTERNS[parts.pattern]},
+                  "behavior": "Isolated", "invert": False}, gpt2 | {"use_regex": False}]
+    return {"version": "1.0", "truncation": None, "padding": None,
+            "added_tokens": [{"id": id, "content": token, "single_word": False, "lstrip": False,
+                              "rstrip": False, "normalized": False, "special": True}
+                             for token, id in parts.special_tokens.items()],
+            "normalizer": None, "post_processor": None, "decoder": gpt2,
+            "pre_tokenizer": steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
+            "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                      "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+                      "ignore_merges": parts.ignore_merges, "vocab": ids, "merges": merges}}
 
 
 def _are_special_tokens(tokens: list[Any]) -> bool:
     return (all(isinstance(token, str) and token and not has_surrogates(token) for token in tokens)
             and len(set(tokens)) == len(tokens))
-
-
-def _has_id(ids: dict[str, int], token: str) -> str:
-    return f"has the id {ids[token]}" if token in ids else "has no id"
 
 
 # Characters
@@ -109,11 +177,14 @@ def write_character(folder: Path, characters: Sequence[str]) -> None:
 
 def read_character(folder: Path) -> list[str]:
     """The characters by id."""
-    config = read_config(folder, "character")
-    ids = _read_vocabulary(folder / VOCABULARY, config)
-    for token in ids:
+    config, path = read_config(folder, "character"), folder / VOCABULARY
+    ids = checked_ids(path, from_json(path, read_text(path, config)))
+    for token, id in ids.items():
         if len(token) != 1 or has_surrogates(token):
-            raise _refused(folder / VOCABULARY, f"{token[:80]!r} is not one character")
+            raise refused(path, f"{token[:80]!r} is not one character")
+        if id >= len(ids):
+            raise refused(path, f"{token!r} has the id {id}, but {len(ids)} characters have the ids 0 to "
+                                f"{len(ids) - 1}")
     return sorted(ids, key=ids.__getitem__)
 
 
@@ -122,49 +193,33 @@ def read_character(folder: Path) -> list[str]:
 def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """tokenizer_config.json, with a version that npgpt reads, and of that kind if one is given."""
     path = folder / CONFIG
-    config = _from_json(path, _read_text(path))
+    config = from_json(path, read_text(path))
     if not isinstance(config, dict) or not isinstance(config.get("kind"), str):
-        raise _refused(path, "it does not say what kind of tokenizer it belongs to")
+        raise refused(path, "it does not say what kind of tokenizer it belongs to")
     if kind is not None and config["kind"] != kind:
-        raise _refused(path, f"its tokenizer is of kind {config['kind']!r}, not {kind!r}")
+        raise refused(path, f"its tokenizer is of kind {config['kind']!r}, not {kind!r}")
     version = config.get("version")
     if type(version) is not int or version != VERSION:
-        raise _refused(path, f"its version is {version!r}, and this npgpt reads version {VERSION}")
+        raise refused(path, f"its version is {version!r}, and this npgpt reads version {VERSION}")
     return config
 
 
-def _read_vocabulary(path: Path, config: dict[str, Any]) -> dict[str, int]:
-    """{token: id}, in which the ids are 0, 1, …, each once."""
-    ids = _from_json(path, _read_text(path, config))
-    if not isinstance(ids, dict) or not ids:
-        raise _refused(path, "it is not a JSON object of tokens and their ids")
-    seen: dict[int, str] = {}
-    for token, id in ids.items():
-        if type(id) is not int or not 0 <= id < len(ids):
-            raise _refused(path, f"the token {token[:80]!r} has the id {id!r}, but {len(ids)} tokens have "
-                                 f"the ids 0 to {len(ids) - 1}")
-        if id in seen:
-            raise _refused(path, f"the tokens {seen[id][:80]!r} and {token[:80]!r} have the same id {id}")
-        seen[id] = token
-    return ids
-
-
-def _from_json(path: Path, text: str) -> Any:
+def from_json(path: Path, text: str) -> Any:
     def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise _refused(path, f"the entry {key[:80]!r} comes twice")
+                raise refused(path, f"the entry {key[:80]!r} comes twice")
             found[key] = value
         return found
 
     try:
         return json.loads(text, object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:               # RecursionError: thousands of open brackets
-        raise _refused(path, f"it is not valid JSON ({error})") from None
+        raise refused(path, f"it is not valid JSON ({error})") from None
 
 
-def _read_text(path: Path, config: dict[str, Any] | None = None) -> str:
+def read_text(path: Path, config: dict[str, Any] | None = None) -> str:
     """A file, which must be the one whose SHA-256 the config holds if one is given."""
     try:
         data = path.read_bytes()
@@ -175,11 +230,11 @@ def _read_text(path: Path, config: dict[str, Any] | None = None) -> str:
     if config is not None:
         sums = config.get("sha256")
         if not isinstance(sums, dict) or sums.get(path.name) != hashlib.sha256(data).hexdigest():
-            raise _refused(path, f"it is not the file that was saved with {CONFIG} (SHA-256)")
+            raise refused(path, f"it is not the file that was saved with {CONFIG} (SHA-256)")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise _refused(path, f"it is not UTF-8 at byte {error.start}") from None
+        raise refused(path, f"it is not UTF-8 at byte {error.start}") from None
 
 
 def _write(folder: Path, config: dict[str, Any], files: dict[str, str]) -> None:
@@ -199,5 +254,5 @@ def _to_json(data: Any, indent: int | None = None) -> str:
     return json.dumps(data, ensure_ascii=False, indent=indent) + "\n"
 
 
-def _refused(path: Path, reason: str) -> TokenizerError:
+def refused(path: Path, reason: str) -> TokenizerError:
     return TokenizerError(f"{path} cannot be used: {reason}")

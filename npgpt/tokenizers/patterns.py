@@ -15,6 +15,12 @@ Every pattern here matches every text completely: the pieces, joined, are the te
     \s+(?!\S)               white space up to the end of the text; or, before something visible, all of it but
                             its last character, which if it is a space begins the next word
     \s+                     the white space that is left: a single newline or tab before a word
+
+`cl100k` (GPT-4's, published with tiktoken; Llama 3 has the same): an English ending in capitals too; a word
+takes any one mark before it along, not just a space; at most three digits at a time; line breaks stay with
+the punctuation or the white space before them. `qwen2`: the same with single digits. `o200k` (GPT-4o's): a
+word ends where capitals begin again after small letters, and takes an English ending along. `smollm`
+(SmolLM's): GPT-2's, after every digit was cut out by itself.
 """
 
 from functools import cache
@@ -24,8 +30,22 @@ import regex
 
 from npgpt.errors import TokenizerError
 
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_CAPITAL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"                             # or a letter that is neither
+_SMALL   = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CL100K = (_ENDING + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+           r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
 SPLIT_PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "cl100k": _CL100K,
+    "llama3": _CL100K,
+    "qwen2": _CL100K.replace(r"\p{N}{1,3}", r"\p{N}"),
+    "o200k": (r"[^\r\n\p{L}\p{N}]?" + _CAPITAL + "*" + _SMALL + "+" + _ENDING + "?"
+              r"|[^\r\n\p{L}\p{N}]?" + _CAPITAL + "+" + _SMALL + "*" + _ENDING + "?"
+              r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"),
+    # White space before a digit is at the end of what GPT-2's pattern sees: none of it is kept for a word.
+    "smollm": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
 }
 
 

@@ -6,8 +6,12 @@ import pytest
 
 from npgpt import errors
 from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, formats, load_tokenizer
+from npgpt.tokenizers.patterns import SPLIT_PATTERNS
 
 CONFIG, VOCABULARY, MERGES = "tokenizer_config.json", "vocab.json", "merges.txt"
+HUGGING_FACE = "tokenizer.json"
+MIXED = ("Don't STOP: it's 12345 o'clock,  I'LL\r\n\r\n\tsee camelCase/paths... naïve 你好世界 Привет\n\n  "
+         "١٢٣ a1b22c333 'tis\u3000x  \n") * 3
 TEXT = "the cat sat on the mat — thé ## # \n\nthe end" * 3
 
 
@@ -36,7 +40,8 @@ def test_what_is_saved_is_what_is_loaded(tokenizer, tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     load_tokenizer(folder).save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert set(before) == {CONFIG, VOCABULARY} | ({MERGES} if isinstance(tokenizer, BPETokenizer) else set())
+    others = {MERGES, HUGGING_FACE} if isinstance(tokenizer, BPETokenizer) else set()
+    assert set(before) == {CONFIG, VOCABULARY} | others
 
 
 def test_the_files_are_laid_out_as_gpt2s(tmp_path):
@@ -49,17 +54,34 @@ def test_the_files_are_laid_out_as_gpt2s(tmp_path):
     assert list(vocabulary.values()) == list(range(260))
 
 
-def test_hugging_face_reads_the_files(tmp_path):
+def test_any_ids_are_kept(tmp_path):
+    """Ids in another order and with gaps, as others number theirs."""
+    ours = BPETokenizer.train([TEXT], 290)
+    other = {id: (7 * id + 3) % 997 + 5 for id in range(290)}
+    moved = BPETokenizer([(other[left], other[right]) for left, right in ours.merges], {"<|endoftext|>": 2},
+                         vocabulary={other[id]: data for id, data in ours.vocabulary.items()})
+    assert moved.encode(TEXT) == [other[id] for id in ours.encode(TEXT)]
+    assert moved.vocab_size == max(other[id] for id in ours.vocabulary) + 1 and moved.eos_token_id == 2
+    moved.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert same(again, moved) and again.vocabulary == moved.vocabulary
+    assert again.encode(TEXT) == moved.encode(TEXT) and again.decode(again.encode(TEXT)) == TEXT
+
+
+@pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
+def test_hugging_face_reads_the_files_and_encodes_alike(pattern, tmp_path):
     pytest.importorskip("tokenizers.models")                # this folder is called "tokenizers" too
     import tokenizers
 
-    ours = BPETokenizer.train([TEXT], 290)
+    ours = BPETokenizer.train([MIXED], 400, pattern)
     ours.save(tmp_path)
-    theirs = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(
-        str(tmp_path / VOCABULARY), str(tmp_path / MERGES)))
-    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    assert theirs.encode(TEXT).ids == ours.encode(TEXT)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / HUGGING_FACE))
+    assert theirs.encode(MIXED).ids == ours.encode(MIXED)
+    assert theirs.decode(theirs.encode(MIXED).ids) == MIXED
     assert theirs.token_to_id("<|endoftext|>") == ours.eos_token_id
+    two_files = tokenizers.models.BPE.from_file(str(tmp_path / VOCABULARY), str(tmp_path / MERGES))
+    theirs.model = two_files
+    assert theirs.encode(MIXED).ids == ours.encode(MIXED)
 
 
 # Damage
@@ -70,10 +92,6 @@ def change_json(**changes):
         entries = json.loads(data) | changes
         return json.dumps({key: value for key, value in entries.items() if value is not ...}).encode()
     return change
-
-
-def swap(a, b):
-    return change_json(**{a[0]: b[1], b[0]: a[1]})
 
 
 # (file, what happens to it, what the error says), for the merges Ġ+t = 256, Ġt+h = 257, #+# = 258
@@ -94,6 +112,8 @@ DAMAGE = {
     "special token twice": (CONFIG, change_json(special_tokens=["<e>", "<e>"]), "not a list of different"),
     "special token is a number": (CONFIG, change_json(special_tokens=[7]), "special_tokens is not a list"),
     "special token is a surrogate": (CONFIG, change_json(special_tokens=["\ud800"]), "not a list"),
+    "ignore_merges is a number": (CONFIG, change_json(ignore_merges=1), "ignore_merges is 1, not true or"),
+    "another tokenizer.json": (HUGGING_FACE, lambda data: data + b" ", "SHA-256"),
     "no sums": (CONFIG, change_json(sha256=...), "SHA-256"),
     "sums are no object": (CONFIG, change_json(sha256="x"), "SHA-256"),
     "config says a key twice": (CONFIG, lambda data: b'{"kind": 1, ' + data[1:], "'kind' comes twice"),
@@ -109,24 +129,24 @@ DAMAGE = {
     "id is a fraction": (VOCABULARY, change_json(a=64.0), "'a' has the id 64.0"),
     "id is true": (VOCABULARY, change_json(**{'"': True}), "has the id True"),
     "id is negative": (VOCABULARY, change_json(a=-1), "'a' has the id -1"),
-    "ids have a gap": (VOCABULARY, change_json(**{"<e>": 260}), "'<e>' has the id 260, but 260 tokens"),
-    "bytes in another order": (VOCABULARY, swap(("a", 64), ("b", 65)), "'a', has the id 65, not 64"),
-    "a byte is missing": (VOCABULARY, change_json(a=..., xx=64), "byte 0x61, written 'a', has no id, not 64"),
-    "a token too many": (VOCABULARY, change_json(xyz=260), "has 261 tokens, but 256 bytes, 3 merges"),
-    "merges in another order": (VOCABULARY, swap(("Ġth", 257), ("##", 258)), "line 3 makes 'Ġth'"),
+    "id is huge": (VOCABULARY, change_json(a=2**31), "'a' has the id 2147483648"),
+    "a byte is missing": (VOCABULARY, change_json(a=..., xx=64), "byte 0x61, written 'a', has no id"),
+    "a token too many": (VOCABULARY, change_json(xyz=260), "no line of merges.txt makes its token 'xyz'"),
+    "a token not in bytes": (VOCABULARY, change_json(**{"▁x": 260}), "'▁x' is not written in GPT-2's"),
+    "an empty token": (VOCABULARY, change_json(**{"": 260}), "'' is not written in GPT-2's"),
     "special token elsewhere": (VOCABULARY, change_json(**{"<e>": ..., "<f>": 259}), "'<e>' has no id"),
     "merges are not UTF-8": (MERGES, lambda data: data + b"\xc4", "not UTF-8"),
     "empty merges": (MERGES, lambda data: b"", "first line"),
     "no header": (MERGES, lambda data: data.split(b"\n", 1)[1], "first line is not '#version: 0.2'"),
     "merges cut short": (MERGES, lambda data: data[:-1], "middle of a line"),
-    "a merge too few": (MERGES, lambda data: data[:-4], "special token '<e>' has the id 259, not 258"),
+    "a merge too few": (MERGES, lambda data: data[:-4], "no line of merges.txt makes its token '##'"),
     "a merge too many": (MERGES, lambda data: data + b"a b\n", "line 5 makes 'ab', which has no id"),
-    "a merge twice": (MERGES, lambda data: data + b"# #\n", "line 5 makes '##', which has the id 258"),
+    "a merge twice": (MERGES, lambda data: data + b"# #\n", "line 5 joins '#' and '#' a second time"),
     "one token in a line": (MERGES, lambda data: data.replace(b"# #", b"##"), "line 4 is not two tokens"),
     "three tokens in a line": (MERGES, lambda data: data[:-1] + b" #\n", "line 4 is not two tokens"),
     "an empty line": (MERGES, lambda data: data.replace(b"# #", b""), "line 4 is not two tokens"),
     "Windows line ends": (MERGES, lambda data: data.replace(b"\n", b"\r\n"), "line 2 joins 't\\r'"),
-    "merge of a later token": (MERGES, lambda data: data[:19] + b"## h\n# #\n", "line 3 joins '##'"),
+    "merge of a later token": (MERGES, lambda data: data[:19] + b"## h\n# #\n", "line 3 makes '##h'"),
     "merge of an unknown token": (MERGES, lambda data: data[:19] + b"zz h\n# #\n", "line 3 joins 'zz'"),
     "merge of a special token": (MERGES, lambda data: data[:19] + b"<e> h\n# #\n", "line 3 joins '<e>'"),
 }
@@ -138,13 +158,14 @@ def test_files_that_do_not_fit_are_refused_even_with_the_right_sums(name, tmp_pa
     BPETokenizer([(220, 83), (256, 71), (2, 2)], special_tokens=["<e>"]).save(tmp_path)
     path = tmp_path / file
     path.write_bytes(change(path.read_bytes()))
-    if file != CONFIG:
+    if file not in (CONFIG, HUGGING_FACE):
         renew_sums(tmp_path)
     with pytest.raises(errors.TokenizerError) as error:
         load_tokenizer(tmp_path)
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
-    assert str(error.value).startswith(tuple(str(tmp_path / name) for name in (CONFIG, VOCABULARY, MERGES)))
+    assert str(error.value).startswith(tuple(
+        str(tmp_path / name) for name in (CONFIG, VOCABULARY, MERGES, HUGGING_FACE)))
 
 
 def renew_sums(folder):
@@ -200,7 +221,7 @@ def test_a_save_cut_short_leaves_no_mixture_of_two_tokenizers(tokenizer, tmp_pat
     character = isinstance(tokenizer, CharacterTokenizer)
     other = CharacterTokenizer("xyz") if character else BPETokenizer([(64, 65)])
     real = formats.atomic_write
-    for survived in range(3):
+    for survived in range(4):
         folder = tmp_path / str(survived)
         tokenizer.save(folder)
         written = []
@@ -234,6 +255,10 @@ def test_what_is_missing_is_named(tokenizer, tmp_path):
     for path in sorted(tmp_path.iterdir()):
         data = path.read_bytes()
         path.unlink()
+        if path.name == CONFIG and isinstance(tokenizer, BPETokenizer):
+            assert same(load_tokenizer(tmp_path), tokenizer)                # by tokenizer.json
+            path.write_bytes(data)
+            continue
         with pytest.raises(errors.TokenizerError, match=f"{path.name} is missing"):
             load_tokenizer(tmp_path)
         path.mkdir()

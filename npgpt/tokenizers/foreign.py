@@ -1,0 +1,164 @@
+"""Byte-level BPE tokenizers that others have saved, read into npgpt's terms:
+
+vocab.bpe + encoder.json, vocab.json + merges.txt   GPT-2's files, by their two names
+tokenizer.json                                      Hugging Face's tokenizers
+NAME.tiktoken                                       tiktoken's, a line of base64 and rank for each token
+
+The first has no special tokens but what no merge makes (<|endoftext|>), the last none at all. And both do not
+say how text is split: GPT-2's way, or that of the known file NAME, or as the caller says.
+"""
+
+import base64
+import binascii
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from npgpt.errors import TokenizerError
+from npgpt.tokenizers.byte_alphabet import from_symbols
+from npgpt.tokenizers.formats import (
+    HUGGING_FACE,
+    MERGES,
+    VOCABULARY,
+    BytePair,
+    checked_byte_pair,
+    checked_ids,
+    from_json,
+    merge_lines,
+    read_text,
+    refused,
+)
+from npgpt.tokenizers.patterns import SPLIT_PATTERNS
+
+GPT2_FILES = (("encoder.json", "vocab.bpe"), (VOCABULARY, MERGES))
+TIKTOKEN = {        # file → pattern and special tokens, as tiktoken has them (tiktoken_ext/openai_public.py)
+    "r50k_base": ("gpt2", {"<|endoftext|>": 50256}),
+    "p50k_base": ("gpt2", {"<|endoftext|>": 50256}),
+    "cl100k_base": ("cl100k", {"<|endoftext|>": 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259,
+                               "<|fim_suffix|>": 100260, "<|endofprompt|>": 100276}),
+    "o200k_base": ("o200k", {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}),
+}
+# The pattern as others write it → npgpt's name for it.
+SPELLINGS = {pattern: name for name, pattern in reversed(SPLIT_PATTERNS.items())} | {
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2",
+}
+
+
+def read_foreign(path: Path, pattern: str | None = None,
+                 special_tokens: Mapping[str, int] | None = None) -> BytePair:
+    """path: a folder with such files, or a tokenizer.json or .tiktoken file.
+
+    pattern, special_tokens: instead of what the files say, or do not say.  Raises TokenizerError.
+    """
+    if path.is_file() and path.suffix == ".json":
+        parts = _read_hugging_face(path)
+    elif path.is_file():
+        parts = _read_tiktoken(path, pattern, special_tokens)
+    elif (path / HUGGING_FACE).is_file():
+        parts = _read_hugging_face(path / HUGGING_FACE)
+    else:
+        parts = _read_gpt2(path)
+    return parts._replace(pattern=pattern or parts.pattern,
+                          special_tokens=parts.special_tokens if special_tokens is None else special_tokens)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether there is something for `read_foreign`."""
+    return path.is_file() or any((path / name).is_file()
+                                 for name in (HUGGING_FACE, *(merges for _, merges in GPT2_FILES)))
+
+
+def _read_gpt2(folder: Path) -> BytePair:
+    vocabulary, merges = next(((folder / v, folder / m) for v, m in GPT2_FILES if (folder / v).exists()),
+                              (folder / GPT2_FILES[1][0], folder / GPT2_FILES[1][1]))
+    ids   = checked_ids(vocabulary, from_json(vocabulary, read_text(vocabulary)))
+    lines = list(merge_lines(merges, read_text(merges)))
+    made  = {left + right for _, left, right in lines}
+    special = {token: id for token, id in ids.items()
+               if token not in made and len(from_symbols(token) or "no") > 1}
+    ids   = {token: id for token, id in ids.items() if token not in special}
+    return checked_byte_pair(vocabulary, ids, merges, lines, special, "gpt2", False)
+
+
+def _read_hugging_face(path: Path) -> BytePair:
+    data  = from_json(path, read_text(path))
+    model = data.get("model") if isinstance(data, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("merges"), list) \
+            or model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
+        raise refused(path, "it holds no byte-level BPE tokenizer")
+    if data.get("normalizer") is not None:
+        raise refused(path, "it changes the text before splitting it (normalizer), which npgpt does not")
+    added = data.get("added_tokens") or []
+    if not isinstance(added, list) or not all(
+            isinstance(token, dict) and isinstance(token.get("content"), str) for token in added):
+        raise refused(path, "its added_tokens are not a list of tokens with their content")
+    special = checked_ids(path, {token["content"]: token.get("id") for token in added}) if added else {}
+    ids     = checked_ids(path, model.get("vocab"))
+    for token, id in special.items():
+        if ids.get(token, id) != id:
+            raise refused(path, f"the token {token!r} has two ids, {ids[token]} and {id}")
+    ids = {token: id for token, id in ids.items() if token not in special}
+    taken = set(ids.values())
+    for token, id in special.items():
+        if id in taken:
+            raise refused(path, f"the id {id} of the token {token!r} is another token's too")
+    return checked_byte_pair(path, ids, path, _hugging_face_merges(path, model["merges"]), special,
+                             _hugging_face_pattern(path, data.get("pre_tokenizer")),
+                             model.get("ignore_merges") is True)
+
+
+def _hugging_face_merges(path: Path, merges: list[Any]) -> Iterator[tuple[str, str, str]]:
+    """Each is "left right", or since 2024 a list of the two."""
+    for number, merge in enumerate(merges):
+        two = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(two, list) or len(two) != 2 or not all(t and isinstance(t, str) for t in two):
+            raise refused(path, f"merge {number} is not two tokens: {str(merge)[:80]!r}")
+        yield f"merge {number}", two[0], two[1]
+
+
+def _hugging_face_pattern(path: Path, splitter: Any) -> str:
+    """npgpt's name for how a tokenizer.json splits text."""
+    many  = isinstance(splitter, dict) and splitter.get("type") == "Sequence"
+    steps = splitter.get("pretokenizers") if many else [splitter]
+    if isinstance(steps, list) and all(isinstance(step, dict) for step in steps):
+        match steps:
+            case [{"type": "ByteLevel", "add_prefix_space": False, **rest}] if rest.get("use_regex", True):
+                return "gpt2"
+            case [{"type": "Digits", "individual_digits": True},
+                  {"type": "ByteLevel", "add_prefix_space": False, **rest}] if rest.get("use_regex", True):
+                return "smollm"
+            case [{"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
+                  {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}] if regex in SPELLINGS:
+                return SPELLINGS[regex]
+    raise refused(path, "it splits text in a way that npgpt does not know (pre_tokenizer); the known ones "
+                        f"are {', '.join(SPLIT_PATTERNS)}")
+
+
+def _read_tiktoken(path: Path, pattern: str | None, special_tokens: Mapping[str, int] | None) -> BytePair:
+    """tiktoken merges any two tokens whose bytes together are a token, the one of the smallest rank first."""
+    known_pattern, known_special = TIKTOKEN.get(path.stem, ("", {}))
+    if not (pattern or known_pattern):
+        raise TokenizerError(f"{path} does not say how to split text: pass pattern=, one of "
+                             f"{', '.join(SPLIT_PATTERNS)}")
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line:
+            continue
+        text, _, rank = line.partition(" ")
+        try:
+            token = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            token = b""
+        if not token or not rank.isdecimal() or len(rank) > 9:
+            raise refused(path, f"line {number} is not a token in base64 and its rank: {line[:80]!r}")
+        if token in ranks:
+            raise refused(path, f"line {number} has the token {token!r} a second time")
+        ranks[token] = int(rank)
+    if len(set(ranks.values())) < len(ranks):
+        raise refused(path, "two tokens have the same rank")
+    merges = [(ranks[token[:cut]], ranks[token[cut:]])
+              for token in sorted(ranks, key=ranks.__getitem__)
+              for cut in range(1, len(token)) if token[:cut] in ranks and token[cut:] in ranks]
+    return BytePair(merges, known_special if special_tokens is None else special_tokens,
+                    pattern or known_pattern, {rank: token for token, rank in ranks.items()},
+                    ignore_merges=True)

@@ -1,0 +1,251 @@
+"""Tokenizers that others saved: the ids are theirs."""
+
+import base64
+import json
+import random
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+from npgpt import errors
+from npgpt.tokenizers import BPETokenizer, foreign, load_tokenizer
+from npgpt.tokenizers.patterns import SPLIT_PATTERNS
+
+ENGLISH = topics["class"] + topics["exprlists"] + topics["types"]
+MIXED = ("Don't STOP: it's 12345 o'clock,  I'LL\r\n\r\n\tsee camelCase/paths... naïve 你好世界 Привет ǅ\n\n  "
+         "١٢٣ a1b22c333 'tis\u3000x  \n🤖👩‍🚀 a\u0301 HTTPServer's  \n")
+GPT2_FILES = Path(__file__).parents[2].parent / "shared/data/gpt2"
+EOT = "<|endoftext|>"
+
+
+def texts():
+    """Real ones, and a thousand of characters that patterns care about."""
+    draw = random.Random(0)
+    alphabet = list("aAbB   \n\r\t''sStTlLvVeErRmMdD.,!/-_1234567890½٣éÉß中文ǅʰ\u0301\u00a0\u3000\x1c\x85🤖")
+    yield from (ENGLISH, MIXED, "", " ")
+    for _ in range(1000):
+        yield "".join(draw.choices(alphabet, k=draw.randrange(1, 30)))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return BPETokenizer.train([ENGLISH, MIXED * 20], 900, "cl100k")
+
+
+# GPT-2's two files
+
+def write_gpt2(folder, tokenizer, names):
+    """The vocabulary and the merges alone, under these names."""
+    tokenizer.save(folder)
+    for old, new in zip(("vocab.json", "merges.txt"), names, strict=True):
+        (folder / old).rename(folder / new)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize("names", foreign.GPT2_FILES)
+def test_gpt2s_files_are_read_under_both_their_names(names, trained, tmp_path):
+    write_gpt2(tmp_path, trained, names)
+    read = load_tokenizer(tmp_path)
+    assert (read.merges, read.special_tokens, read.pattern) == (trained.merges, {EOT: 899}, "gpt2")
+    assert load_tokenizer(tmp_path, pattern="cl100k").encode(MIXED) == trained.encode(MIXED)
+    assert load_tokenizer(tmp_path, special_tokens={"<s>": 901}).special_tokens == {"<s>": 901}
+
+
+def test_gpt2s_own_files_give_tiktokens_ids():
+    if not (GPT2_FILES / "vocab.bpe").exists():
+        pytest.skip("GPT-2's files are not here")
+    pytest.importorskip("tiktoken")
+    import tiktoken
+    import tiktoken.load
+    import tiktoken_ext.openai_public
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", "")
+        ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(
+            str(GPT2_FILES / "vocab.bpe"), str(GPT2_FILES / "encoder.json"))
+    theirs = tiktoken.Encoding("gpt2", pat_str=tiktoken_ext.openai_public.r50k_pat_str, mergeable_ranks=ranks,
+                               special_tokens={EOT: 50256})
+    ours = load_tokenizer(GPT2_FILES)
+    assert ours.vocab_size == 50257 and ours.special_tokens == {EOT: 50256}
+    for text in texts():
+        assert ours.encode(text) == theirs.encode(text)
+
+
+# Hugging Face's tokenizer.json
+
+def hugging_face(pattern, ignore_merges=False):
+    """Its own trainer's tokenizer, special tokens first, as SmolLM numbers them."""
+    pytest.importorskip("tokenizers.models")                # this folder is called "tokenizers" too
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern in ("gpt2", "smollm"))
+    steps = {"gpt2": [], "smollm": [pre_tokenizers.Digits(individual_digits=True)]}.get(
+        pattern, [pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERNS[pattern]), "isolated")])
+    theirs = tokenizers.Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    theirs.pre_tokenizer = pre_tokenizers.Sequence([*steps, byte_level]) if steps else byte_level
+    theirs.decoder = decoders.ByteLevel()
+    theirs.train_from_iterator([ENGLISH, MIXED * 20], trainers.BpeTrainer(
+        vocab_size=900, special_tokens=[EOT, "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    return theirs
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "cl100k", "qwen2", "o200k", "smollm"])
+def test_a_tokenizer_json_gives_hugging_faces_ids(pattern, tmp_path):
+    theirs = hugging_face(pattern)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    ours = load_tokenizer(tmp_path)
+    assert ours.pattern == pattern
+    assert ours.special_tokens == {EOT: 0, "<|im_start|>": 1, "<|im_end|>": 2}
+    assert ours.vocab_size == theirs.get_vocab_size()
+    for text in texts():
+        assert ours.encode(text) == theirs.encode(text).ids
+    marked = f"<|im_start|>user\nHi{EOT}<|im_end|>"
+    assert ours.encode(marked, allowed_special="all") == theirs.encode(marked).ids
+    assert load_tokenizer(tmp_path / "tokenizer.json").merges == ours.merges
+    ours.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert again.encode(MIXED) == ours.encode(MIXED) and again.special_tokens == ours.special_tokens
+
+
+def test_merges_written_as_text_and_as_lists_are_the_same(trained, tmp_path):
+    trained.save(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_bytes())
+    assert isinstance(data["model"]["merges"][0], str)
+    data["model"]["merges"] = [merge.split(" ") for merge in data["model"]["merges"]]
+    (tmp_path / "lists.json").write_text(json.dumps(data), "utf-8")
+    assert load_tokenizer(tmp_path / "lists.json").merges == trained.merges
+
+
+def test_ignore_merges_takes_a_whole_piece(tmp_path):
+    """Without it nothing can ever become the token "cat", which no merge makes."""
+    letters = dict(BPETokenizer(()).vocabulary) | {256: b"cat"}
+    by_merges, whole = (BPETokenizer((), vocabulary=letters, ignore_merges=flag) for flag in (False, True))
+    assert whole.encode("cat") == [256] and len(by_merges.encode("cat")) == 3
+    assert len(whole.encode(" cat")) == 4                                    # its piece is " cat"
+    whole.save(tmp_path)
+    assert load_tokenizer(tmp_path).encode("cat") == [256]
+    assert load_tokenizer(tmp_path / "tokenizer.json").encode("cat") == [256]
+
+
+# tiktoken's files
+
+def write_tiktoken(path, tokenizer):
+    path.write_text("".join(f"{base64.b64encode(data).decode()} {id}\n"
+                            for id, data in sorted(tokenizer.vocabulary.items())))
+
+
+@pytest.mark.parametrize("name", ["cl100k_base", "o200k_base"])
+def test_a_tiktoken_file_gives_tiktokens_ids(name, tmp_path):
+    pytest.importorskip("tiktoken")
+    import tiktoken
+    pattern, special = foreign.TIKTOKEN[name]
+    trained = BPETokenizer.train([ENGLISH, MIXED * 20], 900, pattern)
+    write_tiktoken(tmp_path / f"{name}.tiktoken", trained)
+    ranks = {data: id for id, data in trained.vocabulary.items()}
+    theirs = tiktoken.Encoding(name, pat_str=SPLIT_PATTERNS[pattern], mergeable_ranks=ranks,
+                               special_tokens=special)
+    ours = load_tokenizer(tmp_path / f"{name}.tiktoken")
+    assert ours.vocab_size == theirs.n_vocab and ours.special_tokens == special
+    for text in texts():
+        assert ours.encode(text) == theirs.encode(text)
+
+
+def test_a_token_is_made_from_any_two_that_give_its_bytes(tmp_path):
+    """As tiktoken does: "abc" is a + bc here, though ab + c came to be first."""
+    pytest.importorskip("tiktoken")
+    import tiktoken
+    letters = dict(BPETokenizer(()).vocabulary) | {256: b"bc", 257: b"abc", 258: b"cab", 259: b"ab"}
+    ranks = {data: id for id, data in letters.items()}
+    theirs = tiktoken.Encoding("x", pat_str=SPLIT_PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={})
+    write_tiktoken(tmp_path / "r50k_base.tiktoken", BPETokenizer((), (), vocabulary=letters))
+    ours, draw = load_tokenizer(tmp_path / "r50k_base.tiktoken"), random.Random(0)
+    for _ in range(2000):
+        text = "".join(draw.choices("abc", k=draw.randrange(1, 12)))
+        assert ours.encode(text) == theirs.encode(text), text
+
+
+def test_a_tiktoken_file_of_another_name_needs_a_pattern(trained, tmp_path):
+    write_tiktoken(tmp_path / "mine.tiktoken", trained)
+    with pytest.raises(errors.TokenizerError, match="mine.tiktoken does not say how to split text: pass"):
+        load_tokenizer(tmp_path / "mine.tiktoken")
+    read = load_tokenizer(tmp_path / "mine.tiktoken", "cl100k", {EOT: 899})
+    assert read.encode(MIXED) == trained.encode(MIXED) and read.eos_token_id == 899
+
+
+# What is refused
+
+def change(**changes):
+    """Sets entries of a tokenizer.json, of its model where the name begins with model_."""
+    def changed(data):
+        for name, value in changes.items():
+            place = data["model"] if name.startswith("model_") else data
+            place[name.removeprefix("model_")] = value
+        return data
+    return changed
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+REFUSED = {
+    "a list": (lambda data: [], "no byte-level BPE"),
+    "no model": (change(model=None), "no byte-level BPE"),
+    "another model": (change(model_type="Unigram"), "no byte-level BPE"),
+    "no merges": (change(model_merges=None), "no byte-level BPE"),
+    "byte fallback": (change(model_byte_fallback=True), "no byte-level BPE"),
+    "a normalizer": (change(normalizer={"type": "NFC"}), "changes the text before splitting it"),
+    "a vocabulary that is a list": (change(model_vocab=[["a", 0]]), "not a JSON object of tokens"),
+    "words": (change(model_vocab={"▁the": 0}), "'▁the' is not written in GPT-2's characters"),
+    "a byte missing": (change(model_vocab={"a": 0}, model_merges=[]), "byte 0x00, written 'Ā', has no id"),
+    "an unknown merge": (change(model_merges=["a 中"]), "merge 0 joins '中', which has no id"),
+    "a merge of one": (change(model_merges=["ab"]), "merge 0 is not two tokens: 'ab'"),
+    "a merge of three": (change(model_merges=[["a", "b", "c"]]), "merge 0 is not two tokens"),
+    "a merge of numbers": (change(model_merges=[[1, 2]]), "merge 0 is not two tokens"),
+    "a prefix space": (change(pre_tokenizer=BYTE_LEVEL | {"add_prefix_space": True, "use_regex": True}),
+                       "splits text in a way"),
+    "no splitting": (change(pre_tokenizer=None), "splits text in a way"),
+    "another pattern": (change(pre_tokenizer={"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
+        BYTE_LEVEL]}), "splits text in a way"),
+    "splitting that is no object": (change(pre_tokenizer=["ByteLevel"]), "splits text in a way"),
+    "added tokens without content": (change(added_tokens=[{"id": 3}]), "added_tokens are not a list"),
+    "an added token without an id": (change(added_tokens=[{"content": "<s>"}]), "'<s>' has the id None"),
+    "an added token with two ids": (change(added_tokens=[{"content": "a", "id": 3}]), "'a' has two ids"),
+    "an added token with another's id": (change(added_tokens=[{"content": "<s>", "id": 3}]),
+                                         "the id 3 of the token '<s>' is another token's too"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_tokenizer_json_that_does_not_fit_is_refused(name, trained, tmp_path):
+    trained.save(tmp_path)
+    change, reason = REFUSED[name]
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(change(json.loads((tmp_path / "tokenizer.json").read_bytes()))), "utf-8")
+    with pytest.raises(errors.TokenizerError) as error:
+        load_tokenizer(path)
+    assert reason in str(error.value)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("line, reason", [
+    ("IQ== 0", "line 257 has the token b'!' a second time"), ("IQ", "line 257 is not a token in base64"),
+    ("YWI= x", "line 257 is not a token in base64"), ("!!! 256", "line 257 is not a token in base64"),
+    (" 256", "line 257 is not a token in base64"), ("YWI= 7", "two tokens have the same rank"),
+    ("YWI= " + "9" * 5000, "line 257 is not a token in base64")])
+def test_a_tiktoken_file_that_does_not_fit_is_refused(line, reason, tmp_path):
+    path = tmp_path / "cl100k_base.tiktoken"
+    write_tiktoken(path, BPETokenizer(()))
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(errors.TokenizerError) as error:
+        load_tokenizer(path)
+    assert reason in str(error.value) and len(str(error.value)) < 400
+
+
+def test_npgpts_own_tokenizers_are_not_given_another_pattern(trained, tmp_path):
+    trained.save(tmp_path)
+    with pytest.raises(errors.TokenizerError, match="has its own pattern"):
+        load_tokenizer(tmp_path, pattern="gpt2")
