@@ -12,7 +12,7 @@ https://docs.python.org/license. Its wording differs a little from one Python ve
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,28 +33,39 @@ STREAM = 4
 
 
 def read_documents(source: str) -> list[str]:
-    """The documents of a built-in corpus, of one text file, or of a folder of text files.
+    """The documents of a built-in corpus, of one text file, or of a folder of text files; see
+    `iterate_documents`."""
+    return list(iterate_documents(source))
+
+
+def iterate_documents(source: str) -> Iterator[str]:
+    """The documents of a built-in corpus, of one text file, or of a folder of text files, one by one.
 
     A folder is read with its subfolders, in sorted order: every file with one of TEXT_SUFFIXES that is
     neither hidden nor empty; links to folders are not followed. Raises DataError when there is no such text
     or it is not UTF-8.
     """
     if source in BUILT_IN:
-        return _python_docs()
+        yield from _python_docs()
+        return
     path = Path(source)
     try:
         if path.is_dir() and source:  # Path("") is the current folder, which nobody asked for
-            documents = [text for file in _text_files(path) if (text := _read_text(file))]
-            if not documents:
+            found = False
+            for file in _text_files(path):
+                if text := _read_text(file):
+                    found = True
+                    yield text
+            if not found:
                 raise DataError(f"the folder {source} holds no text: no file with something in it has one of "
                                 f"the suffixes {' '.join(TEXT_SUFFIXES)}")
-            return documents
+            return
         if not source or not path.exists():
             raise DataError(f"there is no file, folder or built-in corpus called {source!r}; built in: "
                             f"{', '.join(BUILT_IN)}")
         if not (text := _read_text(path)):
             raise DataError(f"the file {source} is empty; give it some text to train on")
-        return [text]
+        yield text
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise DataError(f"cannot read {source!r}: {error}") from error
 

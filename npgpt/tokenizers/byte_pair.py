@@ -23,7 +23,7 @@ from npgpt.tokenizers.byte_alphabet import BYTE_ORDER, from_symbols
 from npgpt.tokenizers.byte_pair_training import Pair, count_pieces, learn_merges
 from npgpt.tokenizers.checks import checked_text, has_surrogates, look_up
 from npgpt.tokenizers.formats import BytePair, read_byte_pair, write_byte_pair
-from npgpt.tokenizers.patterns import split_pattern
+from npgpt.tokenizers.patterns import splitter
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -35,7 +35,8 @@ class BPETokenizer:
     others, or {text: id}.  pattern: a name in `patterns.py`.
     vocabulary: {id: bytes} of all other tokens, each merge making one of them; by default the 256 bytes in
     GPT-2's order, and merge i makes the token 256 + i, of two that exist before it.
-    ignore_merges: a piece that is a token as a whole becomes that, whatever the merges would make of it.
+    ignore_merges: a piece that is a token as a whole becomes that at once, whatever the merges would make of
+    it: the same, if they were learned as `byte_pair_training.py` does.
     Raises TokenizerError if these do not make a tokenizer.
     """
 
@@ -44,7 +45,7 @@ class BPETokenizer:
                  vocabulary: Mapping[int, bytes] | None = None, ignore_merges: bool = False):
         self.pattern, self.ignore_merges = pattern, ignore_merges
         self.merges = tuple(merges)
-        self._findall = split_pattern(pattern).findall
+        self._split = splitter(pattern)
         self.vocabulary = _default_vocabulary(self.merges) if vocabulary is None else dict(vocabulary)
         self._ids = {data: id for id, data in self.vocabulary.items()}
         self._byte_ids, self._ranks, self._made = _tables(self.merges, self.vocabulary, self._ids)
@@ -58,19 +59,20 @@ class BPETokenizer:
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, pattern: str = "gpt2",
               special_tokens: Sequence[str] = (END_OF_TEXT,),
-              progress: Callable[[int, int], None] | None = None) -> "BPETokenizer":
+              progress: Callable[[int, int], None] | None = None, workers: int = 1) -> "BPETokenizer":
         """Learns the merges from the texts.
 
         vocab_size counts the 256 bytes, the merges and the special tokens. If every piece of the texts
         has become one token before that size is reached, the tokenizer has fewer tokens. Special tokens
         that occur in the texts are ordinary text. `progress(done, wanted)` is called after each merge.
+        workers: processes that cut long texts into pieces; the result is the same for any number.
         """
         smallest = cls((), special_tokens, pattern).vocab_size          # bad arguments fail before the work
         if vocab_size < smallest:
             raise TokenizerError(f"vocab_size {vocab_size} is too small: byte-level BPE needs at least "
                                  f"{smallest}, for 256 bytes and the special tokens")
-        merges = learn_merges(count_pieces(texts, pattern), vocab_size - smallest, progress)
-        return cls(merges, special_tokens, pattern)
+        merges = learn_merges(count_pieces(texts, pattern, workers), vocab_size - smallest, progress)
+        return cls(merges, special_tokens, pattern, ignore_merges=True)       # the same ids, found sooner
 
     @property
     def vocab_size(self) -> int:
@@ -129,7 +131,7 @@ class BPETokenizer:
 
     def _encode_clean(self, text: str) -> list[int]:
         """A surrogate in this text stands for a byte, as Python's "surrogateescape" has it."""
-        return list(chain.from_iterable(map(self._ids_of_piece.__getitem__, self._findall(text))))
+        return list(chain.from_iterable(map(self._ids_of_piece.__getitem__, self._split(text))))
 
     def _encode_piece(self, piece: str) -> list[int]:
         """Applies the merges to one piece, smallest rank first, then leftmost: O(n log n) for n bytes.
@@ -142,8 +144,8 @@ class BPETokenizer:
         data = piece.encode("utf-8", "surrogateescape")
         if self.ignore_merges and data in self._ids:
             return [self._ids[data]]
-        rank_of, made = self._ranks.get, self._made
         tokens = [self._byte_ids[byte] for byte in data]
+        rank_of, made = self._ranks.get, self._made
         n = len(tokens)
         tokens.append(-1)                                               # tokens[n], and so also tokens[-1]
         following = list(range(1, n + 2))
@@ -202,22 +204,25 @@ class BPETokenizer:
 class PieceCache(dict[str, Sequence[int]]):
     """piece → ids, computed when first asked for.
 
-    Bounded: long pieces, which seldom come again, are not kept, and when it is full it starts anew.
+    Bounded: long pieces, which seldom come again, are not kept, and when it is full it starts anew, and for
+    as long again takes from what it was whatever is asked for.
     """
 
-    LARGEST = 1 << 17           # entries; about 30 MB
+    LARGEST = 1 << 17           # entries; about 30 MB, and the old ones as much
     LONGEST = 64                # characters
 
     def __init__(self, encode_piece: Callable[[str], list[int]]):
         super().__init__()
         self._encode_piece = encode_piece
+        self._old: dict[str, Sequence[int]] = {}
 
     def __missing__(self, piece: str) -> Sequence[int]:
-        ids = self._encode_piece(piece)
-        if len(piece) <= self.LONGEST:
-            if len(self) >= self.LARGEST:
-                self.clear()
-            self[piece] = tuple(ids)
+        if len(piece) > self.LONGEST:
+            return self._encode_piece(piece)
+        if len(self) >= self.LARGEST:
+            self._old = dict(self)
+            self.clear()
+        ids = self[piece] = self._old.get(piece) or tuple(self._encode_piece(piece))
         return ids
 
 

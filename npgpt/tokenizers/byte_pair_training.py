@@ -31,25 +31,65 @@ the whole text is a single piece.
 """
 
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from heapq import heapify, heappop, heappush
-from itertools import repeat
+from itertools import chain, islice, repeat
+from multiprocessing import get_context
 
 from npgpt.tokenizers.byte_alphabet import BYTE_IDS
 from npgpt.tokenizers.checks import checked_texts
-from npgpt.tokenizers.patterns import split_pattern
+from npgpt.tokenizers.patterns import splitter
 
 Pair = tuple[int, int]
 
+BATCH = 4_000_000           # characters that a worker cuts at once
 
-def count_pieces(texts: Iterable[str], pattern: str) -> dict[bytes, int]:
-    """How often each piece occurs when the texts are cut by the pattern of that name."""
-    findall = split_pattern(pattern).findall
+
+def count_pieces(texts: Iterable[str], pattern: str, workers: int = 1) -> dict[bytes, int]:
+    """How often each piece occurs when the texts are cut by the pattern of that name.
+
+    workers: processes that cut; they are started only when there is enough to cut. In memory are a few
+    batches of texts and the different pieces.
+    """
+    batches = _batches(checked_texts(texts))
+    first   = list(islice(batches, workers + 1))
     counts: Counter[str] = Counter()
-    for text in checked_texts(texts):
-        counts.update(findall(text))
+    if workers == 1 or len(first) <= workers:
+        for batch in chain(first, batches):
+            counts.update(_count_batch(batch, pattern))
+    else:
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            running: deque[Future[Counter[str]]] = deque()
+            for batch in chain(first, batches):
+                running.append(pool.submit(_count_batch, batch, pattern))
+                if len(running) > 2 * workers:
+                    counts.update(running.popleft().result())
+            for future in running:
+                counts.update(future.result())
     return {piece.encode(): count for piece, count in counts.items()}
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in lists of about BATCH characters, or of one text that is longer."""
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _count_batch(batch: list[str], pattern: str) -> "Counter[str]":
+    split = splitter(pattern)
+    counts: Counter[str] = Counter()
+    for text in batch:
+        counts.update(split(text))
+    return counts
 
 
 def learn_merges(pieces: Mapping[bytes, int], number: int,

@@ -77,7 +77,7 @@ def _read_gpt2(folder: Path) -> BytePair:
     special = {token: id for token, id in ids.items()
                if token not in made and len(from_symbols(token) or "no") > 1}
     ids   = {token: id for token, id in ids.items() if token not in special}
-    return checked_byte_pair(vocabulary, ids, merges, lines, special, "gpt2", False)
+    return checked_byte_pair(vocabulary, ids, merges, lines, special, "gpt2", True)       # as tiktoken has it
 
 
 def _read_hugging_face(path: Path) -> BytePair:

@@ -1,9 +1,13 @@
+import random
+
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgpt import errors
-from npgpt.tokenizers.patterns import SPLIT_PATTERNS, split_pattern
+from npgpt.tokenizers import patterns
+from npgpt.tokenizers.patterns import SPLIT_PATTERNS, splitter
 
 
 @pytest.mark.parametrize("text, pieces", [
@@ -17,15 +21,32 @@ from npgpt.tokenizers.patterns import SPLIT_PATTERNS, split_pattern
     ("a\u0301b\x1c\x00", "a|\u0301|b|\x1c\x00"),
     ("?!... --🤖", "?!...| --🤖")])
 def test_gpt2_cuts_where_it_should(text, pieces):
-    assert split_pattern("gpt2").findall(text) == pieces.split("|")
+    assert splitter("gpt2")(text) == pieces.split("|")
 
 
 @settings(max_examples=200)
 @given(st.sampled_from(sorted(SPLIT_PATTERNS)), st.text(max_size=40) | st.text(alphabet="aé1 \n\t'st.\u3000"))
 def test_the_pieces_joined_are_the_text(name, text):
-    assert "".join(split_pattern(name).findall(text)) == text
+    assert "".join(splitter(name)(text)) == text
+
+
+@settings(max_examples=500)
+@given(st.sampled_from(sorted(SPLIT_PATTERNS)), st.text(st.characters(max_codepoint=127), max_size=40)
+       | st.text(alphabet="aAbS1234 \n\r\t'sSt.,/\x0b\x0c\x1c\x1f"))
+def test_ascii_is_cut_as_any_text_is(name, text):
+    assert splitter(name)(text) == regex.compile(SPLIT_PATTERNS[name]).findall(text)
+
+
+@pytest.mark.parametrize("stretch", [0, 1, 7])
+@pytest.mark.parametrize("name", SPLIT_PATTERNS)
+def test_a_text_cut_in_stretches_gives_the_same_pieces(name, stretch, monkeypatch):
+    monkeypatch.setattr(patterns, "STRETCH", stretch)
+    draw = random.Random(0)
+    for _ in range(3000):
+        text = "".join(draw.choices("abS1 \n\n\n\r\t'st.,/é中¿٣\u3000", k=draw.randrange(1, 30))) + "é"
+        assert splitter(name)(text) == regex.compile(SPLIT_PATTERNS[name]).findall(text)
 
 
 def test_an_unknown_pattern_is_refused():
     with pytest.raises(errors.TokenizerError, match="unknown split pattern 'a.c': the known ones are gpt2"):
-        split_pattern("a.c")
+        splitter("a.c")

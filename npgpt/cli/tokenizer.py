@@ -1,0 +1,168 @@
+"""`npgpt tokenizer ACTION …`: trains a tokenizer; encodes, decodes and shows with any that npgpt reads."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from npgpt.cli.arguments import parse
+from npgpt.data.corpora import iterate_documents
+from npgpt.errors import ConfigError, TokenizerError, UsageError
+from npgpt.terminal import printable
+from npgpt.tokenizers import BPETokenizer, load_tokenizer
+from npgpt.tokenizers.byte_pair import END_OF_TEXT
+from npgpt.training.communication import physical_cores
+
+COLOURS = [f"black on bright_{name}" for name in ("cyan", "yellow", "green", "magenta")]
+TokenizerPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENIZER")]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a byte-level BPE tokenizer on texts, and save it in a folder."""
+
+    data: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA ...")]
+    """python-docs, text files or folders of text files, UTF-8."""
+    out_dir: Path
+    """The tokenizer's folder."""
+    vocab_size: int = 4096
+    """Tokens: 256 bytes, the special tokens, the rest learned merges."""
+    pattern: str = "gpt2"
+    """How text is split before merging: gpt2, cl100k, llama3, qwen2, o200k or smollm."""
+    special_tokens: tuple[str, ...] = (END_OF_TEXT,)
+    """Tokens that no text is ever encoded to by itself."""
+    workers: int | None = None
+    """Processes that split text; by default the physical cores. The result is the same for any number."""
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Write the token ids of a text to standard output, with spaces between."""
+
+    tokenizer: TokenizerPath
+    """The folder of a tokenizer, a run's tokenizer/ for example, or a tokenizer.json or .tiktoken file."""
+    file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE]")] = None
+    """The text, UTF-8; by default standard input."""
+    special: bool = False
+    """Special tokens in the text become their ids; otherwise they are ordinary text."""
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Write the text of token ids, which are whole numbers with white space between."""
+
+    tokenizer: TokenizerPath
+    """The folder of a tokenizer, a run's tokenizer/ for example, or a tokenizer.json or .tiktoken file."""
+    file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE]")] = None
+    """The ids; by default standard input."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """Show how a text is cut into tokens: each in another colour, with its id below."""
+
+    tokenizer: TokenizerPath
+    """The folder of a tokenizer, a run's tokenizer/ for example, or a tokenizer.json or .tiktoken file."""
+    text: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TEXT]")] = None
+    """The text itself; by default standard input."""
+    special: bool = False
+    """Special tokens in the text become their ids; otherwise they are ordinary text."""
+
+
+def run(arguments: list[str]) -> int:
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: npgpt tokenizer ACTION …    npgpt tokenizer ACTION --help lists an action's options\n")
+        print("\n".join(f"  {action:<7} {' '.join(str(options.__doc__).split())}"
+                        for action, (options, _) in ACTIONS.items()))
+        return 0 if arguments else 2
+    if name not in ACTIONS:
+        raise UsageError(f"unknown action {name!r}: npgpt tokenizer can {', '.join(ACTIONS)}")
+    options, act = ACTIONS[name]
+    act(parse(options, f"tokenizer {name}", rest))
+    return 0
+
+
+def _train(options: Train) -> None:
+    if options.workers is not None and options.workers < 1:
+        raise ConfigError(f"workers must be at least 1, not {options.workers}")
+    console, begun, size = Console(stderr=True, highlight=False), time.perf_counter(), 0
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                  console=console, disable=not console.is_terminal) as progress:
+        reading  = progress.add_task("reading, MB", total=None)
+        learning = progress.add_task("merges", total=None)
+
+        def texts() -> Iterator[str]:
+            nonlocal size
+            for source in options.data:
+                for text in iterate_documents(source):
+                    size += len(text)
+                    progress.update(reading, completed=size // 1_000_000)
+                    yield text
+            progress.update(reading, total=size // 1_000_000)
+
+        tokenizer = BPETokenizer.train(
+            texts(), options.vocab_size, options.pattern, options.special_tokens,
+            lambda done, wanted: progress.update(learning, completed=done, total=wanted),
+            options.workers or physical_cores())
+    tokenizer.save(options.out_dir)
+    print(f"{options.out_dir}: {tokenizer.vocab_size:,} tokens from {size:,} characters "
+          f"in {time.perf_counter() - begun:.1f} s")
+    if tokenizer.vocab_size < options.vocab_size:
+        print(f"every piece of the text has become one token: there is none left for {options.vocab_size:,}")
+
+
+def _encode(options: Encode) -> None:
+    tokenizer = load_tokenizer(options.tokenizer)
+    print(*_ids(tokenizer, _read(options.file), options.special))
+
+
+def _decode(options: Decode) -> None:
+    tokenizer = load_tokenizer(options.tokenizer)
+    words = _read(options.file).split()
+    for word in words:
+        if not (word.isascii() and word.isdecimal() and len(word) < 12):
+            raise TokenizerError(f"{word[:80]!r} is no token id: ids are whole numbers, white space between")
+    sys.stdout.write(tokenizer.decode(map(int, words)))
+
+
+def _show(options: Show) -> None:
+    tokenizer = load_tokenizer(options.tokenizer)
+    text = _read(None) if options.text is None else options.text
+    ids  = _ids(tokenizer, text, options.special)
+    console, cut, numbers = Console(highlight=False), Text(), Text()
+    between = "" if console.color_system else "|"
+    for n, id in enumerate(ids):
+        style, token = COLOURS[n % len(COLOURS)], tokenizer.decode([id])
+        if "\ufffd" in token and isinstance(tokenizer, BPETokenizer):        # a part of a character
+            token = "".join(f"\\x{byte:02x}" for byte in tokenizer.token_bytes(id))
+        cut.append(between * (n > 0) + printable(token.replace("\n", "↵\n")), style)
+        numbers.append(" " * (n > 0))
+        numbers.append(str(id), style)
+    console.print(cut, soft_wrap=True)
+    console.print(numbers)
+    size = len(text.encode("utf-8", "replace"))
+    print(f"{len(ids):,} tokens, {len(text):,} characters, {size / max(len(ids), 1):.2f} bytes a token")
+
+
+def _ids(tokenizer, text: str, special: bool) -> list[int]:
+    return tokenizer.encode(text, allowed_special="all") if special else tokenizer.encode_ordinary(text)
+
+
+def _read(file: Path | None) -> str:
+    data = sys.stdin.buffer.read() if file is None else file.read_bytes()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{file or 'standard input'} is not UTF-8 at byte {error.start}") from None
+
+
+ACTIONS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "train": (Train, _train), "encode": (Encode, _encode), "decode": (Decode, _decode), "show": (Show, _show)}
