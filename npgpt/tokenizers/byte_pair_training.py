@@ -40,11 +40,11 @@ from multiprocessing import get_context
 
 from npgpt.tokenizers.byte_alphabet import BYTE_IDS
 from npgpt.tokenizers.checks import checked_texts
-from npgpt.tokenizers.patterns import splitter
+from npgpt.tokenizers.patterns import splitter, stretches
 
 Pair = tuple[int, int]
 
-BATCH = 4_000_000           # characters that a worker cuts at once
+BATCH = 2_000_000           # characters that a worker cuts at once
 
 
 def count_pieces(texts: Iterable[str], pattern: str, workers: int = 1) -> dict[bytes, int]:
@@ -72,11 +72,12 @@ def count_pieces(texts: Iterable[str], pattern: str, workers: int = 1) -> dict[b
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The texts in lists of about BATCH characters, or of one text that is longer."""
-    batch, size = [], 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
+    """The texts in lists of about BATCH characters; a longer one is cut where every pattern cuts."""
+    batch: list[str] = []
+    size = 0
+    for part in chain.from_iterable(stretches(text, BATCH) for text in texts):
+        batch.append(part)
+        size += len(part)
         if size >= BATCH:
             yield batch
             batch, size = [], 0

@@ -22,14 +22,14 @@ the punctuation or the white space before them. `qwen2`: the same with single di
 word ends where capitals begin again after small letters, and takes an English ending along. `smollm`
 (SmolLM's): GPT-2's, after every digit was cut out by itself.
 
-Stretches of ASCII are cut by the same pattern written for ASCII, which the standard library's `re` does twice
-as fast as `regex` does the other. A stretch ends with a line, before a letter: there every pattern cuts, for
-none takes a letter after a line break along, and a single line break is a piece (or the end of one) whatever
-comes after it.
+Long texts may be cut into stretches first. A stretch ends with a line, before a letter: there every pattern
+cuts, for none takes a letter after a line break along, and a single line break is a piece (or the end of one)
+whatever comes after it. Stretches of ASCII are cut by the same pattern written for ASCII, which the standard
+library's `re` does twice as fast as `regex` does the other.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import regex
@@ -75,16 +75,21 @@ def splitter(name: str) -> Callable[[str], list[str]]:
         if text.isascii():
             return ascii_text(text)
         pieces: list[str] = []
-        start = 0
-        while start < len(text):
-            cut  = LINE_END.search(text, start + STRETCH)
-            end  = cut.end() if cut else len(text)
-            part = text[start:end]
+        for part in stretches(text, STRETCH):
             pieces += ascii_text(part) if part.isascii() else any_text(part)
-            start = end
         return pieces
 
     return split
+
+
+def stretches(text: str, size: int) -> Iterator[str]:
+    """The text in parts of at least `size` characters, cut where every pattern cuts."""
+    start = 0
+    while start < len(text):
+        cut = LINE_END.search(text, start + size)
+        end = cut.end() if cut else len(text)
+        yield text[start:end]
+        start = end
 
 
 def _for_ascii(pattern: str) -> str:

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from lines_executed import lines_executed
 
 from npgpt import errors
-from npgpt.tokenizers import BPETokenizer
+from npgpt.tokenizers import BPETokenizer, byte_pair_training
 from npgpt.tokenizers.byte_pair_training import count_pieces, learn_merges
+
+ENGLISH = topics["class"] + topics["exprlists"]
 
 # Few different letters: many ties, overlapping pairs (aaa), pairs that vanish, pairs of a token with itself.
 dense_text = st.text(alphabet="aab ", max_size=60) | st.text(alphabet="ab!cdé'\n 1!", max_size=60)
@@ -84,6 +86,27 @@ def test_pieces_are_counted_over_all_texts_and_never_joined():
     assert count_pieces("ab ab", "gpt2") == {b"ab": 1, b" ab": 1}           # a str is one text, not five
     assert count_pieces(["\ud83d\ude00"], "gpt2") == {"😀".encode(): 1}       # two halves of a character
     assert count_pieces(["\ud83d"], "gpt2") == {"\ufffd".encode(): 1}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_texts_are_counted_alike_in_batches_and_by_several_processes(workers, monkeypatch):
+    texts = [ENGLISH + "\n" + ENGLISH, "short", "", ENGLISH[:5000], "é\nx" * 3000]
+    whole = count_pieces(texts, "gpt2")
+    monkeypatch.setattr(byte_pair_training, "BATCH", 2000)
+    assert len(list(byte_pair_training._batches(texts))) > 10
+    assert max(len(batch) for batch in byte_pair_training._batches(["a", "b"] * 1500)) == 2000
+    assert count_pieces(texts, "gpt2", workers) == whole
+    assert count_pieces(iter(["a b"]), "gpt2", workers) == {b"a": 1, b" b": 1}
+    assert BPETokenizer.train(texts, 400, workers=workers).merges == BPETokenizer.train(texts, 400).merges
+
+
+def test_an_error_in_the_texts_comes_out_of_several_processes(monkeypatch):
+    def texts():
+        yield from ["x" * 100] * 50
+        raise ValueError("the disk is gone")
+    monkeypatch.setattr(byte_pair_training, "BATCH", 100)
+    with pytest.raises(ValueError, match="the disk is gone"):
+        count_pieces(texts(), "gpt2", workers=2)
 
 
 def test_training_stops_where_the_text_gives_out():
