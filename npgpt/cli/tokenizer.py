@@ -96,21 +96,19 @@ def _train(options: Train) -> None:
     console, begun, size = Console(stderr=True, highlight=False), time.perf_counter(), 0
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                   console=console, disable=not console.is_terminal) as progress:
-        reading  = progress.add_task("reading, MB", total=None)
-        learning = progress.add_task("merges", total=None)
+        task = progress.add_task("", total=None)
 
         def texts() -> Iterator[str]:
             nonlocal size
             for source in options.data:
                 for text in iterate_documents(source):
                     size += len(text)
-                    progress.update(reading, completed=size // 1_000_000)
+                    progress.update(task, description=f"{size / 1e6:.1f} MB read, merges:")
                     yield text
-            progress.update(reading, total=size // 1_000_000)
 
         tokenizer = BPETokenizer.train(
             texts(), options.vocab_size, options.pattern, options.special_tokens,
-            lambda done, wanted: progress.update(learning, completed=done, total=wanted),
+            lambda done, wanted: progress.update(task, completed=done, total=wanted),
             options.workers or physical_cores())
     tokenizer.save(options.out_dir)
     print(f"{options.out_dir}: {tokenizer.vocab_size:,} tokens from {size:,} characters "
