@@ -145,7 +145,7 @@ def test_the_cache_changes_nothing_and_stays_bounded(monkeypatch):
     monkeypatch.setattr(byte_pair.PieceCache, "LARGEST", 10)
     tokenizer = BPETokenizer.train([ENGLISH], 500)
     ids = tokenizer.encode(ENGLISH)
-    assert len(tokenizer._ids_of_piece) <= 10
+    assert len(tokenizer._ids_of_piece) <= 10 and len(tokenizer._ids_of_piece._old) <= 10
     assert tokenizer.encode(ENGLISH) == ids == bpe_reference_pieces(tokenizer, ENGLISH)
     tokenizer._ids_of_piece.clear()
     tokenizer.encode("x" * 65)
@@ -157,6 +157,36 @@ def bpe_reference_pieces(tokenizer, text):
     pieces = bpe_reference.GPT2.findall(text)
     fresh = {piece: BPETokenizer(tokenizer.merges).encode(piece) for piece in sorted(set(pieces))[:50]}
     return [id for piece in pieces for id in fresh.get(piece) or tokenizer.encode(piece)]
+
+
+def test_a_trained_tokenizer_takes_whole_pieces_first_and_gets_the_ids_of_the_merges(tokenizer):
+    assert tokenizer.ignore_merges
+    by_merges = BPETokenizer(tokenizer.merges)
+    assert not by_merges.ignore_merges
+    for piece in tokenizer.vocabulary.values():
+        assert tokenizer.encode_bytes(piece) == by_merges.encode_bytes(piece)
+
+
+LETTERS = dict(BPETokenizer(()).vocabulary)
+
+
+@pytest.mark.parametrize("arguments, reason", [
+    ({"special_tokens": {"<s>": 65}}, "special token '<s>' has the id 65, which is no whole number of its"),
+    ({"special_tokens": {"<s>": -1}}, "special token '<s>' has the id -1"),
+    ({"special_tokens": {"<s>": "7"}}, "special token '<s>' has the id '7'"),
+    ({"special_tokens": {"<s>": 256, "<t>": 256}}, "special token '<t>' has the id 256"),
+    ({"vocabulary": LETTERS | {300: b"a"}}, "the token b'a' has two ids"),
+    ({"vocabulary": LETTERS | {64: b"A", 32: b"AA"}}, "no token for the byte 0x61"),
+    ({"merges": [(64, 65)], "vocabulary": LETTERS}, "merge 0 joins the tokens 64 and 65 to b'ab'"),
+    ({"merges": [(64, 999)], "vocabulary": LETTERS}, "merge 0 joins the tokens 64 and 999")])
+def test_a_vocabulary_that_makes_no_tokenizer_is_refused(arguments, reason):
+    with pytest.raises(errors.TokenizerError, match=re.escape(reason)):
+        BPETokenizer(**{"merges": (), **arguments})
+
+
+def test_special_tokens_come_after_the_largest_id():
+    assert BPETokenizer((), ("<s>", "<t>"), vocabulary=LETTERS | {400: b"ab"}).special_tokens == {
+        "<s>": 401, "<t>": 402}
 
 
 def test_what_encode_returns_belongs_to_the_caller(tokenizer):

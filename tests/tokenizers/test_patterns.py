@@ -24,6 +24,23 @@ def test_gpt2_cuts_where_it_should(text, pieces):
     assert splitter("gpt2")(text) == pieces.split("|")
 
 
+# By hand, after the published patterns.
+@pytest.mark.parametrize("name, text, pieces", [
+    ("cl100k", "IT'S 'tis, don'T", "IT|'S| '|tis|,| don|'T"),
+    ("cl100k", "12345 x1234.\n\nA", "123|45| x|123|4|.\n\n|A"),
+    ("cl100k", "(word) \tword  \n b", "(word|)| |\tword|  \n| b"),
+    ("qwen2", "123 x", "1|2|3| x"),
+    ("o200k", "HTTPServer camelCase DON'T don't", "HTTPServer| camel|Case| DON'T| don't"),
+    ("o200k", "a/b.\n//c", "a|/b|.\n//|c"),
+    ("o200k", "12345", "123|45"),
+    ("smollm", "12  3 a  b's", "1|2|  |3| a| | b|'s"),
+])
+def test_the_others_cut_where_they_should(name, text, pieces):
+    assert splitter(name)(text) == pieces.split("|")
+    other = text.replace("a", "ä").replace("x", "ж")
+    assert splitter(name)(other) == pieces.replace("a", "ä").replace("x", "ж").split("|")
+
+
 @settings(max_examples=200)
 @given(st.sampled_from(sorted(SPLIT_PATTERNS)), st.text(max_size=40) | st.text(alphabet="aé1 \n\t'st.\u3000"))
 def test_the_pieces_joined_are_the_text(name, text):

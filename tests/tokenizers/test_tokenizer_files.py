@@ -79,6 +79,8 @@ def test_hugging_face_reads_the_files_and_encodes_alike(pattern, tmp_path):
     assert theirs.encode(MIXED).ids == ours.encode(MIXED)
     assert theirs.decode(theirs.encode(MIXED).ids) == MIXED
     assert theirs.token_to_id("<|endoftext|>") == ours.eos_token_id
+    assert theirs.get_added_tokens_decoder()[ours.eos_token_id].special
+    assert load_tokenizer(tmp_path / HUGGING_FACE).pattern == pattern.replace("llama3", "cl100k")
     two_files = tokenizers.models.BPE.from_file(str(tmp_path / VOCABULARY), str(tmp_path / MERGES))
     theirs.model = two_files
     assert theirs.encode(MIXED).ids == ours.encode(MIXED)
