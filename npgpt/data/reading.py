@@ -107,21 +107,22 @@ def read_segment(segment: Segment, field: str, counts: Counter[str]) -> Iterator
                 yield from _lines(stream, segment.start, end, field, counts)
             else:
                 yield from _whole(stream, counts)
-    except (OSError, EOFError, zlib.error) as error:
+    except _errors_of(path) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; "
                         "mend the file or leave it out") from error
 
 
 def _whole(stream: BinaryIO, counts: Counter[str]) -> Iterator[Piece]:
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    text, first, more = "", True, True
+    text, first, more, begun = "", True, True, False
     while more:
         chunk = stream.read(_CHUNK)
         more = bool(chunk)
         text += decoder.decode(chunk, final=not more)
-        if first and text.startswith("\ufeff"):
+        if text and not begun:
+            begun = True
+            counts["byte_order_mark"] += text.startswith("\ufeff")
             text = text.removeprefix("\ufeff")
-            counts["byte_order_mark"] += 1
         while len(text) > MAX_CHARACTERS:
             yield Piece(text[:MAX_CHARACTERS], first)
             text = text[MAX_CHARACTERS:]
@@ -184,6 +185,11 @@ def _open(path: Path) -> BinaryIO:
     if packing == ".zst":
         return io.BufferedReader(_zstandard().open(path))
     return path.open("rb")
+
+
+def _errors_of(path: Path) -> tuple[type[Exception], ...]:
+    """What reading a damaged file raises."""
+    return OSError, EOFError, _zstandard().ZstdError if _kind(path)[1] == ".zst" else zlib.error
 
 
 def _zstandard() -> Any:
