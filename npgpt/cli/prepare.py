@@ -16,7 +16,7 @@ from npgpt.cli.arguments import parse
 from npgpt.data.plans import PrepareConfig
 from npgpt.data.preparation import prepare
 from npgpt.data.workers import cores
-from npgpt.errors import ConfigError
+from npgpt.errors import ConfigError, UsageError
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Options:
     them. Killed or interrupted, the same command goes on where it stopped."""
 
     paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH [PATH ...]")]
-    """Files and folders, read in this order; folders with their subfolders, sorted."""
+    """Files and folders, in the order to be read; folders with their subfolders, sorted."""
     out_dir: Path
     """The folder to make, new or empty, or one that was begun with the same options."""
     workers: int | None = None
@@ -36,6 +36,8 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, "prepare", arguments)
+    if not options.paths:
+        raise UsageError("give the text files or folders to prepare: npgpt prepare PATH … --out-dir DIR")
     workers = cores() if options.workers is None else options.workers
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")

@@ -115,7 +115,10 @@ def _kept_texts(part: Part, counts: Counter[str]) -> Iterator[tuple[str, bytes]]
             text = cleaner.mend(piece.text, counts)
             if piece.first:
                 origin = _digest(text.encode("utf-8", "surrogatepass"))
-            if rule := cleaner.broken_rule(text):
+            rule = cleaner.broken_rule(text)
+            if not piece.first and part.config.max_characters is not None:
+                rule = "max_characters"                     # short itself, but cut from what was too long
+            if rule:
                 counts[rule] += 1
                 counts[f"{rule} characters"] += len(text)
             else:

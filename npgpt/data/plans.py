@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 from npgpt.data.cleaning import GOPHER, Cleaner, Form
 from npgpt.data.prepared import has_manifest, read_manifest
-from npgpt.data.shards import FORMATS
+from npgpt.data.reading import MAX_CHARACTERS
+from npgpt.data.shards import FORMATS, check_format
 from npgpt.errors import ConfigError, DataError
 from npgpt.files import atomic_write, make_folder
 
@@ -47,7 +48,7 @@ class PrepareConfig:
     min_characters: int = 1
     """Shortest document."""
     max_characters: int | None = None
-    """Longest document. (Without it, one of more than 2,000,000 is cut into several.)"""
+    """Longest document, up to 2,000,000. (Without it, one that is longer than that is cut into several.)"""
     min_words: int | None = None
     """Fewest words, which are what blanks set apart. Gopher: 50."""
     max_words: int | None = None
@@ -111,9 +112,14 @@ class PrepareConfig:
         need(0 <= self.seed < 2**64, "seed", "at least 0 and below 2⁶⁴")
         need(self.shard_tokens >= 1, "shard_tokens", "at least 1")
         need(self.tokenizer_characters >= 1, "tokenizer_characters", "at least 1")
+        need(self.max_characters is None or self.max_characters <= MAX_CHARACTERS, "max_characters",
+             f"at most {MAX_CHARACTERS:,}, as longer documents are cut")
         need(self.format in FORMATS, "format", " or ".join(FORMATS))
         for name, limit in self.limits().items():
             need(limit >= 0, name, "at least 0")
+        if self.tokenizer == "bpe":
+            need(self.vocab_size >= 257, "vocab_size", "at least 257, for 256 bytes and the end of text")
+            check_format(self.format, self.vocab_size)
         if self.min_stop_words is not None and self.stop_words is None:
             raise ConfigError("min_stop_words needs a list: give --stop-words FILE")
 
@@ -129,7 +135,10 @@ class PrepareConfig:
 
     def cleaner(self) -> Cleaner:
         """What applies the options to a document. Raises ConfigError, DataError."""
-        words = [] if self.stop_words is None else _read(self.stop_words, "the stop words").decode().split()
+        try:
+            words = [] if self.stop_words is None else _read(self.stop_words, "the stop words").decode().split()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.stop_words} is not UTF-8 at byte {error.start}; convert it") from error
         return Cleaner(self.limits(), words, invalid_utf8=self.invalid_utf8, keep_nul=self.keep_nul,
                        repair=self.repair, newlines=self.newlines, normalize=self.normalize)
 
@@ -173,8 +182,11 @@ def open_work(out_dir: Path, plan: dict[str, Any]) -> Iterator[Work]:
     """
     folder = out_dir / "unfinished"
     try:
-        if out_dir.exists() and not (folder.is_dir() or has_manifest(out_dir)) and (
-                not out_dir.is_dir() or any(out_dir.iterdir())):
+        if (manifest := _finished(out_dir, plan)) is not None:
+            _sweep(out_dir)
+            yield Work(out_dir, folder, manifest)
+            return
+        if out_dir.exists() and not folder.is_dir() and (not out_dir.is_dir() or any(out_dir.iterdir())):
             raise DataError(f"{out_dir} exists and is not an empty folder: choose another --out-dir")
         make_folder(folder)
         with (folder / "lock").open("w") as lock:
@@ -183,20 +195,30 @@ def open_work(out_dir: Path, plan: dict[str, Any]) -> Iterator[Work]:
             except BlockingIOError as error:
                 raise DataError(f"another process is preparing {out_dir}: wait for it, "
                                 "or choose another --out-dir") from error
-            for leftover in [*out_dir.glob(".*.partial"), *folder.glob(".*.partial")]:
-                leftover.unlink(missing_ok=True)
-            if has_manifest(out_dir):
-                manifest = read_manifest(out_dir)
-                _compare(out_dir, {name: manifest.get(name) for name in plan if name != "modified"}, plan)
-                yield Work(out_dir, folder, manifest)
-                return
+            _sweep(out_dir)
+            _sweep(folder)
             if not (folder / "plan.json").exists():
                 with atomic_write(folder / "plan.json", "w") as file:
                     file.write(json.dumps(plan))
             _compare(out_dir, json.loads(_read(folder / "plan.json", "the plan")), plan)
-            yield Work(out_dir, folder, None)
+            yield Work(out_dir, folder, _finished(out_dir, plan))      # in the meantime, by another process
     except OSError as error:
         raise DataError(f"cannot prepare {out_dir}: {error.strerror or error}") from error
+
+
+def _finished(out_dir: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a folder that is finished. Raises DataError if it was made by another plan."""
+    if not has_manifest(out_dir):
+        return None
+    manifest = read_manifest(out_dir)
+    _compare(out_dir, {name: manifest.get(name) for name in plan if name != "modified"}, plan)
+    return manifest
+
+
+def _sweep(folder: Path) -> None:
+    """Removes the files that killed writers have left half-written."""
+    for leftover in folder.glob(".*.partial"):
+        leftover.unlink(missing_ok=True)
 
 
 def folder_hash(folder: Path) -> str:

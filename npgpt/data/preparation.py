@@ -64,6 +64,8 @@ def prepare(paths: Sequence[Path], out_dir: Path, config: PrepareConfig, workers
     """
     files = find_files(paths, out_dir)
     plan = make_plan(paths, files, config)
+    if plan["sources"]["tokenizer"]:                                # what does not fit is said before the work
+        check_format(config.format, load_tokenizer(config.tokenizer).vocab_size)
     with open_work(out_dir, plan) as work:
         manifest = work.manifest
         if manifest is None:
@@ -73,7 +75,7 @@ def prepare(paths: Sequence[Path], out_dir: Path, config: PrepareConfig, workers
             manifest = {"kind": KIND} | {name: plan[name] for name in plan if name != "modified"} | results
             with atomic_write(out_dir / "manifest.json", "w") as file:
                 file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        shutil.rmtree(work.folder)
+        shutil.rmtree(work.folder, ignore_errors=True)
         return manifest
 
 
