@@ -19,7 +19,8 @@ def small_parts():
 
 
 def write_corpus(folder: Path) -> tuple[list[str], dict[str, int]]:
-    """Writes the files; returns the documents that should stay, in order, and how many each rule leaves out."""
+    """Writes the files; returns the documents that should stay, in order, and how many each rule leaves
+    out."""
     draw = random.Random(7)
     words = ["".join(draw.choices("abcdefghijklmnopqrsé", k=draw.randint(2, 8))) for _ in range(400)]
     texts = [" ".join(draw.choices(words, k=draw.randint(30, 120))) + "\n" for _ in range(40)]
@@ -36,7 +37,7 @@ def write_corpus(folder: Path) -> tuple[list[str], dict[str, int]]:
     (folder / "a/deep/empty.txt").touch()                                          # min_characters
     (folder / "a/deep/long.txt").write_text("long " * 500)                         # max_characters
     lines = [json.dumps({"text": text}) for text in texts[11:30]]
-    lines[5:5] = ["{broken", '{"title": "no text"}', lines[2]]                     # invalid_json, no_text, exact
+    lines[5:5] = ["{broken", '{"title": "no text"}', lines[2]]  # invalid_json, no_text, exact
     (folder / "b/one.jsonl").write_text("\n".join(lines) + "\n")
     with gzip.GzipFile(folder / "b/two.jsonl.gz", "wb", mtime=0) as file:
         file.writelines(json.dumps({"text": text}).encode() + b"\n" for text in texts[30:])

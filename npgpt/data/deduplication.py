@@ -9,7 +9,11 @@ as their sets, by Jaccard:
 
 MinHash.  Give every shingle a random number: that the smallest of A is the smallest of B has probability
 J(A, B). So of 128 such minima, the **signature**, a share of about J agree, with a standard deviation of
-√(J(1−J)/128), 0.035 at J = 0.8.
+√(J(1−J)/128), 0.035 at J = 0.8. They all come from one number a shingle (Li, Owen & Zhang 2012, "One
+permutation hashing"): its first 7 bits choose a bin, and the smallest number in each of the 128 bins is a
+minimum. A bin that is empty, as with few shingles most are, takes the minimum of the first full one in an
+order of its own, drawn once for all texts (Shrivastava 2017, "Optimal densification"). Against 128 numbers a
+shingle this is ten times faster; the estimates of texts under some 200 characters spread a little more.
 
 Bands.  Comparing all pairs takes n² steps. A signature is therefore cut into bands of r minima, and only
 texts that have a whole band in common are compared. Of ⌊128/r⌋ bands a pair shares at least one with
@@ -33,10 +37,10 @@ LARGEST_BUCKET = 1000
 every text is filled into one form."""
 
 _RANDOM = np.random.Generator(np.random.Philox(key=np.array([0, 0], np.uint64)))
-_FACTORS = _RANDOM.integers(2**32, size=(MINIMA, 1), dtype=np.uint32) | np.uint32(1)
-_TERMS = _RANDOM.integers(2**32, size=(MINIMA, 1), dtype=np.uint32)
+_BINS = np.arange(MINIMA)
+_PROBES = np.array([_RANDOM.permutation(np.delete(_BINS, own)) for own in _BINS])     # for each bin, the others
 _BAND_FACTORS = _RANDOM.integers(2**64, size=MINIMA, dtype=np.uint64) | np.uint64(1)
-_BLOCK = 1024                                                   # with 128 numbers each they stay in the cache
+_BLOCK = 1024                                                   # documents
 
 
 def signature(text: str) -> np.ndarray:
@@ -53,11 +57,12 @@ def signature(text: str) -> np.ndarray:
     hashes ^= hashes >> np.uint32(13)
     hashes *= np.uint32(0xC2B2AE35)
     hashes ^= hashes >> np.uint32(16)
-    minima = np.full(MINIMA, 2**32 - 1, np.uint32)
-    for start in range(0, count, _BLOCK):
-        numbers = hashes[start:start + _BLOCK] * _FACTORS       # (128, block)
-        numbers += _TERMS
-        np.minimum(minima, numbers.min(1), out=minima)
+    hashes.sort()
+    lowest = np.searchsorted(hashes, (_BINS << 25).astype(np.uint32))            # where each bin begins
+    minima = hashes[np.minimum(lowest, count - 1)]
+    full   = minima >> np.uint32(25) == _BINS
+    probes = _PROBES[~full]                                                      # (empty bins, 127)
+    minima[~full] = minima[np.take_along_axis(probes, full[probes].argmax(1)[:, None], 1)[:, 0]]
     return minima
 
 

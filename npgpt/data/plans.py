@@ -136,7 +136,7 @@ class PrepareConfig:
     def cleaner(self) -> Cleaner:
         """What applies the options to a document. Raises ConfigError, DataError."""
         try:
-            words = [] if self.stop_words is None else _read(self.stop_words, "the stop words").decode().split()
+            words = _read(self.stop_words, "the stop words").decode().split() if self.stop_words else []
         except UnicodeDecodeError as error:
             raise DataError(f"{self.stop_words} is not UTF-8 at byte {error.start}; convert it") from error
         return Cleaner(self.limits(), words, invalid_utf8=self.invalid_utf8, keep_nul=self.keep_nul,

@@ -64,7 +64,7 @@ def prepare(paths: Sequence[Path], out_dir: Path, config: PrepareConfig, workers
     """
     files = find_files(paths, out_dir)
     plan = make_plan(paths, files, config)
-    if plan["sources"]["tokenizer"]:                                # what does not fit is said before the work
+    if plan["sources"]["tokenizer"]:                            # what does not fit is said before the work
         check_format(config.format, load_tokenizer(config.tokenizer).vocab_size)
     with open_work(out_dir, plan) as work:
         manifest = work.manifest

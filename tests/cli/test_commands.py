@@ -196,7 +196,8 @@ def test_every_option_is_listed_and_documented(command, capsys):
     for kind in [options, *settings.get(command, [])]:
         body = ast.parse(inspect.getsource(kind)).body[0].body
         for field, text in zip(body, [*body[1:], None], strict=True):
-            if isinstance(field, ast.AnnAssign) and field.target.id not in ("settings", "run", "names", "paths"):
+            if isinstance(field, ast.AnnAssign) and field.target.id not in ("settings", "run", "names",
+                                                                            "paths"):
                 assert isinstance(text.value, ast.Constant), f"{field.target.id} has no text"
                 assert f"--{field.target.id.replace('_', '-')}" in said
                 assert text.value.value.split()[0] in said

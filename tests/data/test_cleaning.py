@@ -56,7 +56,8 @@ def test_gopher_is_one_option_and_limits_by_hand_go_over_it():
     prose = "".join(PROSE.replace("April", month) for month in ("May", "June", "July", "August", "October"))
     assert PrepareConfig(quality="gopher").cleaner().broken_rule(prose) is None
     for text, rule in ((PROSE, "min_words"), (PROSE * 5, "max_duplicate_lines"),
-                       ("12 345 " * 50, "min_mean_word_length"), ("1234 5678 " * 50, "min_words_with_letter")):
+                       ("12 345 " * 50, "min_mean_word_length"),
+                       ("1234 5678 " * 50, "min_words_with_letter")):
         assert PrepareConfig(quality="gopher").cleaner().broken_rule(text) == rule
 
 
@@ -107,7 +108,9 @@ def test_repair_without_ftfy_is_one_sentence(monkeypatch):
     ({"near_duplicates": 0.0}, "near_duplicates must be above 0"),
     ({"near_duplicates": 1.1}, "near_duplicates must be above 0"),
     ({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"), ({"shard_tokens": 0}, "shard_tokens"),
-    ({"tokenizer_characters": 0}, "tokenizer_characters"), ({"max_words": -1}, "max_words must be at least 0"),
+    ({"tokenizer_characters": 0}, "tokenizer_characters"), ({"max_words": -1}, "max_words must be at least"),
+    ({"max_characters": 2_000_001}, "max_characters must be at most 2,000,000, as longer documents are cut"),
+    ({"vocab_size": 256}, "vocab_size must be at least 257"),
     ({"min_stop_words": 3}, "min_stop_words needs a list"),
 ])
 def test_options_that_are_refused(options, says):

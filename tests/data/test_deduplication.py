@@ -22,15 +22,16 @@ def changed(text, share, words, draw):
 
 @pytest.fixture(scope="module")
 def planted():
-    """(texts, the index of the text that each was made from or None): 300 texts, most of them with copies that
-    differ a little and with copies that differ too much to be duplicates, in a random order."""
+    """300 texts, most of them with copies that differ a little and with copies that differ too much to be
+    duplicates, in a random order."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyzäé", k=draw.randint(2, 9))) for _ in range(3000)]
     texts = []
     for _ in range(300):
         text = " ".join(draw.choices(words, k=draw.randint(40, 400)))
-        texts += [text] + [changed(text, draw.choice((0.005, 0.01, 0.02)), words, draw)] * (draw.random() < 0.7)
-        texts += [changed(text, draw.choice((0.12, 0.2)), words, draw)] * (draw.random() < 0.7)
+        texts.append(text)
+        for shares in ((0.005, 0.01, 0.02), (0.12, 0.2)):
+            texts += [changed(text, draw.choice(shares), words, draw)] * (draw.random() < 0.7)
     draw.shuffle(texts)
     return texts
 
@@ -94,7 +95,7 @@ def test_a_signature_estimates_the_similarity():
         true  = jaccard(text, other)
         errors.append((np.mean(signature(text) == signature(other)) - true)
                       / max(true * (1 - true) / MINIMA, 1e-6) ** 0.5)
-    assert abs(np.mean(errors)) < 0.25 and 0.8 < np.std(errors) < 1.2       # no bias, and the spread it should have
+    assert abs(np.mean(errors)) < 0.25 and 0.8 < np.std(errors) < 1.2       # no bias, the right spread
 
 
 def test_a_signature_disregards_capitals_and_blanks_alone():
@@ -120,4 +121,4 @@ def test_the_number_of_rows():
     assert [rows_of_a_band(threshold) for threshold in (0.01, 0.5, 0.8, 0.9, 1.0)] == [1, 3, 6, 10, 128]
 
 
-PINNED = [270388498, 710073030, 240881732, 404024416]
+PINNED = [506052995, 3346369336, 68175494, 3309071307]

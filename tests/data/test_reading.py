@@ -26,26 +26,28 @@ def read(path, counts=None, field="text"):
 
 
 def lines(*records):
-    return "".join(record if isinstance(record, str) else json.dumps(record) + "\n" for record in records).encode()
+    return "".join(record if isinstance(record, str) else json.dumps(record) + "\n"
+                   for record in records).encode()
 
 
 def test_folders_in_sorted_order_without_the_hidden_and_the_written(tmp_path):
-    for name in ("b.txt", "a/z.md", "a/deep/x.JSONL", "a.txt.gz", "c.ndjson.zst", "C.MD.GZ", "note", "image.png",
-                 "data.gz", ".hidden.txt", ".git/x.txt", "out/train.txt", "a/out/kept.txt"):
+    for name in ("b.txt", "a/z.md", "a/deep/x.JSONL", "a.txt.gz", "c.ndjson.zst", "C.MD.GZ", "note",
+                 "image.png", "data.gz", ".hidden.txt", ".git/x.txt", "out/train.txt", "a/out/kept.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("x")
     (tmp_path / "a/loop").symlink_to(tmp_path)
     found = find_files([tmp_path], tmp_path / "out")
     assert [str(path.relative_to(tmp_path)) for path in found] == [
         "C.MD.GZ", "a/deep/x.JSONL", "a/out/kept.txt", "a/z.md", "a.txt.gz", "b.txt", "c.ndjson.zst"]
-    by_name = find_files([tmp_path / "note", tmp_path / "b.txt", tmp_path, tmp_path / "a/../note"], tmp_path / "out")
+    by_name = find_files([tmp_path / "note", tmp_path / "b.txt", tmp_path, tmp_path / "a/../note"],
+                         tmp_path / "out")
     assert [path.name for path in by_name][:3] == ["note", "b.txt", "C.MD.GZ"] and len(by_name) == 8
 
 
 def test_paths_that_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    for path, says in ((tmp_path / "absent", "no file or folder called"), (tmp_path / "empty", "holds no text"),
+    for path, says in ((tmp_path / "absent", "no file or folder"), (tmp_path / "empty", "holds no text"),
                        (tmp_path / "pipe", "no regular file"), (tmp_path, "is the folder to write to")):
         with pytest.raises(DataError, match=says):
             find_files([path], tmp_path)
@@ -93,9 +95,10 @@ def test_awkward_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_CHUNK", 7)
     counts = Counter()
     (tmp_path / "a.jsonl").write_bytes(
-        codecs.BOM_UTF8 + lines({"text": "first", "x": 1}, "\n", "  \r\n", '{"text": "crlf\\r\\n\\u0000"}\r\n',
-                                {"text": "x" * 300}, {"text": ""}, "{broken\n", "[" * 190 + "\n", "[1]\n", '"text"\n',
-                                {"text": 7}, {"other": "a"}, {"text": None}, '{"text": "\\ud83d"}\n')
+        codecs.BOM_UTF8
+        + lines({"text": "first", "x": 1}, "\n", "  \r\n", '{"text": "crlf\\r\\n\\u0000"}\r\n',
+                {"text": "x" * 300}, {"text": ""}, "{broken\n", "[" * 190 + "\n", "[1]\n", '"text"\n',
+                {"text": 7}, {"other": "a"}, {"text": None}, '{"text": "\\ud83d"}\n')
         + b'{"text": "bad \xff"}\n' + b'{"text": "last"}')
     texts = read(tmp_path / "a.jsonl", counts)
     assert texts == ["first", "crlf\r\n\0", "", "\ud83d", "bad \udcff", "last"]

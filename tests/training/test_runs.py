@@ -89,7 +89,8 @@ def test_a_prepared_folder_brings_its_tokenizer_its_split_and_all_its_shards(tmp
 def test_a_folder_of_texts_with_some_other_manifest_is_one_of_texts(tmp_path):
     folder, documents = folder_of_documents(tmp_path)
     (folder / "manifest.json").write_text(json.dumps({"name": "an app"}))
-    run = create_run(tmp_path / "run", TrainConfig(**tiny.SETTINGS | {"data": str(folder)}), lambda text: None)
+    config = TrainConfig(**tiny.SETTINGS | {"data": str(folder)})
+    run = create_run(tmp_path / "run", config, note=lambda text: None)
     assert len(run.train) + len(run.val) == len("".join(documents)) + len(json.dumps({"name": "an app"}))
 
 
