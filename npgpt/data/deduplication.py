@@ -38,7 +38,7 @@ every text is filled into one form."""
 
 _RANDOM = np.random.Generator(np.random.Philox(key=np.array([0, 0], np.uint64)))
 _BINS = np.arange(MINIMA)
-_PROBES = np.array([_RANDOM.permutation(np.delete(_BINS, own)) for own in _BINS])     # for each bin, the others
+_PROBES = np.array([_RANDOM.permutation(np.delete(_BINS, own)) for own in _BINS])   # for each bin, the others
 _BAND_FACTORS = _RANDOM.integers(2**64, size=MINIMA, dtype=np.uint64) | np.uint64(1)
 _BLOCK = 1024                                                   # documents
 
