@@ -9,7 +9,7 @@ import tyro
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from npgpt.cli.arguments import parse
@@ -42,15 +42,17 @@ def run(arguments: list[str]) -> int:
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
     console, begun = Console(highlight=False, soft_wrap=True), time.perf_counter()
-    with Progress(TextColumn("{task.description:<9}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-                  TransferSpeedColumn(), TimeRemainingColumn(), console=console,
+    with Progress(TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+                  TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console,
                   disable=not console.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, tuple[Any, float]] = {}
 
         def show(step: str, done: int, total: int) -> None:
             if step not in tasks:
-                tasks[step] = bars.add_task(step)
-            bars.update(tasks[step], completed=done, total=total)
+                tasks[step] = bars.add_task(step, rate=""), time.perf_counter()
+            task, start = tasks[step]
+            rate = f"{done / 1e6 / (time.perf_counter() - start):,.1f} MB/s" if step != "merges" else ""
+            bars.update(task, completed=done, total=total, rate=rate)
 
         manifest = prepare(options.paths, options.out_dir, options.settings, workers, show)
     _show(manifest, console)

@@ -60,7 +60,8 @@ def prepare(paths: Sequence[Path], out_dir: Path, config: PrepareConfig, workers
             progress: Progress = lambda step, done, total: None) -> dict[str, Any]:
     """Prepares the folder, or goes on with it, or finds it done; returns its manifest.
 
-    progress(step, done, total) is told of bytes. Raises ConfigError, DataError, TokenizerError.
+    progress(step, done, total) is told of bytes, but in the step "merges" of merges. Raises ConfigError,
+    DataError, TokenizerError.
     """
     files = find_files(paths, out_dir)
     plan = make_plan(paths, files, config)
@@ -94,7 +95,7 @@ def _run_steps(parts: list[Part], out_dir: Path, config: PrepareConfig, workers:
             f"{row['rule']} left out {gone:,}" for row in rules if (gone := _removed(row))))
 
     folder = out_dir / "tokenizer"
-    tokenizer = _tokenizer_in(folder, parts, config)
+    tokenizer = _tokenizer_in(folder, parts, config, progress)
     check_format(config.format, tokenizer.vocab_size)
 
     version = folder_hash(folder)
@@ -145,7 +146,8 @@ def _decide(parts: Sequence[Part], config: PrepareConfig) -> list[Part]:
     return [part._replace(fates=own) for part, own in zip(parts, shares, strict=True)]
 
 
-def _tokenizer_in(folder: Path, parts: Sequence[Part], config: PrepareConfig) -> Tokenizer:
+def _tokenizer_in(folder: Path, parts: Sequence[Part], config: PrepareConfig,
+                  progress: Progress) -> Tokenizer:
     """The tokenizer in the folder, made if it is not there."""
     if not folder.exists():
         tokenizer: Tokenizer
@@ -153,7 +155,8 @@ def _tokenizer_in(folder: Path, parts: Sequence[Part], config: PrepareConfig) ->
             tokenizer = CharacterTokenizer.train(
                 text for part in parts for sides in part.documents() for text in sides)
         elif config.tokenizer == "bpe":
-            tokenizer = BPETokenizer.train(_sample(parts, config.tokenizer_characters), config.vocab_size)
+            tokenizer = BPETokenizer.train(_sample(parts, config.tokenizer_characters), config.vocab_size,
+                                           progress=lambda done, wanted: progress("merges", done, wanted))
         else:
             tokenizer = load_tokenizer(config.tokenizer)
         aside = parts[0].folder / "tokenizer"

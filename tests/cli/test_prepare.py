@@ -101,3 +101,15 @@ def test_interrupted_it_says_so_and_leaves_nothing_running(folder, capsys):
         assert process.wait(timeout=20) == 130
         assert process.stderr.read() == "npgpt: interrupted\n"
     assert not any(Path(f"/proc/{worker}/cwd").exists() for worker in workers)          # a zombie has none
+
+
+def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(folder):
+    """The limit on the size of a file lets the records through, but not the signatures."""
+    code = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); "
+            "from npgpt.cli.main import main; sys.exit(main(sys.argv[1:]))")
+    command = ["prepare", "texts", "--out-dir", "out", *FLAGS]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr == "npgpt: cannot prepare out: File too large\n"
+    assert not list(folder.glob("out/**/.*.partial"))
+    assert main(command) == 0 and main([*command[:3], "quiet", *FLAGS]) == 0
+    assert preparing.contents(folder / "out") == preparing.contents(folder / "quiet")

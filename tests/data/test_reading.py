@@ -109,6 +109,12 @@ def test_awkward_lines(tmp_path, monkeypatch):
     assert read(tmp_path / "b.jsonl", counts) == [] and +counts == {"long_line": 1}
 
 
+def test_a_line_nested_too_deep_is_not_json(tmp_path):
+    (tmp_path / "a.jsonl").write_text("[" * 200_000 + "\n" + '{"text": "after"}\n')
+    counts = Counter()
+    assert read(tmp_path / "a.jsonl", counts) == ["after"] and +counts == {"invalid_json": 1}
+
+
 @pytest.mark.parametrize("part", [1, 2, 7, 50, 64, 10**6])
 def test_every_line_is_in_one_part_wherever_the_file_is_cut(tmp_path, monkeypatch, part):
     monkeypatch.setattr(reading, "_PART", part)
