@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from npgpt.data import reading
+from npgpt.data import parts, reading
 from npgpt.data.plans import PrepareConfig
 from npgpt.data.preparation import prepare
 
@@ -14,8 +14,8 @@ OPTIONS = {"vocab_size": 280, "val_fraction": 0.25, "shard_tokens": 4000, "max_c
 
 
 def small_parts():
-    """The corpus below in ten parts or so."""
-    reading._PART = 2000
+    """The corpus below in a few parts, some of two runs."""
+    reading._PART, parts._RUN = 6000, 4000
 
 
 def write_corpus(folder: Path) -> tuple[list[str], dict[str, int]]:

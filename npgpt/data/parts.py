@@ -1,7 +1,7 @@
 """What workers do with one part of the sources, and what they leave of it in files.
 
     00000.text  .records  .signatures  .counts    of the documents that break no rule; .counts comes last
-    00000.train  .val                             their ids; .train comes last
+    00000.train.0  .val.0                         ids of about 4 MB of them, from document 0 on; .train comes last
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ RECORD = np.dtype([("digest", "S16"), ("draw", "<u8"), ("bytes", "<u4"), ("chara
 TRAIN, VAL, CUT, EXACT_DUPLICATE, NEAR_DUPLICATE = range(5)
 """Fates of documents. CUT: the front for training, the end for validation."""
 
+_RUN = 1 << 22
 _CHUNK = 1 << 20
 
 
@@ -54,20 +56,23 @@ class Part(NamedTuple):
         return self.file("text").stat().st_size
 
     def records(self) -> np.ndarray:
-        """RECORD (documents,)"""
-        return np.fromfile(self.file("records"), RECORD)
+        """RECORD (documents,), memory-mapped."""
+        return _mapped(self.file("records"), RECORD)
 
     def signatures(self) -> np.ndarray:
         """uint32 (documents, 128), memory-mapped."""
-        if not self.file("signatures").stat().st_size:  # nothing cannot be mapped
-            return np.empty((0, MINIMA), np.uint32)
-        return np.memmap(self.file("signatures"), np.uint32, "r").reshape(-1, MINIMA)
+        return _mapped(self.file("signatures"), np.dtype("<u4")).reshape(-1, MINIMA)
 
-    def documents(self) -> Iterator[tuple[str, str]]:
+    def documents(self, first: int = 0, stop: int | None = None,
+                  offset: int = 0) -> Iterator[tuple[str, str]]:
         """The documents that stay, as (text for training, text for validation): one of them empty, or both
-        halves of a document that is cut."""
+        halves of a document that is cut.
+
+        Only those numbered first to stop − 1, whose texts begin at byte `offset`.
+        """
         with self.file("text").open("rb") as texts:
-            for fate, length in zip(self.fates, self.records()["bytes"], strict=True):
+            texts.seek(offset)
+            for fate, length in zip(self.fates[first:stop], self.records()["bytes"][first:stop], strict=True):
                 encoded = texts.read(length)
                 if fate in (TRAIN, VAL, CUT):
                     text  = encoded.decode()
@@ -80,6 +85,12 @@ class Part(NamedTuple):
         front = np.array([_front(fate, length, self.config.val_fraction)
                           for fate, length in zip(self.fates, whole.tolist(), strict=True)], np.int64)
         return front if side == "train" else whole.astype(np.int64) - front
+
+
+def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    if not path.stat().st_size:                                 # nothing cannot be mapped
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, "r")
 
 
 def _front(fate: int, length: int, val_fraction: float) -> int:
@@ -137,26 +148,48 @@ def _draw(digest: bytes, seed: int) -> int:
 # Encoding
 
 class EncodeTask(NamedTuple):
-    """A part whose fates are decided, and the tokenizer in a folder whose files have this hash."""
+    """Documents `first` to `stop` − 1 of a part whose fates are decided: `size` bytes of text from `offset`.
+
+    tokenizer, version: a tokenizer's folder and the hash of its files.
+    """
 
     part: Part
+    first: int
+    stop: int
+    offset: int
+    size: int
     tokenizer: Path
     version: str
 
+    def file(self, side: str) -> Path:
+        return self.part.file(f"{side}.{self.first}")
 
-def encode_part(task: EncodeTask) -> int:
-    """Writes the ids of a part's documents, one file a side; returns the bytes encoded."""
+
+def encode_tasks(part: Part, tokenizer: Path, version: str) -> list[EncodeTask]:
+    """The part in runs of about 4 MB of text, however long it is."""
+    ends   = np.cumsum(part.records()["bytes"], dtype=np.int64)                     # of the texts, in bytes
+    firsts = [0, *np.searchsorted(ends, np.arange(_RUN, part.text_bytes(), _RUN)) + 1]
+    firsts = sorted({int(first) for first in firsts if first < len(ends)} | {len(ends)})
+    tasks  = []
+    for first, stop in pairwise(firsts):
+        start = int(ends[first - 1]) if first else 0
+        tasks.append(EncodeTask(part, first, stop, start, int(ends[stop - 1]) - start, tokenizer, version))
+    return tasks
+
+
+def encode(task: EncodeTask) -> int:
+    """Writes the ids of the documents, one file a side; returns the bytes encoded."""
     part = task.part
-    if not part.file("train").exists():
+    if not task.file("train").exists():
         tokenizer = _load(task.tokenizer, task.version)
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         dtype = id_type(tokenizer.vocab_size)
-        with atomic_write(part.file("train")) as train, atomic_write(part.file("val")) as val:
-            for sides in part.documents():
+        with atomic_write(task.file("train")) as train, atomic_write(task.file("val")) as val:
+            for sides in part.documents(task.first, task.stop, task.offset):
                 for file, text in zip((train, val), sides, strict=True):
                     if text:
                         file.write(np.array(tokenizer.encode_ordinary(text) + end, dtype).tobytes())
-    return part.text_bytes()
+    return task.size
 
 
 @lru_cache(1)

@@ -3,13 +3,13 @@
     1. read       the parts of the sources on all cores: documents, mended, without those that break a rule
     2. decide     what becomes of each document: a duplicate, for training, for validation
     3. tokenizer  trained on the training documents, or loaded
-    4. encode     the parts on all cores, with the end of text after each document
+    4. encode     their texts on all cores, with the end of text after each document
     5. write      their ids one after the other as shards of one length
     6. manifest.json, which says that all is there; then the folder `unfinished` of steps 1 to 4 goes
 
 Every file is a function of the plan (options and sources) alone, appears whole or not at all, and is not made
 again where it is there. So a preparation may be killed anywhere and run again, with any number of workers:
-it goes on, and ends in the same bytes. Of the whole corpus nothing is held in memory but some 200 bytes a
+it goes on, and ends in the same bytes. Of the whole corpus nothing is held in memory but some 300 bytes a
 document, and what training a tokenizer needs.
 
 A document's side is drawn by a hash of its text and the seed, so it does not depend on the other documents.
@@ -35,7 +35,8 @@ from npgpt.data.parts import (
     EncodeTask,
     Part,
     ShardTask,
-    encode_part,
+    encode,
+    encode_tasks,
     read_part,
     write_one_shard,
 )
@@ -99,8 +100,8 @@ def _run_steps(parts: list[Part], out_dir: Path, config: PrepareConfig, workers:
     check_format(config.format, tokenizer.vocab_size)
 
     version = folder_hash(folder)
-    _on_all_cores("encoding", encode_part, [EncodeTask(part, folder, version) for part in parts], workers,
-                  progress, sum(part.text_bytes() for part in parts))
+    tasks = [task for part in parts for task in encode_tasks(part, folder, version)]
+    _on_all_cores("encoding", encode, tasks, workers, progress, sum(task.size for task in tasks))
 
     return {
         "rules": rules,
@@ -108,7 +109,7 @@ def _run_steps(parts: list[Part], out_dir: Path, config: PrepareConfig, workers:
         "split": "each document cut" if any((part.fates == CUT).any() for part in parts) else "by document",
         "tokenizer": {"kind": type(tokenizer).__name__, "vocab_size": tokenizer.vocab_size,
                       "end_of_text": tokenizer.eos_token_id, "sha256": version},
-        **{side: _write_side(side, parts, out_dir, tokenizer.vocab_size, config, workers, progress)
+        **{side: _write_side(side, parts, tasks, out_dir, tokenizer.vocab_size, config, workers, progress)
            for side in ("train", "val")},
     }
 
@@ -177,11 +178,11 @@ def _sample(parts: Sequence[Part], characters: int) -> Iterator[str]:
                 yield text
 
 
-def _write_side(side: str, parts: Sequence[Part], out_dir: Path, vocab_size: int, config: PrepareConfig,
-                workers: int, progress: Progress) -> dict[str, Any]:
+def _write_side(side: str, parts: Sequence[Part], encoded: Sequence[EncodeTask], out_dir: Path,
+                vocab_size: int, config: PrepareConfig, workers: int, progress: Progress) -> dict[str, Any]:
     """Writes the shards of one side, "train" or "val"; returns what the manifest says of it."""
     itemsize = id_type(vocab_size).itemsize
-    files = [(part.file(side), part.file(side).stat().st_size // itemsize) for part in parts]
+    files = [(task.file(side), task.file(side).stat().st_size // itemsize) for task in encoded]
     total = sum(count for _, count in files)
     tasks = [ShardTask(out_dir / f"{side}-{number:05}.bin", files, start,
                        min(start + config.shard_tokens, total), vocab_size, config.format)
