@@ -10,12 +10,13 @@ from npgpt.data import parts, reading
 from npgpt.data.plans import PrepareConfig
 from npgpt.data.preparation import prepare
 
+PART, RUN = 5000, 3500
 OPTIONS = {"vocab_size": 280, "val_fraction": 0.25, "shard_tokens": 4000, "max_characters": 2000}
 
 
 def small_parts():
     """The corpus below in a few parts, some of two runs."""
-    reading._PART, parts._RUN = 6000, 4000
+    reading._PART, parts._RUN = PART, RUN
 
 
 def write_corpus(folder: Path) -> tuple[list[str], dict[str, int]]:

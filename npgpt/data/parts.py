@@ -1,7 +1,7 @@
 """What workers do with one part of the sources, and what they leave of it in files.
 
     00000.text  .records  .signatures  .counts    of the documents that break no rule; .counts comes last
-    00000.train.0  .val.0                         ids of about 4 MB of them, from document 0 on; .train comes last
+    00000.train.0  .val.0                         the ids of 4 MB of them, from number 0 on; .train comes last
 """
 
 import hashlib

@@ -31,8 +31,8 @@ HERE = Path(__file__).parent
 def texts(tmp_path, monkeypatch):
     """The corpus in tmp_path/texts, to be cut into small parts: (documents that should stay, counts of the
     rest)."""
-    monkeypatch.setattr(reading, "_PART", 3000)
-    monkeypatch.setattr(parts, "_RUN", 2500)
+    monkeypatch.setattr(reading, "_PART", preparing.PART)
+    monkeypatch.setattr(parts, "_RUN", preparing.RUN)
     return preparing.write_corpus(tmp_path / "texts")
 
 
