@@ -16,6 +16,7 @@ A document's side is drawn by a hash of its text and the seed, so it does not de
 If that leaves a side without any, each document is cut instead: its last `val_fraction` is for validation.
 """
 
+import contextlib
 import json
 import shutil
 from collections import Counter
@@ -119,9 +120,10 @@ def _on_all_cores(step: str, function: Callable[[Any], int], tasks: Sequence[Any
     """Runs the tasks, each of which returns the bytes that it has dealt with."""
     done = 0
     progress(step, done, total)
-    for size in each(function, tasks, workers):
-        done += size
-        progress(step, done, total)
+    with contextlib.closing(each(function, tasks, workers)) as sizes:
+        for size in sizes:
+            done += size
+            progress(step, done, total)
 
 
 def _decide(parts: Sequence[Part], config: PrepareConfig) -> list[Part]:
@@ -188,9 +190,10 @@ def _write_side(side: str, parts: Sequence[Part], encoded: Sequence[EncodeTask],
                        min(start + config.shard_tokens, total), vocab_size, config.format)
              for number, start in enumerate(range(0, total, config.shard_tokens))]
     entries: list[dict[str, Any]] = []
-    for entry in each(write_one_shard, tasks, workers):
-        entries.append(entry)
-        progress(f"{side} shards", itemsize * sum(entry["tokens"] for entry in entries), itemsize * total)
+    with contextlib.closing(each(write_one_shard, tasks, workers)) as written:
+        for entry in written:
+            entries.append(entry)
+            progress(f"{side} shards", itemsize * sum(entry["tokens"] for entry in entries), itemsize * total)
     lengths = [part.lengths(side) for part in parts]
     return {"documents": sum(int(np.count_nonzero(own)) for own in lengths),
             "characters": sum(int(own.sum()) for own in lengths), "tokens": total,

@@ -296,6 +296,7 @@ def test_too_few_documents_to_hold_one_back_are_cut(tmp_path, count):
     assert manifest["val"]["characters"] == sum(map(len, val))
     manifest = preparing.run(tmp_path / "texts", tmp_path / "none", vocab_size=257, val_fraction=0.0)
     assert documents(tmp_path / "none", "train") == texts and manifest["val"]["shards"] == []
+    assert manifest["split"] == "by document"
 
 
 def test_duplicates_stay_where_they_are_asked_to(tmp_path):
