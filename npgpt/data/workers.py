@@ -21,7 +21,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def each(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Generator[Result, None, None]:
+def each(function: Callable[[Task], Result], tasks: Sequence[Task],
+         workers: int) -> Generator[Result, None, None]:
     """function(task) of every task, as they are done. One worker is this process itself.
 
     function and tasks are what pickle can carry. What a task raises is raised here, and the others are

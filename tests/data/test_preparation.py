@@ -146,6 +146,7 @@ def test_stopped_at_every_step_it_goes_on_and_ends_in_the_same_bytes(tmp_path, t
         with pytest.raises(Stop):
             preparing.run(tmp_path / "texts", tmp_path / "out", progress=stop)
         assert not (tmp_path / "out/manifest.json").exists()
+        (tmp_path / "out/.train-00000.bin.77.partial").write_text("of a process that was killed")
         preparing.run(tmp_path / "texts", tmp_path / "out")
         assert preparing.contents(tmp_path / "out") == quiet and len(done) == work   # nothing was done twice
         shutil.rmtree(tmp_path / "out")
