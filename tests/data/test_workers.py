@@ -1,6 +1,8 @@
 """Results of all tasks, and what happens when one fails or a worker dies."""
 
 import os
+import signal
+import time
 
 import pytest
 
@@ -27,3 +29,14 @@ def test_what_a_task_raises_is_raised():
 def test_a_worker_that_dies_is_one_sentence():
     with pytest.raises(DataError, match="a worker process died, perhaps for want of memory: go on"):
         list(each(os._exit, [1, 1], 2))
+
+
+def test_workers_leave_at_once_when_nobody_wants_their_results():
+    results, begun = each(time.sleep, [0, *[60] * 4], 2), time.monotonic()
+    assert next(results) is None
+    results.close()
+    assert time.monotonic() - begun < 20
+
+
+def test_an_interrupt_of_all_processes_is_for_the_first_alone():
+    assert list(each(signal.getsignal, 2 * [signal.SIGINT], 2)) == 2 * [signal.SIG_IGN]
