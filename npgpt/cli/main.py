@@ -14,6 +14,7 @@ from npgpt.errors import NpgptError, UsageError
 COMMANDS = {
     "train": "train a GPT on a text, from scratch or from where a run stopped",
     "sample": "let a trained GPT write",
+    "prepare": "turn text into token shards: clean, without duplicates, split and encoded",
     "bench": "time training and generation on this machine",
     "tokenizer": "train a tokenizer; encode, decode and show with any",
     "gradcheck": "check every op's, layer's and model's gradients against differences",

@@ -1,1 +1,1 @@
-"""Data: texts, the part of them held back, token files, and batches. Knows no tensors."""
+"""Data: texts, preparing them, the part held back, token files, and batches. Knows no tensors."""

@@ -21,8 +21,9 @@ class TrainConfig:
 
     # Data
     data: str = "python-docs"
-    """What to learn from: python-docs (the language reference that comes with Python), or a text file or a
-    folder of text files, UTF-8."""
+    """What to learn from: python-docs (the language reference that comes with Python), a text file or a
+    folder of text files, UTF-8, or a folder that npgpt prepare made, which brings its own tokenizer and its
+    own split: then val_fraction, tokenizer and vocab_size are not asked."""
     val_fraction: float = 0.1
     """The share of the text held back for validation."""
     tokenizer: str = "bpe"

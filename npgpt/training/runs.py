@@ -6,13 +6,14 @@ config.toml is written last: a folder without one is not a run yet.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from npgpt.data.corpora import read_documents, split_documents
+from npgpt.data.prepared import is_prepared, open_prepared
 from npgpt.data.shards import open_shard, write_shard
 from npgpt.errors import CheckpointError, DataError, TrainingError
 from npgpt.files import atomic_write
@@ -74,18 +75,9 @@ def create_run(path: Path, config: TrainConfig, note: Callable[[str], None]) -> 
 
 
 def _fill(path: Path, config: TrainConfig, note: Callable[[str], None]) -> Run:
-    """Reads the text, makes the tokenizer and the token files, and writes config.toml."""
-    documents = read_documents(config.data)
-    note(f"{config.data}: {len(documents):,} document{'s' * (len(documents) != 1)}, "
-         f"{sum(map(len, documents)):,} characters")
-    train, val = split_documents(documents, config.val_fraction, config.seed)
-    tokenizer = _make_tokenizer(config, documents, train)
-    tokenizer.save(path / "tokenizer")
-    (path / "data").mkdir(exist_ok=True)
-    counts = [write_shard(path / "data" / f"{name}.bin", _encoded(part, tokenizer), tokenizer.vocab_size)
-              for name, part in (("train", train), ("val", val))]
-    note(f"tokenizer: {config.tokenizer}, {tokenizer.vocab_size:,} tokens; "
-         f"{counts[0]:,} to train on, {counts[1]:,} to validate")
+    """Makes the tokenizer and the token files, of a text or of a prepared folder, and writes config.toml."""
+    make = _copy_prepared if is_prepared(Path(config.data)) else _encode_text
+    tokenizer, counts = make(path, config, note)
     for name, count in zip(("training", "validation"), counts, strict=True):
         if count <= config.block_size:
             raise DataError(f"the {name} text has {count} tokens, but one window of block_size "
@@ -93,6 +85,45 @@ def _fill(path: Path, config: TrainConfig, note: Callable[[str], None]) -> Run:
                             "a smaller block_size or another val_fraction")
     write_config(path, config)
     return Run(path, config, tokenizer, *_open_tokens(path, tokenizer))
+
+
+def _encode_text(path: Path, config: TrainConfig, note: Callable[[str], None]) -> tuple[Tokenizer, list[int]]:
+    """The run's tokenizer and token files from a text; returns the tokens of training and validation."""
+    documents = read_documents(config.data)
+    note(f"{config.data}: {len(documents):,} document{'s' * (len(documents) != 1)}, "
+         f"{sum(map(len, documents)):,} characters")
+    train, val = split_documents(documents, config.val_fraction, config.seed)
+    tokenizer = _make_tokenizer(config, documents, train)
+    counts = _save(path, tokenizer, _encoded(train, tokenizer), _encoded(val, tokenizer))
+    note(f"tokenizer: {config.tokenizer}, {tokenizer.vocab_size:,} tokens; "
+         f"{counts[0]:,} to train on, {counts[1]:,} to validate")
+    return tokenizer, counts
+
+
+def _copy_prepared(path: Path, config: TrainConfig,
+                   note: Callable[[str], None]) -> tuple[Tokenizer, list[int]]:
+    """The same from a folder that npgpt prepare made. Its shards become one file a side: a window of the
+    training data may then lie across two of them, and the run's folder needs no other."""
+    prepared  = open_prepared(Path(config.data))
+    tokenizer = load_tokenizer(prepared.tokenizer)
+    counts    = _save(path, tokenizer, _chunks(prepared.train), _chunks(prepared.val))
+    note(f"{config.data}, prepared: a tokenizer of {tokenizer.vocab_size:,} tokens; "
+         f"{counts[0]:,} to train on, {counts[1]:,} to validate")
+    return tokenizer, counts
+
+
+def _save(path: Path, tokenizer: Tokenizer, train: Iterable[np.ndarray],
+          val: Iterable[np.ndarray]) -> list[int]:
+    tokenizer.save(path / "tokenizer")
+    (path / "data").mkdir(exist_ok=True)
+    return [write_shard(path / "data" / f"{name}.bin", chunks, tokenizer.vocab_size)
+            for name, chunks in (("train", train), ("val", val))]
+
+
+def _chunks(shards: Iterable[np.ndarray], size: int = 1 << 20) -> Iterator[np.ndarray]:
+    for shard in shards:
+        for start in range(0, len(shard), size):
+            yield shard[start:start + size]
 
 
 def open_run(path: Path) -> Run:

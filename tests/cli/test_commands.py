@@ -18,6 +18,7 @@ import pytest
 import tiny
 
 from npgpt.cli.main import main
+from npgpt.data.plans import PrepareConfig
 from npgpt.layers import Block
 from npgpt.training.checkpoint import list_checkpoints
 from npgpt.training.config import TrainConfig
@@ -178,22 +179,25 @@ def test_bad_input_to_sample(folder, capsys):
 def test_the_commands_are_listed_and_wrong_ones_refused(capsys):
     assert main([]) == 2 and main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert all(f"\n  {command} " in said for command in ("train", "sample", "bench", "gradcheck"))
+    assert all(f"\n  {command} " in said
+               for command in ("train", "sample", "prepare", "bench", "gradcheck"))
     assert main(["--version"]) == 0
     refused(capsys, 2, "unknown command 'tarin'; did you mean 'train'", "tarin")
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "bench", "gradcheck"])
+@pytest.mark.parametrize("command", ["train", "sample", "prepare", "bench", "gradcheck"])
 def test_every_option_is_listed_and_documented(command, capsys):
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])
     assert leaving.value.code == 0
     said = capsys.readouterr().out
     options = importlib.import_module(f"npgpt.cli.{command}").Options
-    for kind in [options, TrainConfig] if command in ("train", "bench") else [options]:
+    settings = {"train": [TrainConfig], "bench": [TrainConfig], "prepare": [PrepareConfig]}
+    for kind in [options, *settings.get(command, [])]:
         body = ast.parse(inspect.getsource(kind)).body[0].body
         for field, text in zip(body, [*body[1:], None], strict=True):
-            if isinstance(field, ast.AnnAssign) and field.target.id not in ("settings", "run", "names"):
+            if isinstance(field, ast.AnnAssign) and field.target.id not in ("settings", "run", "names",
+                                                                            "paths"):
                 assert isinstance(text.value, ast.Constant), f"{field.target.id} has no text"
                 assert f"--{field.target.id.replace('_', '-')}" in said
                 assert text.value.value.split()[0] in said

@@ -137,3 +137,58 @@ def test_paths_that_are_no_files(tmp_path):
                        (tmp_path / "pipe", "no regular file"), ("/dev/zero", "no regular file")):
         with pytest.raises(DataError, match=says):
             open_shard(path)
+
+
+# The formats of other programs
+
+@pytest.mark.parametrize("format", ["llm.c", "nanogpt"])
+def test_the_formats_of_other_programs(tmp_path, format):
+    ids, path = np.array([0, 1, 258, 65535]), tmp_path / "a"
+    assert write_shard(path, [ids[:1], ids[1:]], 65536, format) == 4
+    raw = b"\0\0\1\0\2\1\xff\xff"
+    header = struct.pack("<256i", 20240520, 1, 4, *[0] * 253) if format == "llm.c" else b""
+    assert path.read_bytes() == header + raw
+    shard = open_shard(path, format)
+    assert shard.tokens.tolist() == ids.tolist() and shard.tokens.dtype == np.dtype("<u2")
+    assert shard.vocab_size == 65536 and isinstance(shard.tokens, np.memmap)
+    if format == "llm.c":
+        assert open_shard(path).tokens.tolist() == ids.tolist()             # told by its first bytes
+    write_shard(path, [], 65536, format)
+    assert open_shard(path, format).tokens.tolist() == []
+    with pytest.raises(DataError, match=f"a shard of {format} has two bytes an id.*65537"):
+        write_shard(path, [ids], 65537, format)
+    with pytest.raises(DataError, match="token id 65 at position 1 is outside"):
+        write_shard(path, [np.array([1, 65])], 65, format)
+    with pytest.raises(DataError, match="unknown format of token shards 'llmc': use one of npgpt, llm.c"):
+        write_shard(path, [ids], 65, "llmc")
+    assert open_shard(path, format).tokens.tolist() == []
+
+
+def test_every_truncation_and_growth_of_a_shard_of_llm_c_is_refused(tmp_path):
+    path = tmp_path / "a"
+    write_shard(path, [np.arange(10)], 10, "llm.c")
+    whole = path.read_bytes()
+    assert len(whole) == 1024 + 20
+    for length in [*range(0, 1024, 31), *range(1020, len(whole))]:
+        path.write_bytes(whole[:length])
+        for format in (None, "llm.c"):
+            with pytest.raises(DataError, match=f"{path} (is cut short|is no token shard)"):
+                open_shard(path, format)
+    for changed, says in ((whole + b"\0\0", "is too long: it has 1046 bytes, and its header promises 1044"),
+                          (whole[:4] + b"\2" + whole[5:], "of version 2"),
+                          (whole[:8] + struct.pack("<i", -1) + whole[12:], "with -1 tokens")):
+        path.write_bytes(changed)
+        with pytest.raises(DataError, match=f"{path} .*{says}"):
+            open_shard(path)
+
+
+def test_a_shard_is_not_taken_for_one_of_another_format(tmp_path):
+    for format in ("npgpt", "llm.c", "nanogpt"):
+        write_shard(tmp_path / format, [np.arange(600)], 600, format)
+    for name, format in (("npgpt", "llm.c"), ("llm.c", "npgpt"), ("npgpt", "nanogpt"), ("llm.c", "nanogpt"),
+                         ("nanogpt", None), ("nanogpt", "npgpt"), ("nanogpt", "llm.c")):
+        with pytest.raises(DataError, match=f"{tmp_path / name} "):
+            open_shard(tmp_path / name, format)
+    (tmp_path / "odd").write_bytes(bytes(7))
+    with pytest.raises(DataError, match=r"odd is cut short: its 7 bytes are an odd number"):
+        open_shard(tmp_path / "odd", "nanogpt")

@@ -1,12 +1,16 @@
 """What a new run is made of: whose text the tokenizer has seen, and where one document ends."""
 
+import json
+
 import numpy as np
+import preparing
 import pytest
 import tiny
 
 from npgpt.data.corpora import split_documents
-from npgpt.errors import TrainingError
-from npgpt.tokenizers import BPETokenizer
+from npgpt.data.prepared import open_prepared
+from npgpt.errors import DataError, TrainingError
+from npgpt.tokenizers import BPETokenizer, load_tokenizer
 from npgpt.training.checkpoint import lock_run
 from npgpt.training.config import TrainConfig
 from npgpt.training.runs import create_run, open_run
@@ -57,3 +61,47 @@ def test_two_processes_do_not_make_one_run(tmp_path):
             tiny.new_run(tmp_path, "other")
         assert (tmp_path / "other/tokenizer").exists()
     assert sorted(run.path.rglob("*")) == before
+
+
+def test_a_prepared_folder_brings_its_tokenizer_its_split_and_all_its_shards(tmp_path, monkeypatch):
+    preparing.write_corpus(tmp_path / "texts")
+    for format in ("npgpt", "nanogpt"):
+        prepared = tmp_path / format
+        preparing.run(tmp_path / "texts", prepared, format=format)
+        shards = open_prepared(prepared)
+        assert len(shards.train) > 2
+        config = TrainConfig(**tiny.SETTINGS | {"data": str(prepared), "val_fraction": 0.5})
+        said = []
+        create_run(tmp_path / f"run-{format}", config, said.append)
+        for path in prepared.glob("*.bin"):
+            path.unlink()                                                          # the run needs it no more
+        run = open_run(tmp_path / f"run-{format}")
+        expected = load_tokenizer(prepared / "tokenizer")
+        assert run.tokenizer.merges == expected.merges and run.tokenizer.vocab_size == 280
+        assert np.array_equal(run.train, np.concatenate(shards.train))
+        assert np.array_equal(run.val, np.concatenate(shards.val))
+        assert f"{len(run.train):,} to train on, {len(run.val):,} to validate" in said[0]
+    with pytest.raises(DataError, match=r"train-00000.bin.*No such file"):
+        create_run(tmp_path / "again", config, said.append)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_folder_of_texts_with_some_other_manifest_is_one_of_texts(tmp_path):
+    folder, documents = folder_of_documents(tmp_path)
+    (folder / "manifest.json").write_text(json.dumps({"name": "an app"}))
+    config = TrainConfig(**tiny.SETTINGS | {"data": str(folder)})
+    run = create_run(tmp_path / "run", config, note=lambda text: None)
+    assert len(run.train) + len(run.val) == len("".join(documents)) + len(json.dumps({"name": "an app"}))
+
+
+def test_an_unfinished_preparation_is_not_trained_on(tmp_path):
+    preparing.write_corpus(tmp_path / "texts")
+
+    def stop(step, *numbers):
+        if step == "encoding":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        preparing.run(tmp_path / "texts", tmp_path / "out", progress=stop)
+    with pytest.raises(DataError, match="out is not fully prepared: run the same npgpt prepare again"):
+        create_run(tmp_path / "run", TrainConfig(**tiny.SETTINGS | {"data": str(tmp_path / "out")}), print)

@@ -1,0 +1,394 @@
+"""The whole of it: where every document ends up, and that neither killing nor workers change a byte."""
+
+import fcntl
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import preparing
+import pytest
+
+from npgpt.data import parts, reading
+from npgpt.data.plans import PrepareConfig
+from npgpt.data.preparation import prepare
+from npgpt.data.prepared import open_prepared
+from npgpt.data.shards import open_shard
+from npgpt.errors import DataError, TokenizerError
+from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def texts(tmp_path, monkeypatch):
+    """The corpus in tmp_path/texts, to be cut into small parts: (documents that should stay, counts of the
+    rest)."""
+    monkeypatch.setattr(reading, "_PART", preparing.PART)
+    monkeypatch.setattr(parts, "_RUN", preparing.RUN)
+    return preparing.write_corpus(tmp_path / "texts")
+
+
+def documents(out_dir, side):
+    """The texts in the shards of one side, decoded."""
+    prepared = open_prepared(out_dir)
+    tokenizer = load_tokenizer(out_dir / "tokenizer")
+    shards = getattr(prepared, side)
+    ids = np.concatenate(shards) if shards else np.empty(0, int)
+    assert not len(ids) or ids[-1] == tokenizer.eos_token_id
+    ends = np.flatnonzero(ids == tokenizer.eos_token_id)
+    return [tokenizer.decode(part[:-1].tolist()) for part in np.split(ids, ends + 1)[:-1]]
+
+
+def write_texts(folder, texts):
+    folder.mkdir(parents=True, exist_ok=True)
+    for n, text in enumerate(texts):
+        (folder / f"{n:04}.txt").write_bytes(text.encode())
+
+
+def different(count, words=30, seed=0):
+    draw = random.Random(seed)
+    return [" ".join("".join(draw.choices("abcdefgh", k=5)) for _ in range(words)) for _ in range(count)]
+
+
+def test_every_document_is_on_one_side_or_counted(tmp_path, texts):
+    stays, left_out = texts
+    preparing.run(tmp_path / "texts", tmp_path / "out")
+    train, val = (documents(tmp_path / "out", side) for side in ("train", "val"))
+    assert sorted(train + val) == sorted(stays)
+    assert train == [text for text in stays if text in set(train)]                  # in order
+    assert val == [text for text in stays if text in set(val)] and 3 <= len(val) <= 20
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    counted = {row["rule"]: row["documents_in"] - row["documents_out"] for row in manifest["rules"]}
+    assert {rule: count for rule, count in counted.items() if count} == left_out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".bin") == [
+        "manifest.json", "tokenizer"]
+
+
+def test_the_manifest_is_true(tmp_path, texts):
+    stays, left_out = texts
+    returned = preparing.run(tmp_path / "texts", tmp_path / "out")
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert returned == manifest
+    assert list(manifest) == ["kind", "options", "sources", "versions", "rules", "notes", "split", "tokenizer",
+                              "train", "val"]                           # and nothing of this machine or day
+    rows = manifest["rules"]
+    assert rows[0]["documents_in"] == len(stays) + sum(left_out.values())
+    assert rows[-1]["documents_out"] == len(stays)
+    assert all(a["documents_out"] == b["documents_in"] for a, b in pairwise(rows))
+    removed = {row["rule"]: row["characters_removed"] for row in rows}
+    assert removed["max_characters"] == 2500 and removed["invalid_utf8"] == 5 and removed["nul"] == 3
+    assert removed["exact_duplicate"] == len(stays[4]) + len(stays[13])
+    names = []
+    for side in ("train", "val"):
+        own, entry = documents(tmp_path / "out", side), manifest[side]
+        assert entry["documents"] == len(own) and entry["characters"] == sum(map(len, own))
+        for n, shard in enumerate(entry["shards"]):
+            content = (tmp_path / "out" / shard["name"]).read_bytes()
+            assert shard == {"name": f"{side}-{n:05}.bin", "bytes": len(content),
+                             "tokens": (len(content) - 40) // 2,
+                             "sha256": hashlib.sha256(content).hexdigest()}
+            names.append(shard["name"])
+        counts = [shard["tokens"] for shard in entry["shards"]]
+        assert sum(counts) == entry["tokens"] and set(counts[:-1]) <= {4000} and 0 < counts[-1] <= 4000
+    assert names == sorted(path.name for path in (tmp_path / "out").glob("*.bin")) and len(names) >= 4
+    assert manifest["notes"] == {"byte_order_mark": 1, "crlf": 1} and manifest["split"] == "by document"
+    files = [path for path in (tmp_path / "texts").rglob("*") if path.is_file()]
+    assert manifest["sources"]["files"] == len(files)
+    assert manifest["sources"]["bytes"] == sum(path.stat().st_size for path in files)
+    assert manifest["options"]["shard_tokens"] == 4000 and manifest["versions"]["numpy"] == np.__version__
+    assert manifest["tokenizer"]["vocab_size"] == 280 and manifest["tokenizer"]["end_of_text"] == 279
+
+
+def test_workers_and_parts_do_not_change_a_byte(tmp_path, texts, monkeypatch):
+    preparing.run(tmp_path / "texts", tmp_path / "one")
+    preparing.run(tmp_path / "texts", tmp_path / "two", workers=2)
+    monkeypatch.setattr(reading, "_PART", 10**6)
+    for run in (1, 700, 10**6):
+        monkeypatch.setattr(parts, "_RUN", run)
+        preparing.run(tmp_path / "texts", tmp_path / f"runs of {run}")
+    one = preparing.contents(tmp_path / "one")
+    assert all(preparing.contents(tmp_path / name) == one
+               for name in ("two", "runs of 1", "runs of 700", "runs of 1000000"))
+
+
+def test_stopped_at_every_step_it_goes_on_and_ends_in_the_same_bytes(tmp_path, texts, monkeypatch):
+    done = []
+    for name in ("read_segment", "_load", "write_shard"):                           # read, encode, write
+        function = getattr(parts, name)
+
+        def counted(*arguments, name=name, function=function):
+            done.append((name, str(arguments[0]) if name != "_load" else len(done)))
+            return function(*arguments)
+
+        monkeypatch.setattr(parts, name, counted)
+    steps = []
+    preparing.run(tmp_path / "texts", tmp_path / "quiet", progress=lambda *step: steps.append(step))
+    quiet, work = preparing.contents(tmp_path / "quiet"), len(done)
+    assert len(steps) > 15
+
+    class Stop(Exception):
+        pass
+
+    for last in range(0, len(steps), 2):
+        calls = iter(range(len(steps)))
+        done.clear()
+
+        def stop(*step, calls=calls, last=last):
+            if next(calls) == last:
+                raise Stop
+
+        with pytest.raises(Stop):
+            preparing.run(tmp_path / "texts", tmp_path / "out", progress=stop)
+        assert not (tmp_path / "out/manifest.json").exists()
+        (tmp_path / "out/.train-00000.bin.77.partial").write_text("of a process that was killed")
+        preparing.run(tmp_path / "texts", tmp_path / "out")
+        assert preparing.contents(tmp_path / "out") == quiet and len(done) == work   # nothing was done twice
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_killed_at_fifty_random_moments(tmp_path, texts):
+    done = subprocess.run([sys.executable, HERE / "preparation_worker.py", tmp_path, "50"], text=True,
+                          capture_output=True, timeout=100, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["kills"] >= 50 and said["finished"] >= 5 and said["resumed"] >= 10, said
+
+
+def test_killed_with_its_workers_at_work(tmp_path, texts):
+    """They leave as well, and what two workers began one can finish."""
+    preparing.run(tmp_path / "texts", tmp_path / "quiet")
+    code = ("import preparing, sys; from pathlib import Path; preparing.small_parts(); "
+            "print('begun', flush=True); "
+            "preparing.run(Path('texts'), Path('out'), workers=2, progress=lambda *a: print(*a, flush=True))")
+    for lines in (3, 8):
+        with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                              env=os.environ | {"PYTHONPATH": f"{HERE.parent}:{HERE.parents[1]}"}) as process:
+            for _ in range(lines):
+                process.stdout.readline()
+            workers = [int(child) for child in
+                       Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+            process.kill()
+        assert workers
+        limit = time.monotonic() + 10
+        while any(Path(f"/proc/{worker}/cwd").exists() for worker in workers):      # a zombie has none
+            assert time.monotonic() < limit, "a worker outlives the process that started it"
+            time.sleep(0.05)
+    os.chdir(tmp_path)
+    preparing.run(Path("texts"), Path("out"))
+    out, quiet = preparing.contents(tmp_path / "out"), preparing.contents(tmp_path / "quiet")
+    assert {name for name in out if out[name] != quiet.get(name)} <= {"manifest.json"}   # the path is another
+    assert out.keys() == quiet.keys()
+
+
+def test_a_worker_that_fails_is_heard_and_ends_the_work(tmp_path, texts):
+    (tmp_path / "texts/b/two.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(DataError, match="cannot read .*two.jsonl.gz"):
+        preparing.run(tmp_path / "texts", tmp_path / "out", workers=2)
+    assert not (tmp_path / "out/manifest.json").exists() and not list((tmp_path / "out").glob("*.bin"))
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path, texts):
+    def refused(says, out="out", **options):
+        before = preparing.contents(tmp_path / out)
+        with pytest.raises(DataError, match=says) as error:
+            preparing.run(tmp_path / "texts", tmp_path / out, **options)
+        assert "\n" not in str(error.value) and preparing.contents(tmp_path / out) == before
+
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/mine.txt").write_text("do not touch")
+    refused("notes exists and is not an empty folder: choose another --out-dir", "notes")
+    (tmp_path / "notes/manifest.json").write_text("{}")
+    refused("notes exists and is not an empty folder", "notes")
+
+    def stop(step, *numbers):
+        if step == "encoding":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        preparing.run(tmp_path / "texts", tmp_path / "out", progress=stop)
+    refused("another preparation: its seed is 1337, not 1; give what it was begun with", seed=1)
+    with pytest.raises(DataError, match="out is not fully prepared: run the same npgpt prepare again"):
+        from npgpt.data.prepared import is_prepared
+        is_prepared(tmp_path / "out")
+    with (tmp_path / "out/unfinished/lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused("another process is preparing .*out: wait")
+    source = tmp_path / "texts/a/00.txt"
+    times, content = source.stat(), source.read_bytes()
+    os.utime(source, (0, 0))
+    refused("the sources have changed since")
+    os.utime(source, ns=(times.st_atime_ns, times.st_mtime_ns))
+    preparing.run(tmp_path / "texts", tmp_path / "out")
+
+    refused("another preparation: its val_fraction is 0.25, not 0.5", val_fraction=0.5)
+    source.write_bytes(content + b"x")
+    refused("another preparation: its bytes is")
+    source.write_bytes(content)
+    (tmp_path / "out/manifest.json").write_text("{")
+    refused("cannot read .*manifest.json")
+
+
+def test_a_finished_folder_is_left_as_it_is(tmp_path, texts):
+    first = preparing.run(tmp_path / "texts", tmp_path / "out")
+    def times():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+    before = times()
+    (tmp_path / "out/unfinished").mkdir()  # killed while it was removed
+    (tmp_path / "out/unfinished/plan.json").write_text("{}")
+    (tmp_path / "out/.train-00000.bin.77.partial").write_text("left by a killed process")
+    assert preparing.run(tmp_path / "texts", tmp_path / "out") == first
+    assert times() == before
+
+
+def test_the_folder_may_lie_among_the_texts(tmp_path, texts):
+    stays, _ = texts
+    for _ in range(2):
+        preparing.run(tmp_path / "texts", tmp_path / "texts/out")
+    assert len(documents(tmp_path / "texts/out", "train")) < len(stays)
+    (tmp_path / "texts/out/manifest.json").unlink()
+    shutil.rmtree(tmp_path / "texts/out")
+    assert preparing.run(tmp_path / "texts", tmp_path / "texts/out")["train"]["documents"] < len(stays)
+
+
+def test_a_documents_side_depends_on_it_and_the_seed_alone(tmp_path):
+    texts = different(300)
+    write_texts(tmp_path / "all", texts)
+    write_texts(tmp_path / "half", texts[::2][::-1])
+    sides = {}
+    for name, seed in (("all", 1), ("half", 1), ("all", 2)):
+        out = tmp_path / f"{name}{seed}"
+        preparing.run(tmp_path / name, out, seed=seed, vocab_size=257, val_fraction=0.3)
+        sides[name, seed] = set(documents(out, "val"))
+    assert sides["half", 1] == sides["all", 1] & set(texts[::2])
+    assert 60 <= len(sides["all", 1]) <= 120 and len(sides["all", 1] ^ sides["all", 2]) > 60
+
+
+def test_what_was_one_document_lies_on_one_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_CHARACTERS", 50)
+    texts = different(60)
+    write_texts(tmp_path / "texts", texts)
+    manifest = preparing.run(tmp_path / "texts", tmp_path / "out", vocab_size=257, max_characters=None)
+    assert manifest["notes"] == {"cut": 60}
+    for side in ("train", "val"):
+        pieces = documents(tmp_path / "out", side)
+        assert "".join(pieces) == "".join(text for text in texts if text[:50] in set(pieces))
+        assert pieces and max(map(len, pieces)) == 50
+    assert sum(manifest[side]["characters"] for side in ("train", "val")) == sum(map(len, texts))
+    with pytest.raises(DataError, match="left out 240"):  # what is cut is longer than the limit
+        preparing.run(tmp_path / "texts", tmp_path / "short", max_characters=45)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_too_few_documents_to_hold_one_back_are_cut(tmp_path, count):
+    texts = different(count)
+    write_texts(tmp_path / "texts", texts)
+    manifest = preparing.run(tmp_path / "texts", tmp_path / "out", vocab_size=257, val_fraction=0.01)
+    train, val = (documents(tmp_path / "out", side) for side in ("train", "val"))
+    assert manifest["split"] == "each document cut" and len(train) == len(val) == count
+    assert [a + b for a, b in zip(train, val, strict=True)] == texts
+    assert all(len(b) == pytest.approx(0.01 * len(a + b), abs=1) for a, b in zip(train, val, strict=True))
+    assert manifest["val"]["characters"] == sum(map(len, val))
+    manifest = preparing.run(tmp_path / "texts", tmp_path / "none", vocab_size=257, val_fraction=0.0)
+    assert documents(tmp_path / "none", "train") == texts and manifest["val"]["shards"] == []
+    assert manifest["split"] == "by document"
+
+
+def test_duplicates_stay_where_they_are_asked_to(tmp_path):
+    texts = different(20)
+    write_texts(tmp_path / "texts", texts + texts[:3] + [texts[4] + "!"])
+    for options, kept, on in (({}, 20, {"exact_duplicate", "near_duplicate"}),
+                              ({"near_duplicates": None}, 21, {"exact_duplicate"}),
+                              ({"exact_duplicates": False}, 20, {"near_duplicate"}),
+                              ({"exact_duplicates": False, "near_duplicates": None}, 24, set())):
+        out = tmp_path / f"out{kept}{len(on)}{'near_duplicate' in on}"
+        manifest = preparing.run(tmp_path / "texts", out, vocab_size=257, **options)
+        assert manifest["train"]["documents"] + manifest["val"]["documents"] == kept
+        assert {row["rule"] for row in manifest["rules"] if "duplicate" in row["rule"]} == on
+        sides = [set(documents(out, side)) for side in ("train", "val")]
+        assert not sides[0] & sides[1]                                              # copies share their side
+
+
+def test_bpe_learns_from_the_training_documents_alone_and_from_a_sample_of_many(tmp_path, texts):
+    preparing.run(tmp_path / "texts", tmp_path / "out")
+    train = documents(tmp_path / "out", "train")
+    assert load_tokenizer(tmp_path / "out/tokenizer").merges == BPETokenizer.train(train, 280).merges
+    preparing.run(tmp_path / "texts", tmp_path / "some", tokenizer_characters=sum(map(len, train)) // 2)
+    assert load_tokenizer(tmp_path / "some/tokenizer").merges == BPETokenizer.train(train[1::2], 280).merges
+
+
+def test_other_tokenizers(tmp_path, texts):
+    stays, _ = texts
+    preparing.run(tmp_path / "texts", tmp_path / "characters", tokenizer="character")
+    tokenizer = load_tokenizer(tmp_path / "characters/tokenizer")
+    assert isinstance(tokenizer, CharacterTokenizer) and tokenizer.vocab_size == len(set("".join(stays)))
+    ids = np.concatenate(open_prepared(tmp_path / "characters").train)              # has no end of text
+    decoded = tokenizer.decode(ids.tolist())
+    assert decoded and "".join(text for text in stays if text in decoded) == decoded
+
+    large = BPETokenizer([(n, 255) for n in range(256)], ("<|endoftext|>",))
+    large.save(tmp_path / "saved")
+    manifest = preparing.run(tmp_path / "texts", tmp_path / "own", tokenizer=str(tmp_path / "saved"))
+    assert load_tokenizer(tmp_path / "own/tokenizer").merges == large.merges
+    assert manifest["tokenizer"]["vocab_size"] == 513 and sorted(
+        documents(tmp_path / "own", "train") + documents(tmp_path / "own", "val")) == sorted(stays)
+    with pytest.raises((DataError, TokenizerError), match="absent"):
+        preparing.run(tmp_path / "texts", tmp_path / "x", tokenizer=str(tmp_path / "absent"))
+    BPETokenizer([(n, 254) for n in range(256)], ("<|endoftext|>",)).save(tmp_path / "saved")
+    with pytest.raises(DataError, match="another preparation: its tokenizer is"):
+        preparing.run(tmp_path / "texts", tmp_path / "own", tokenizer=str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("format", ["llm.c", "nanogpt"])
+def test_shards_of_other_programs(tmp_path, texts, format):
+    preparing.run(tmp_path / "texts", tmp_path / "npgpt")
+    preparing.run(tmp_path / "texts", tmp_path / "other", format=format, shard_tokens=3000)
+    for side in ("train", "val"):
+        own, others = (np.concatenate(getattr(open_prepared(tmp_path / name), side))
+                       for name in ("npgpt", "other"))
+        assert np.array_equal(own, others)
+    raw = (tmp_path / "other/train-00000.bin").read_bytes()
+    assert len(raw) == 6000 + 1024 * (format == "llm.c")
+    assert open_shard(tmp_path / "other/train-00000.bin", format).tokens.tolist() == np.frombuffer(
+        raw[-6000:], "<u2").tolist()
+
+
+def test_a_shard_that_was_cut_changed_or_exchanged_is_refused_by_its_name(tmp_path, texts):
+    for format in ("npgpt", "llm.c", "nanogpt"):
+        out = tmp_path / format
+        preparing.run(tmp_path / "texts", out, format=format)
+        path = out / "train-00000.bin"
+        whole = path.read_bytes()
+        for damaged in (whole[:-1], whole[:-2], whole[:5], b"", whole + b"\0\0", whole[:-2] + b"\xff\xff"):
+            path.write_bytes(damaged)
+            with pytest.raises(DataError, match=f"{path} "):
+                open_prepared(out)
+        path.unlink()
+        with pytest.raises(DataError, match=f"{path}.*No such file"):
+            open_prepared(out)
+    (out / "manifest.json").write_text(json.dumps({"kind": "npgpt prepare 1"}))
+    with pytest.raises(DataError, match="manifest.json is incomplete"):
+        open_prepared(out)
+
+
+def test_nothing_left_is_one_sentence_that_says_why(tmp_path):
+    write_texts(tmp_path / "texts", ["", "ab\0", "abc", "abc"])
+    with pytest.raises(DataError, match="no document is left.*; nul left out 1, min_characters left out 3"):
+        preparing.run(tmp_path / "texts", tmp_path / "out", min_characters=5)
+    assert not list((tmp_path / "out").glob("*.bin"))
+
+
+def test_paths_are_read_in_the_order_given(tmp_path):
+    texts = different(3)
+    write_texts(tmp_path, texts)
+    paths = [tmp_path / f"{n:04}.txt" for n in (2, 0, 1)]
+    prepare(paths, tmp_path / "out", PrepareConfig(vocab_size=257, val_fraction=0.0), 1)
+    assert documents(tmp_path / "out", "train") == [texts[2], texts[0], texts[1]]

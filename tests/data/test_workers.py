@@ -1,0 +1,42 @@
+"""Results of all tasks, and what happens when one fails or a worker dies."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from npgpt.data.workers import cores, each
+from npgpt.errors import DataError
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_every_task_is_done_once(workers):
+    assert sorted(each(abs, [-3, 1, -2], workers)) == [1, 2, 3]
+    assert list(each(abs, [], workers)) == []
+
+
+def test_one_worker_is_this_process():
+    assert list(each(lambda task: os.getpid(), [1, 2], 1)) == 2 * [os.getpid()]
+    assert cores() == len(os.sched_getaffinity(0))
+
+
+def test_what_a_task_raises_is_raised():
+    with pytest.raises(ValueError, match="invalid literal"):
+        list(each(int, ["1", "x", "2"], 2))
+
+
+def test_a_worker_that_dies_is_one_sentence():
+    with pytest.raises(DataError, match="a worker process died, perhaps for want of memory: go on"):
+        list(each(os._exit, [1, 1], 2))
+
+
+def test_workers_leave_at_once_when_nobody_wants_their_results():
+    results, begun = each(time.sleep, [0, *[60] * 4], 2), time.monotonic()
+    assert next(results) is None
+    results.close()
+    assert time.monotonic() - begun < 20
+
+
+def test_an_interrupt_of_all_processes_is_for_the_first_alone():
+    assert list(each(signal.getsignal, 2 * [signal.SIGINT], 2)) == 2 * [signal.SIG_IGN]
