@@ -28,7 +28,7 @@ from rich.table import Table
 
 from npgpt.tokenizers import BPETokenizer, load_tokenizer
 from npgpt.tokenizers.patterns import SPLIT_PATTERNS
-from npgpt.training.communication import physical_cores
+from npgpt.workers import physical_cores
 
 PART = 1_000_000
 

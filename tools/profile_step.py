@@ -29,7 +29,8 @@ from rich.table import Table
 from npgpt import GPT
 from npgpt.cli.bench import training_step
 from npgpt.tensor import twins
-from npgpt.training.communication import Ranks, physical_cores
+from npgpt.training.communication import Ranks
+from npgpt.workers import physical_cores
 
 
 def main() -> None:

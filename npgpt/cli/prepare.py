@@ -15,8 +15,8 @@ from rich.table import Column, Table
 from npgpt.cli.arguments import parse
 from npgpt.data.plans import PrepareConfig
 from npgpt.data.preparation import prepare
-from npgpt.data.workers import cores
 from npgpt.errors import ConfigError, UsageError
+from npgpt.workers import physical_cores
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> int:
     options = parse(Options, "prepare", arguments)
     if not options.paths:
         raise UsageError("give the text files or folders to prepare: npgpt prepare PATH … --out-dir DIR")
-    workers = cores() if options.workers is None else options.workers
+    workers = physical_cores() if options.workers is None else options.workers
     if workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
     console, begun = Console(highlight=False, soft_wrap=True), time.perf_counter()

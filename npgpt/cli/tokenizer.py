@@ -18,7 +18,7 @@ from npgpt.errors import ConfigError, TokenizerError, UsageError
 from npgpt.terminal import printable
 from npgpt.tokenizers import BPETokenizer, load_tokenizer
 from npgpt.tokenizers.byte_pair import END_OF_TEXT
-from npgpt.training.communication import physical_cores
+from npgpt.workers import physical_cores
 
 COLOURS = [f"black on bright_{name}" for name in ("cyan", "yellow", "green", "magenta")]
 TokenizerPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENIZER")]

@@ -89,7 +89,8 @@ class PrepareConfig:
 
     # Tokens
     tokenizer: str = "bpe"
-    """bpe (trained on the training documents), character (on all), or the folder of a saved tokenizer."""
+    """bpe (trained on the training documents), character (on all), or the folder or file of a tokenizer:
+    npgpt's, GPT-2's, a tokenizer.json or a .tiktoken file."""
     vocab_size: int = 8192
     """Tokens that bpe may use: 256 bytes, one special token, the rest learned merges."""
     tokenizer_characters: int = 50_000_000
@@ -222,9 +223,9 @@ def _sweep(folder: Path) -> None:
 
 
 def folder_hash(folder: Path) -> str:
-    """SHA-256 of the names and contents of the files in a folder. Raises DataError."""
+    """SHA-256 of the names and contents of the files in a folder, or of a file alone. Raises DataError."""
     try:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
+        files = [folder] if folder.is_file() else sorted(path for path in folder.iterdir() if path.is_file())
     except OSError as error:
         raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
     return _hash(b"".join(f"{path.name}\t{_hash(_read(path, 'the file'))}\n".encode() for path in files))

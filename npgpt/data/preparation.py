@@ -45,11 +45,11 @@ from npgpt.data.plans import PrepareConfig, folder_hash, make_plan, open_work
 from npgpt.data.prepared import KIND
 from npgpt.data.reading import READING_RULES, cut_into_parts, find_files
 from npgpt.data.shards import check_format, id_type
-from npgpt.data.workers import each
 from npgpt.errors import DataError
 from npgpt.files import atomic_write
 from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
 from npgpt.tokenizers.files import Tokenizer
+from npgpt.workers import each
 
 NOTES = ("byte_order_mark", "crlf", "cut", "invalid_utf8_replaced", "repaired", "newlines_changed",
          "normalized")
@@ -97,7 +97,7 @@ def _run_steps(parts: list[Part], out_dir: Path, config: PrepareConfig, workers:
             f"{row['rule']} left out {gone:,}" for row in rules if (gone := _removed(row))))
 
     folder = out_dir / "tokenizer"
-    tokenizer = _tokenizer_in(folder, parts, config, progress)
+    tokenizer = _tokenizer_in(folder, parts, config, workers, progress)
     check_format(config.format, tokenizer.vocab_size)
 
     version = folder_hash(folder)
@@ -149,7 +149,7 @@ def _decide(parts: Sequence[Part], config: PrepareConfig) -> list[Part]:
     return [part._replace(fates=own) for part, own in zip(parts, shares, strict=True)]
 
 
-def _tokenizer_in(folder: Path, parts: Sequence[Part], config: PrepareConfig,
+def _tokenizer_in(folder: Path, parts: Sequence[Part], config: PrepareConfig, workers: int,
                   progress: Progress) -> Tokenizer:
     """The tokenizer in the folder, made if it is not there."""
     if not folder.exists():
@@ -159,7 +159,8 @@ def _tokenizer_in(folder: Path, parts: Sequence[Part], config: PrepareConfig,
                 text for part in parts for sides in part.documents() for text in sides)
         elif config.tokenizer == "bpe":
             tokenizer = BPETokenizer.train(_sample(parts, config.tokenizer_characters), config.vocab_size,
-                                           progress=lambda done, wanted: progress("merges", done, wanted))
+                                           progress=lambda done, wanted: progress("merges", done, wanted),
+                                           workers=workers)
         else:
             tokenizer = load_tokenizer(config.tokenizer)
         aside = parts[0].folder / "tokenizer"

@@ -31,16 +31,16 @@ the whole text is a single piece.
 """
 
 from array import array
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from functools import partial
 from heapq import heapify, heappop, heappush
-from itertools import chain, islice, repeat
-from multiprocessing import get_context
+from itertools import chain, repeat
 
 from npgpt.tokenizers.byte_alphabet import BYTE_IDS
 from npgpt.tokenizers.checks import checked_texts
 from npgpt.tokenizers.patterns import splitter, stretches
+from npgpt.workers import each
 
 Pair = tuple[int, int]
 
@@ -50,24 +50,11 @@ BATCH = 2_000_000           # characters that a worker cuts at once
 def count_pieces(texts: Iterable[str], pattern: str, workers: int = 1) -> dict[bytes, int]:
     """How often each piece occurs when the texts are cut by the pattern of that name.
 
-    workers: processes that cut; they are started only when there is enough to cut. In memory are a few
-    batches of texts and the different pieces.
+    workers: processes that cut. In memory are a few batches of texts and the different pieces.
     """
-    batches = _batches(checked_texts(texts))
-    first   = list(islice(batches, workers + 1))
     counts: Counter[str] = Counter()
-    if workers == 1 or len(first) <= workers:
-        for batch in chain(first, batches):
-            counts.update(_count_batch(batch, pattern))
-    else:
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            running: deque[Future[Counter[str]]] = deque()
-            for batch in chain(first, batches):
-                running.append(pool.submit(_count_batch, batch, pattern))
-                if len(running) > 2 * workers:
-                    counts.update(running.popleft().result())
-            for future in running:
-                counts.update(future.result())
+    for some in each(partial(_count_batch, pattern=pattern), _batches(checked_texts(texts)), workers):
+        counts.update(some)
     return {piece.encode(): count for piece, count in counts.items()}
 
 

@@ -33,6 +33,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from npgpt.errors import DeviceError
+from npgpt.workers import physical_cores
 
 WAIT_FOR_OTHERS = 5.0       # seconds that the other ranks have to leave by themselves when one has failed
 TILE = 1 << 17              # elements that are summed at once, so that the sum stays in cache
@@ -233,23 +234,6 @@ def processes() -> Iterator[Ranks]:
                     time.sleep(0.5)                        # what befell every rank alike, rank 0 tells alone
                 atexit.register(world.Abort, 1)
             raise
-
-
-def physical_cores() -> int:
-    """The cores that this process may use: those of its affinity, two threads of a core counted once, and no
-    more than its control group's share of processor time."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    cores = set()
-    for cpu in os.sched_getaffinity(0):
-        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list")
-        cores.add(topology.read_text() if topology.exists() else cpu)
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        share = int(quota) // int(period) if quota != "max" else len(cores)
-    except (OSError, ValueError):
-        share = len(cores)
-    return max(1, min(len(cores), share))
 
 
 def _blas_threads(ranks: int) -> contextlib.AbstractContextManager:

@@ -28,12 +28,13 @@ from npgpt.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from npgpt.training.communication import Ranks, physical_cores, run_on_threads
+from npgpt.training.communication import Ranks, run_on_threads
 from npgpt.training.config import TrainConfig
 from npgpt.training.monitor import Monitor, Silence
 from npgpt.training.optimizer import AdamW, clip_scale
 from npgpt.training.runs import Run
 from npgpt.training.schedule import learning_rate
+from npgpt.workers import physical_cores
 
 NON_FINITE_IN_A_ROW = 3         # updates skipped for NaN or Inf before the run gives up
 

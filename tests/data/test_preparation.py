@@ -77,8 +77,8 @@ def test_the_manifest_is_true(tmp_path, texts):
     returned = preparing.run(tmp_path / "texts", tmp_path / "out")
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert returned == manifest
-    assert list(manifest) == ["kind", "options", "sources", "versions", "rules", "notes", "split", "tokenizer",
-                              "train", "val"]                           # and nothing of this machine or day
+    assert list(manifest) == ["kind", "options", "sources", "versions", "rules", "notes", "split",
+                              "tokenizer", "train", "val"]              # and nothing of this machine or day
     rows = manifest["rules"]
     assert rows[0]["documents_in"] == len(stays) + sum(left_out.values())
     assert rows[-1]["documents_out"] == len(stays)

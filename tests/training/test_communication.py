@@ -15,10 +15,11 @@ from npgpt.errors import ConfigError, TrainingError
 from npgpt.models import GPT
 from npgpt.training import communication
 from npgpt.training.checkpoint import list_checkpoints, load_latest
-from npgpt.training.communication import Ranks, physical_cores, run_on_threads
+from npgpt.training.communication import Ranks, run_on_threads
 from npgpt.training.config import TrainConfig
 from npgpt.training.runs import open_run
 from npgpt.training.trainer import Trainer, number_of_workers
+from npgpt.workers import physical_cores
 
 WORKER = Path(__file__).with_name("communication_worker.py")
 PATHS = f"{WORKER.parent}:{WORKER.parents[1]}:{WORKER.parents[2]}"

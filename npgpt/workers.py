@@ -1,0 +1,82 @@
+"""The cores of this machine, and one function for many tasks on all of them, in processes that never outlive
+the one that started them.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, islice
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TypeVar
+
+from npgpt.errors import DataError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def physical_cores() -> int:
+    """The cores that this process may use: those of its affinity, two threads of a core counted once, and no
+    more than its control group's share of processor time."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list")
+        cores.add(topology.read_text() if topology.exists() else cpu)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        share = int(quota) // int(period) if quota != "max" else len(cores)
+    except (OSError, ValueError):
+        share = len(cores)
+    return max(1, min(len(cores), share))
+
+
+def each(function: Callable[[Task], Result], tasks: Iterable[Task],
+         workers: int) -> Generator[Result, None, None]:
+    """function(task) of every task, as they are done. One worker is this process itself, which also does a
+    task that is alone.
+
+    function and tasks are what pickle can carry; the next tasks are asked for when there is a worker for
+    them. What a task raises is raised here, and the others are dropped. Raises DataError if a worker dies.
+    """
+    tasks = iter(tasks)
+    first = list(islice(tasks, 2))
+    if workers == 1 or len(first) < 2:
+        yield from map(function, chain(first, tasks))
+        return
+    context = multiprocessing.get_context("spawn")            # a fork copies locks that other threads hold
+    watched, held = context.Pipe(duplex=False)
+    with ProcessPoolExecutor(workers, context, _begin, (watched,)) as pool:
+        running: set[Future[Result]] = set()
+        try:
+            for task in chain(first, tasks):
+                running.add(pool.submit(function, task))
+                if len(running) == 2 * workers:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield future.result()
+            for future in as_completed(running):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise DataError("a worker process died, perhaps for want of memory: "
+                            "go on with fewer --workers") from error
+        except BaseException:
+            held.close()                                        # the workers leave at once
+            raise
+
+
+def _begin(watched: Connection) -> None:
+    """In a new worker: leave when the other end of the pipe is closed, which the death of its holder does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                # Ctrl-C is the parent's to deal with
+
+    def watch() -> None:
+        watched.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
