@@ -78,7 +78,7 @@ def test_the_manifest_is_true(tmp_path, texts):
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert returned == manifest
     assert list(manifest) == ["kind", "options", "sources", "versions", "rules", "notes", "split", "tokenizer",
-                              "train", "val"]                           # and nothing of this machine or day
+                              "train", "val"]            # and nothing of this machine or day
     rows = manifest["rules"]
     assert rows[0]["documents_in"] == len(stays) + sum(left_out.values())
     assert rows[-1]["documents_out"] == len(stays)
