@@ -5,7 +5,8 @@
     python tools/bench_tokenizer.py TEXT --vocab-size 32768 --train-only --rounds 1
 
 Training learns a vocabulary from the text (--vocab-size, 4096 + 257). Encoding gives the whole text to each
-with one thread, npgpt's cache of pieces emptied before; and to npgpt with all cores, where the text is given
+with one thread; to npgpt when it has seen the pieces of the text before, as most of a large corpus are, and
+when it has seen none; and to npgpt with all cores, where the text is given
 out in parts of a million characters that end at a line. Without --gpt2 all use what npgpt has learned.
 Run nothing else meanwhile.
 """
@@ -101,9 +102,10 @@ def competitors(ours, folder: Path) -> dict[str, Callable]:
 
     def fresh(text: str) -> list[int]:
         ours._ids_of_piece.clear()
+        ours._ids_of_piece._old.clear()
         return ours.encode_ordinary(text)
 
-    return {"npgpt": fresh, "tiktoken": tik.encode_ordinary,
+    return {"npgpt": ours.encode_ordinary, "npgpt, empty cache": fresh, "tiktoken": tik.encode_ordinary,
             "Hugging Face": lambda text: theirs.encode(text).ids}
 
 

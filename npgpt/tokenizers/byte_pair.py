@@ -13,7 +13,7 @@ Special tokens stand for no bytes of a text; whoever wants one between texts put
 import codecs
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import regex
@@ -26,6 +26,7 @@ from npgpt.tokenizers.formats import BytePair, read_byte_pair, write_byte_pair
 from npgpt.tokenizers.patterns import splitter
 
 END_OF_TEXT = "<|endoftext|>"
+SHORT = 50              # bytes of a piece that is merged without a heap
 
 
 class BPETokenizer:
@@ -48,7 +49,8 @@ class BPETokenizer:
         self._split = splitter(pattern)
         self.vocabulary = _default_vocabulary(self.merges) if vocabulary is None else dict(vocabulary)
         self._ids = {data: id for id, data in self.vocabulary.items()}
-        self._byte_ids, self._ranks, self._made = _tables(self.merges, self.vocabulary, self._ids)
+        self._bits = max(self.vocabulary).bit_length()
+        self._byte_ids, self._ranks, self._made = _tables(self.merges, self.vocabulary, self._ids, self._bits)
         _check_special_tokens(special_tokens, self.vocabulary)
         first = max(self.vocabulary) + 1
         self.special_tokens = dict(special_tokens) if isinstance(special_tokens, Mapping) \
@@ -134,36 +136,56 @@ class BPETokenizer:
         return list(chain.from_iterable(map(self._ids_of_piece.__getitem__, self._split(text))))
 
     def _encode_piece(self, piece: str) -> list[int]:
-        """Applies the merges to one piece, smallest rank first, then leftmost: O(n log n) for n bytes.
+        """Applies the merges to one piece, smallest rank first, then leftmost."""
+        data = piece.encode("utf-8", "surrogateescape")
+        if self.ignore_merges and data in self._ids:
+            return [self._ids[data]]
+        tokens = [self._byte_ids[byte] for byte in data]
+        return self._merge_short(tokens) if len(tokens) <= SHORT else self._merge(tokens)
+
+    def _merge_short(self, tokens: list[int]) -> list[int]:
+        """As `_merge`, with the ranks of all pairs in a list: O(n²), but for a word in 0.6 of the time."""
+        rank_of, made, bits, none = self._ranks.get, self._made, self._bits, len(self._made)
+        ranks = [rank_of(left << bits | right, none) for left, right in pairwise(tokens)]
+        ranks.append(none)                                              # no pair begins at the last token
+        while (rank := min(ranks)) < none:
+            i = ranks.index(rank)
+            tokens[i] = new = made[rank]
+            del tokens[i + 1], ranks[i]
+            if i > 0:
+                ranks[i - 1] = rank_of(tokens[i - 1] << bits | new, none)
+            if i + 1 < len(tokens):
+                ranks[i] = rank_of(new << bits | tokens[i + 1], none)
+        return tokens
+
+    def _merge(self, tokens: list[int]) -> list[int]:
+        """O(n log n) for n bytes, whatever they are.
 
         The tokens are a doubly linked list over the slots of their first bytes; −1 marks a slot whose
         token has been merged into the one before it, and the end. A heap holds each pair that can be
         merged, as one number made of the rank and the slot. Such a pair may have lost one of its tokens
         by the time it comes to the top; then what now stands in its place no longer has that rank.
         """
-        data = piece.encode("utf-8", "surrogateescape")
-        if self.ignore_merges and data in self._ids:
-            return [self._ids[data]]
-        tokens = [self._byte_ids[byte] for byte in data]
-        rank_of, made = self._ranks.get, self._made
+        rank_of, made, bits = self._ranks.get, self._made, self._bits
         n = len(tokens)
         tokens.append(-1)                                               # tokens[n], and so also tokens[-1]
         following = list(range(1, n + 2))
         previous = list(range(-1, n))
-        queue = [rank * n + i for i in range(n) if (rank := rank_of((tokens[i], tokens[i + 1]))) is not None]
+        queue = [rank * n + i for i in range(n)
+                 if (rank := rank_of(tokens[i] << bits | tokens[i + 1])) is not None]
         heapify(queue)
         while queue:
             rank, i = divmod(heappop(queue), n)
             j = following[i]
-            if rank_of((tokens[i], tokens[j])) != rank:
+            if rank_of(tokens[i] << bits | tokens[j]) != rank:
                 continue
             h, k = previous[i], following[j]
             new = tokens[i] = made[rank]
             tokens[j] = -1
             following[i], previous[k] = k, i
-            if (newer := rank_of((tokens[h], new))) is not None:
+            if (newer := rank_of(tokens[h] << bits | new)) is not None:
                 heappush(queue, newer * n + h)
-            if (newer := rank_of((new, tokens[k]))) is not None:
+            if (newer := rank_of(new << bits | tokens[k])) is not None:
                 heappush(queue, newer * n + i)
         return [token for token in tokens if token >= 0]
 
@@ -243,8 +265,9 @@ def _default_vocabulary(merges: Sequence[Pair]) -> dict[int, bytes]:
 
 
 def _tables(merges: Sequence[Pair], vocabulary: Mapping[int, bytes],
-            ids: Mapping[bytes, int]) -> tuple[list[int], dict[Pair, int], list[int]]:
-    """byte → id, (left, right) → rank, rank → id of the token it makes.
+            ids: Mapping[bytes, int], bits: int) -> tuple[list[int], dict[int, int], list[int]]:
+    """byte → id, pair → rank, rank → id of the token it makes. A pair is one number here, which is found
+    faster: left · 2^bits + right.
 
     Merges that make the same token have the rank of the first of them.
     """
@@ -254,7 +277,7 @@ def _tables(merges: Sequence[Pair], vocabulary: Mapping[int, bytes],
     missing = [byte for byte in range(256) if bytes([byte]) not in ids]
     if missing:
         raise TokenizerError(f"the vocabulary has no token for the byte 0x{missing[0]:02X}")
-    ranks: dict[Pair, int] = {}
+    ranks: dict[int, int] = {}
     made: list[int] = []
     rank_of_token: dict[int, int] = {}
     for number, (left, right) in enumerate(merges):
@@ -265,7 +288,7 @@ def _tables(merges: Sequence[Pair], vocabulary: Mapping[int, bytes],
         rank = rank_of_token.setdefault(ids[token], len(made))
         if rank == len(made):
             made.append(ids[token])
-        ranks[left, right] = rank
+        ranks[left << bits | right] = rank
     return [ids[bytes([byte])] for byte in range(256)], ranks, made
 
 

@@ -55,15 +55,15 @@ SPLIT_PATTERNS = {
 }
 
 
-STRETCH  = 200                                              # characters, at least
-LINE_END = re.compile(r"(?<=\S)\n(?=[A-Za-z])")            # one line break, between what is seen and a letter
+STRETCHES = (5000, 200)     # characters, at least: of stretches, and of those in one that is not all ASCII
+LINE_END  = re.compile(r"(?<=\S)\n(?=[A-Za-z])")           # one line break, between what is seen and a letter
 ASCII = {           # what is left of a class among the first 128 characters, as it stands in brackets
     r"\p{L}": "A-Za-z", r"\p{Lu}": "A-Z", r"\p{Ll}": "a-z", r"\p{Lt}": "", r"\p{Lm}": "", r"\p{Lo}": "",
     r"\p{M}": "", r"\p{N}": "0-9", r"\s": r" \t\n\r\f\v", r"\S": r"^ \t\n\r\f\v"}
 
 
 @cache
-def splitter(name: str) -> Callable[[str], list[str]]:
+def splitter(name: str) -> Callable[..., list[str]]:
     """A function from a text to its pieces, by the pattern of that name. Raises TokenizerError."""
     if name not in SPLIT_PATTERNS:
         known = ", ".join(SPLIT_PATTERNS)
@@ -71,12 +71,14 @@ def splitter(name: str) -> Callable[[str], list[str]]:
     any_text   = regex.compile(SPLIT_PATTERNS[name]).findall
     ascii_text = re.compile(_for_ascii(SPLIT_PATTERNS[name])).findall
 
-    def split(text: str) -> list[str]:
+    def split(text: str, sizes: tuple[int, ...] = STRETCHES) -> list[str]:
         if text.isascii():
             return ascii_text(text)
+        if not sizes:
+            return any_text(text)
         pieces: list[str] = []
-        for part in stretches(text, STRETCH):
-            pieces += ascii_text(part) if part.isascii() else any_text(part)
+        for stretch in stretches(text, sizes[0]):
+            pieces += split(stretch, sizes[1:])
         return pieces
 
     return split

@@ -141,6 +141,16 @@ def test_encoding_one_huge_piece_is_linear(text):
     assert lines(3000) <= 30 * 3000
 
 
+def test_short_and_long_pieces_are_merged_alike(tokenizer, monkeypatch):
+    merges, draw = tokenizer.merges, random.Random(0)
+    pieces = ["".join(draw.choices("aeinorst lé", k=draw.randrange(1, 51))) for _ in range(2000)]
+    by_list, by_heap = BPETokenizer(merges), BPETokenizer(merges)
+    ids = [by_list._encode_piece(piece) for piece in pieces]
+    monkeypatch.setattr(byte_pair, "SHORT", 0)
+    assert ids == [by_heap._encode_piece(piece) for piece in pieces]
+    assert any(len(piece) > 45 for piece in pieces)
+
+
 def test_the_cache_changes_nothing_and_stays_bounded(monkeypatch):
     monkeypatch.setattr(byte_pair.PieceCache, "LARGEST", 10)
     tokenizer = BPETokenizer.train([ENGLISH], 500)

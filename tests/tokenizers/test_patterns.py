@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgpt import errors
-from npgpt.tokenizers import patterns
 from npgpt.tokenizers.patterns import SPLIT_PATTERNS, splitter
 
 
@@ -54,14 +53,13 @@ def test_ascii_is_cut_as_any_text_is(name, text):
     assert splitter(name)(text) == regex.compile(SPLIT_PATTERNS[name]).findall(text)
 
 
-@pytest.mark.parametrize("stretch", [0, 1, 7])
+@pytest.mark.parametrize("sizes", [(0,), (7, 1), (15, 7, 0)])
 @pytest.mark.parametrize("name", SPLIT_PATTERNS)
-def test_a_text_cut_in_stretches_gives_the_same_pieces(name, stretch, monkeypatch):
-    monkeypatch.setattr(patterns, "STRETCH", stretch)
+def test_a_text_cut_in_stretches_gives_the_same_pieces(name, sizes):
     draw = random.Random(0)
     for _ in range(3000):
         text = "".join(draw.choices("abS1 \n\n\n\r\t'st.,/é中¿٣\u3000", k=draw.randrange(1, 30))) + "é"
-        assert splitter(name)(text) == regex.compile(SPLIT_PATTERNS[name]).findall(text)
+        assert splitter(name)(text, sizes) == regex.compile(SPLIT_PATTERNS[name]).findall(text)
 
 
 def test_an_unknown_pattern_is_refused():
