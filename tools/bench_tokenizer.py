@@ -6,9 +6,8 @@
 
 Training learns a vocabulary from the text (--vocab-size, 4096 + 257). Encoding gives the whole text to each
 with one thread; to npgpt when it has seen the pieces of the text before, as most of a large corpus are, and
-when it has seen none; and to npgpt with all cores, where the text is given
-out in parts of a million characters that end at a line. Without --gpt2 all use what npgpt has learned.
-Run nothing else meanwhile.
+when it has seen none; and to npgpt with all cores, where the text is given out in parts of a million
+characters that end at a line. Without --gpt2 all use what npgpt has learned. Run nothing else meanwhile.
 """
 
 import argparse
