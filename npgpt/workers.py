@@ -42,8 +42,8 @@ def each(function: Callable[[Task], Result], tasks: Iterable[Task],
     """function(task) of every task, as they are done. One worker is this process itself, which also does a
     task that is alone.
 
-    function and tasks are what pickle can carry; the next tasks are asked for when there is a worker for
-    them. What a task raises is raised here, and the others are dropped. Raises DataError if a worker dies.
+    function and tasks are what pickle can carry; tasks are asked for as the work goes on, a few ahead. What
+    a task raises is raised here, and the others are dropped. Raises DataError if a worker dies.
     """
     tasks = iter(tasks)
     first = list(islice(tasks, 2))

@@ -22,7 +22,7 @@ from npgpt.generation.decoding import stream
 from npgpt.models import GPT
 from npgpt.tensor.device import check_device, to_device
 from npgpt.training.communication import Ranks, run_on_threads
-from npgpt.training.config import TrainConfig, read_config_file, read_preset
+from npgpt.training.config import TrainConfig, read_settings
 from npgpt.training.trainer import Trainer, number_of_workers
 
 CHARACTERS = 65         # vocabulary of a character preset, which comes from the text: as in tinyshakespeare
@@ -45,10 +45,7 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     preset, file = value_of("preset", arguments) or "quick", value_of("config", arguments)
-    base = TrainConfig.parse(read_preset(preset), f"preset {preset}")
-    if file:
-        base = TrainConfig.parse(read_config_file(Path(file)), file, base)
-    options = parse(Options, "bench", arguments, Options(settings=base))
+    options = parse(Options, "bench", arguments, Options(settings=read_settings(preset, file)))
     if not 0 < options.seconds < math.inf:
         raise ConfigError(f"seconds must be above 0, not {options.seconds}")
     config  = replace(options.settings, gradient_accumulation_steps=1)

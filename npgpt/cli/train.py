@@ -17,7 +17,7 @@ from npgpt.tensor.device import check_device
 from npgpt.tokenizers import BPETokenizer
 from npgpt.training.checkpoint import lock_run
 from npgpt.training.communication import Ranks, processes
-from npgpt.training.config import TrainConfig, read_config_file, read_preset
+from npgpt.training.config import TrainConfig, read_settings
 from npgpt.training.monitor import Monitor, show_sample
 from npgpt.training.runs import Run, create_run, load_model, new_run_path, open_run, write_config
 from npgpt.training.trainer import sample_text, train
@@ -52,12 +52,7 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
     preset, file, resume = (value_of(name, arguments) for name in ("preset", "config", "resume"))
     if resume and (preset or file):
         raise UsageError("--resume starts from a run's own settings: give no --preset or --config with it")
-    if resume:
-        base = open_run(Path(resume)).config
-    else:
-        base = TrainConfig.parse(read_preset(preset or "quick"), f"preset {preset or 'quick'}")
-        if file:
-            base = TrainConfig.parse(read_config_file(Path(file)), file, base)
+    base    = open_run(Path(resume)).config if resume else read_settings(preset or "quick", file)
     config  = parse(Options, "train", arguments, Options(settings=base)).settings
     console = Console(highlight=False, soft_wrap=True)
     check_device(config.device)

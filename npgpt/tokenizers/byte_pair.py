@@ -19,9 +19,9 @@ from pathlib import Path
 import regex
 
 from npgpt.errors import TokenizerError
-from npgpt.tokenizers.byte_alphabet import BYTE_ORDER, from_symbols
+from npgpt.tokenizers.byte_pair_tables import check_special_tokens, default_vocabulary, tables
 from npgpt.tokenizers.byte_pair_training import Pair, count_pieces, learn_merges
-from npgpt.tokenizers.checks import checked_text, has_surrogates, look_up
+from npgpt.tokenizers.checks import checked_text, look_up
 from npgpt.tokenizers.formats import BytePair, read_byte_pair, write_byte_pair
 from npgpt.tokenizers.patterns import splitter
 
@@ -47,11 +47,11 @@ class BPETokenizer:
         self.pattern, self.ignore_merges = pattern, ignore_merges
         self.merges = tuple(merges)
         self._split = splitter(pattern)
-        self.vocabulary = _default_vocabulary(self.merges) if vocabulary is None else dict(vocabulary)
+        self.vocabulary = default_vocabulary(self.merges) if vocabulary is None else dict(vocabulary)
         self._ids = {data: id for id, data in self.vocabulary.items()}
         self._bits = max(self.vocabulary).bit_length()
-        self._byte_ids, self._ranks, self._made = _tables(self.merges, self.vocabulary, self._ids, self._bits)
-        _check_special_tokens(special_tokens, self.vocabulary)
+        self._byte_ids, self._ranks, self._made = tables(self.merges, self.vocabulary, self._ids, self._bits)
+        check_special_tokens(special_tokens, self.vocabulary)
         first = max(self.vocabulary) + 1
         self.special_tokens = dict(special_tokens) if isinstance(special_tokens, Mapping) \
             else {token: first + i for i, token in enumerate(special_tokens)}
@@ -246,71 +246,6 @@ class PieceCache(dict[str, Sequence[int]]):
             self.clear()
         ids = self[piece] = self._old.get(piece) or tuple(self._encode_piece(piece))
         return ids
-
-
-def _default_vocabulary(merges: Sequence[Pair]) -> dict[int, bytes]:
-    """id → bytes, where merge i makes the token 256 + i."""
-    vocabulary = {id: bytes([byte]) for id, byte in enumerate(BYTE_ORDER)}
-    known = set(vocabulary.values())
-    for new, (left, right) in enumerate(merges, start=256):
-        if not (0 <= left < new and 0 <= right < new):
-            raise TokenizerError(f"merge {new - 256} joins the tokens {left} and {right}, "
-                                 f"but only the tokens 0 to {new - 1} exist before it")
-        token = vocabulary[left] + vocabulary[right]
-        if token in known:
-            raise TokenizerError(f"merge {new - 256} makes the token {token!r} a second time")
-        known.add(token)
-        vocabulary[new] = token
-    return vocabulary
-
-
-def _tables(merges: Sequence[Pair], vocabulary: Mapping[int, bytes],
-            ids: Mapping[bytes, int], bits: int) -> tuple[list[int], dict[int, int], list[int]]:
-    """byte → id, pair → rank, rank → id of the token it makes. A pair is one number here, which is found
-    faster: left · 2^bits + right.
-
-    Merges that make the same token have the rank of the first of them.
-    """
-    if len(ids) < len(vocabulary):
-        twice = next(data for id, data in vocabulary.items() if ids[data] != id)
-        raise TokenizerError(f"the token {twice!r} has two ids in the vocabulary")
-    missing = [byte for byte in range(256) if bytes([byte]) not in ids]
-    if missing:
-        raise TokenizerError(f"the vocabulary has no token for the byte 0x{missing[0]:02X}")
-    ranks: dict[int, int] = {}
-    made: list[int] = []
-    rank_of_token: dict[int, int] = {}
-    for number, (left, right) in enumerate(merges):
-        token = vocabulary.get(left, b"") + vocabulary.get(right, b"")
-        if left not in vocabulary or right not in vocabulary or token not in ids:
-            raise TokenizerError(f"merge {number} joins the tokens {left} and {right} to {token!r}, which "
-                                 "are not all in the vocabulary")
-        rank = rank_of_token.setdefault(ids[token], len(made))
-        if rank == len(made):
-            made.append(ids[token])
-        ranks[left << bits | right] = rank
-    return [ids[bytes([byte])] for byte in range(256)], ranks, made
-
-
-def _check_special_tokens(special_tokens: Sequence[str] | Mapping[str, int],
-                          vocabulary: Mapping[int, bytes]) -> None:
-    if isinstance(special_tokens, str):
-        raise TokenizerError(f"special_tokens must be a sequence of strings, not the single string "
-                             f"{special_tokens!r}: write [{special_tokens!r}]")
-    ordinary = set(vocabulary.values())
-    for i, token in enumerate(special_tokens):
-        if not isinstance(token, str) or not token or has_surrogates(token):
-            raise TokenizerError(f"special token {token!r} is not a non-empty piece of text")
-        if token in list(special_tokens)[:i]:
-            raise TokenizerError(f"special token {token!r} is given twice")
-        if from_symbols(token) in ordinary:
-            raise TokenizerError(f"special token {token!r} is also how vocab.json writes an ordinary token: "
-                                 f"choose something that no text contains, like {END_OF_TEXT!r}")
-    ids = list(special_tokens.values()) if isinstance(special_tokens, Mapping) else []
-    for i, id in enumerate(ids):
-        if type(id) is not int or id < 0 or id in vocabulary or id in ids[:i]:
-            raise TokenizerError(f"special token {list(special_tokens)[i]!r} has the id {id!r}, which is no "
-                                 "whole number of its own")
 
 
 def _names(given: str | Collection[str], all_of_them: Collection[str], argument: str) -> set[str]:

@@ -181,6 +181,12 @@ def read_preset(name: str) -> dict[str, Any]:
     return tomllib.loads((resources.files("npgpt.presets") / f"{name}.toml").read_text(encoding="utf-8"))
 
 
+def read_settings(preset: str, file: str | None) -> TrainConfig:
+    """A preset, and the settings of a TOML file over it. Raises ConfigError."""
+    settings = TrainConfig.parse(read_preset(preset), f"preset {preset}")
+    return TrainConfig.parse(read_config_file(Path(file)), file, settings) if file else settings
+
+
 def read_config_file(path: Path) -> dict[str, Any]:
     """The settings of a TOML file. Raises ConfigError if it cannot be read."""
     try:

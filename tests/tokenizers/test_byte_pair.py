@@ -1,6 +1,5 @@
 import random
 import re
-from pathlib import Path
 from pydoc_data.topics import topics
 
 import bpe_reference
@@ -16,37 +15,12 @@ from npgpt.tokenizers import BPETokenizer, byte_pair
 ENGLISH = topics["class"] + topics["exprlists"] + topics["types"]
 MANY_SCRIPTS = ("naïve café — Zażółć gęślą jaźń · Привет, мир! · 你好,世界 · 🤖👩‍🚀 ½ ٣ "
                 "a\u0301 \u2003\u3000x\x00\x1c\r\n")
-GPT2_FILES = Path(__file__).parents[2].parent / "shared/data/gpt2"
 EOT = "<|endoftext|>"
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return BPETokenizer.train([ENGLISH, MANY_SCRIPTS * 20], 700)
-
-
-@pytest.fixture(scope="module")
-def gpt2():
-    """npgpt's tokenizer and tiktoken's, both with GPT-2's merges."""
-    if not (GPT2_FILES / "vocab.bpe").exists():
-        pytest.skip("GPT-2's files are not here")
-    pytest.importorskip("tiktoken")
-    import tiktoken
-    import tiktoken.load
-    import tiktoken_ext.openai_public
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIKTOKEN_CACHE_DIR", "")
-        ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(
-            str(GPT2_FILES / "vocab.bpe"), str(GPT2_FILES / "encoder.json"))
-    theirs = tiktoken.Encoding("gpt2", pat_str=tiktoken_ext.openai_public.r50k_pat_str, mergeable_ranks=ranks,
-                               special_tokens={EOT: 50256})
-    lines = (GPT2_FILES / "vocab.bpe").read_text("utf-8").split("\n")[1:-1]
-    data_of = {chr(0x100 + i) if i < 68 else chr(byte): byte
-               for i, byte in enumerate(bpe_reference.BYTES[188:] + bpe_reference.BYTES[:188])}
-    merges = [tuple(ranks[bytes(data_of[symbol] for symbol in token)] for token in line.split(" "))
-              for line in lines]
-    return BPETokenizer(merges), theirs
 
 
 # Ids

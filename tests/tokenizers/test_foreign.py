@@ -3,7 +3,6 @@
 import base64
 import json
 import random
-from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
@@ -15,7 +14,6 @@ from npgpt.tokenizers.patterns import SPLIT_PATTERNS
 ENGLISH = topics["class"] + topics["exprlists"] + topics["types"]
 MIXED = ("Don't STOP: it's 12345 o'clock,  I'LL\r\n\r\n\tsee camelCase/paths... naïve 你好世界 Привет ǅ\n\n  "
          "١٢٣ a1b22c333 'tis\u3000x  \n🤖👩‍🚀 a\u0301 HTTPServer's  \n")
-GPT2_FILES = Path(__file__).parents[2].parent / "shared/data/gpt2"
 EOT = "<|endoftext|>"
 
 
@@ -53,21 +51,8 @@ def test_gpt2s_files_are_read_under_both_their_names(names, trained, tmp_path):
     assert load_tokenizer(tmp_path, special_tokens={"<s>": 901}).special_tokens == {"<s>": 901}
 
 
-def test_gpt2s_own_files_give_tiktokens_ids():
-    if not (GPT2_FILES / "vocab.bpe").exists():
-        pytest.skip("GPT-2's files are not here")
-    pytest.importorskip("tiktoken")
-    import tiktoken
-    import tiktoken.load
-    import tiktoken_ext.openai_public
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIKTOKEN_CACHE_DIR", "")
-        ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(
-            str(GPT2_FILES / "vocab.bpe"), str(GPT2_FILES / "encoder.json"))
-    theirs = tiktoken.Encoding("gpt2", pat_str=tiktoken_ext.openai_public.r50k_pat_str, mergeable_ranks=ranks,
-                               special_tokens={EOT: 50256})
-    ours = load_tokenizer(GPT2_FILES)
+def test_gpt2s_own_files_give_tiktokens_ids(gpt2):
+    ours, theirs = gpt2
     assert ours.vocab_size == 50257 and ours.special_tokens == {EOT: 50256}
     for text in texts():
         assert ours.encode(text) == theirs.encode(text)
