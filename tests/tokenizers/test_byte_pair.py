@@ -1,5 +1,6 @@
 import random
 import re
+from pathlib import Path
 from pydoc_data.topics import topics
 
 import bpe_reference
@@ -15,6 +16,7 @@ from npgpt.tokenizers import BPETokenizer, byte_pair
 ENGLISH = topics["class"] + topics["exprlists"] + topics["types"]
 MANY_SCRIPTS = ("naïve café — Zażółć gęślą jaźń · Привет, мир! · 你好,世界 · 🤖👩‍🚀 ½ ٣ "
                 "a\u0301 \u2003\u3000x\x00\x1c\r\n")
+GPT2_FILES = Path(__file__).parents[2].parent / "shared/data/gpt2"
 EOT = "<|endoftext|>"
 
 
