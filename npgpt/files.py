@@ -7,6 +7,7 @@ block raises, or the process is killed anywhere inside it, the final name still 
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -49,4 +50,38 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+    fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str], last: str) -> Iterator[Path]:
+    """A new folder beside `path` to be filled with files, renamed to `path` at the end.
+
+    last: the file without which the folder counts for nothing. `path` may be a folder that has none of that
+    name: then the files are moved into it, `last` at last. Raises FileExistsError if it has, or is no folder.
+    """
+    path = Path(path).resolve()
+    if path.exists() and (not path.is_dir() or os.path.lexists(path / last)):
+        reason = f"It already holds a {last}" if path.is_dir() else "It is no folder"
+        raise FileExistsError(errno.EEXIST, reason, str(path))
+    make_folder(path.parent)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(aside, ignore_errors=True)        # of a writer that was killed and had our number
+    aside.mkdir()
+    try:
+        yield aside
+        for file in aside.iterdir():
+            with file.open("rb") as open_file:
+                os.fsync(open_file.fileno())
+        fsync_folder(aside)
+        if path.exists() and any(path.iterdir()):
+            for file in sorted(aside.iterdir(), key=lambda file: file.name == last):
+                if file.name == last:
+                    fsync_folder(path)              # the others are there before it is, power cut or not
+                file.rename(path / file.name)
+            fsync_folder(path)
+        else:
+            aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     fsync_folder(path.parent)

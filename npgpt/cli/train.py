@@ -19,7 +19,7 @@ from npgpt.training.checkpoint import lock_run
 from npgpt.training.communication import Ranks, processes
 from npgpt.training.config import TrainConfig, read_settings
 from npgpt.training.monitor import Monitor, show_sample
-from npgpt.training.runs import Run, create_run, load_model, new_run_path, open_run, write_config
+from npgpt.training.runs import Run, create_run, load_run, new_run_path, open_run, write_config
 from npgpt.training.trainer import sample_text, train
 
 MAY_CHANGE = {      # settings that a resumed run may be given anew
@@ -89,7 +89,7 @@ def _reopen(path: Path, before: TrainConfig, config: TrainConfig) -> None:
 
 def _show_result(path: Path, opened: Run, console: Console) -> None:
     """The last words: how good the best checkpoint is, what it writes, and the next command to type."""
-    model, _, checkpoint = load_model(path, "best", opened.config.device, lambda text: None)
+    model, _, checkpoint = load_run(path, "best", opened.config.device, lambda text: None)
     loss = checkpoint.state["best_val_loss"]
     console.print(f"\nbest validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.1f}) "
                   f"at step {checkpoint.step}; after the start of the validation text it writes:\n",

@@ -11,8 +11,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from npgpt.errors import CheckpointError
 from npgpt.tensor.device import array_module, empty, to_device
 from npgpt.tensor.random import initial_normal
@@ -75,8 +73,11 @@ class FlatParameters:
             _ = parameter.grad
         return self._grad
 
-    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Sets every parameter from host arrays by name. Raises CheckpointError naming the first misfit."""
+    def load(self, arrays: Mapping[str, Any]) -> None:
+        """Sets every parameter from host arrays by name, or from what has their `shape` and `astype`.
+
+        Raises CheckpointError naming the first misfit.
+        """
         for name in sorted(arrays.keys() ^ self.parameters.keys()):
             there, not_there = ("model", "checkpoint") if name in self.parameters else ("checkpoint", "model")
             raise CheckpointError(f"{name} is in the {there} but not in the {not_there}")

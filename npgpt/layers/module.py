@@ -76,9 +76,10 @@ class Module:
         return {name: parameter for name, parameter in self.named_parameters()
                 if first_names[id(parameter)] == name}
 
-    def initialise(self, seed: int = 0, device: str = "cpu", dtype: str = "float32",
+    def initialise(self, seed: int | None = 0, device: str = "cpu", dtype: str = "float32",
                    data: Any = None) -> Self:
-        """Makes the arrays of all parameters, laid flat. Initial values depend on seed and name alone.
+        """Makes the arrays of all parameters, laid flat. Initial values depend on seed and name alone;
+        a seed of None leaves them undefined, for who sets them all at once.
 
         dtype: "float32", or "float64" for checking.  data: the flat array of a module of the same shape,
         to be shared as it is; only gradients are made.  Raises ConfigError, DeviceError.
@@ -86,7 +87,7 @@ class Module:
         if dtype not in ("float32", "float64"):
             raise ConfigError(f"dtype must be float32 or float64, not {dtype!r}")
         self.flat = FlatParameters(self.parameters, device, dtype, data)
-        if data is None:
+        if data is None and seed is not None:
             self.flat.fill(seed)
         return self
 

@@ -10,7 +10,8 @@ initial values are GPT-2's: Normal(0, 0.02²), the projections that end in a res
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from npgpt.errors import ConfigError, DataError
 from npgpt.generation import decoding
 from npgpt.generation.kv_cache import KVCache
+from npgpt.interop.huggingface import find_folder, read_model, write_model
 from npgpt.layers import (
     Block,
     Checkpointed,
@@ -79,8 +81,8 @@ class GPT(Module):
     `key` (npgpt.tensor.Key) turns dropout on; without it nothing is dropped.
     """
 
-    def __init__(self, config: GPTConfig, seed: int = 1337, device: str = "cpu", dtype: str = "float32",
-                 data: Any = None):
+    def __init__(self, config: GPTConfig, seed: int | None = 1337, device: str = "cpu",
+                 dtype: str = "float32", data: Any = None):
         self.config = c = config
         proj_std = 0.02 / math.sqrt(2 * c.n_layer)
         self.wte  = Embedding(c.vocab_size, c.n_embd)
@@ -93,6 +95,23 @@ class GPT(Module):
             self.h = [Checkpointed(block) for block in self.h]
         self.ln_f = LayerNorm(c.n_embd, c.bias)
         self.initialise(seed, device, dtype, data)
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path, device: str = "cpu", dtype: str = "float32") -> "GPT":
+        """The model in a Hugging Face folder, or of that name on the hub: npgpt/interop/huggingface.py.
+
+        Raises ConfigError, CheckpointError, naming file and entry or tensor.
+        """
+        config, tensors = read_model(find_folder(path_or_name), GPTConfig)
+        model = cls(config, None, device, dtype)
+        model.flat.load(tensors)
+        return model
+
+    def save_pretrained(self, path: str | Path, dtype: str | None = None,
+                        max_shard_size: int | str = "5GB") -> None:
+        """Writes such a folder, whole or not at all. dtype, max_shard_size: see `write_model`."""
+        arrays = {name: parameter.data for name, parameter in self.parameters.items()}
+        write_model(path, asdict(self.config), arrays, dtype, max_shard_size)
 
     def replica(self) -> "GPT":
         """A GPT on the very same parameters with gradients of its own: what another thread's rank trains."""

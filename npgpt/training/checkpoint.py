@@ -30,6 +30,7 @@ from safetensors.numpy import load_file
 
 from npgpt.errors import CheckpointError, TrainingError
 from npgpt.files import fsync_folder, make_folder
+from npgpt.interop.safetensors_files import safetensors_pieces
 
 VERSION = 1
 
@@ -60,8 +61,8 @@ def save_checkpoint(
         shutil.rmtree(aside, ignore_errors=True)  # of a writer that was killed
         aside.mkdir()
         try:
-            entries = {f"{stem}.safetensors": _write(aside / f"{stem}.safetensors", _safetensors(arrays))
-                       for stem, arrays in tensors.items()}
+            entries = {file: _write(aside / file, safetensors_pieces(arrays))
+                       for stem, arrays in tensors.items() for file in [f"{stem}.safetensors"]}
             text = json.dumps({"step": step, "state": state}, indent=1)
             entries["state.json"] = _write(aside / "state.json", [text.encode()])
             _write(aside / "manifest.json", [_manifest(entries)])
@@ -190,27 +191,6 @@ def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
         file.flush()
         os.fsync(file.fileno())
         return {"size": file.tell(), "sha256": digest.hexdigest()}
-
-
-def _safetensors(arrays: dict[str, np.ndarray]) -> Iterator[bytes | memoryview]:
-    """The bytes of a safetensors file: 8 bytes of length, a header in JSON, the arrays one after the other.
-
-    Written here because safetensors' own writer copies all tensors (before 0.8) and stores a transposed or
-    otherwise strided array wrongly without a word (from 0.8 on). Only an array that is strided is copied
-    here, one at a time.
-    """
-    header, end = {}, 0
-    for name, array in arrays.items():
-        kind = {"f": "F", "i": "I", "u": "U"}.get(array.dtype.kind)
-        if not kind or array.dtype.itemsize > 8:
-            raise ValueError(f"{name} has type {array.dtype}, and a checkpoint holds floats and integers")
-        header[name] = {"dtype": f"{kind}{8 * array.dtype.itemsize}", "shape": array.shape,
-                        "data_offsets": (end, end := end + array.nbytes)}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that the data is aligned
-    yield len(text).to_bytes(8, "little") + text
-    for array in arrays.values():
-        yield np.asarray(array, array.dtype.newbyteorder("<"), order="C").reshape(-1).data
 
 
 def _manifest(entries: dict[str, dict[str, Any]]) -> bytes:

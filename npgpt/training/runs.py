@@ -17,6 +17,7 @@ from npgpt.data.prepared import is_prepared, open_prepared
 from npgpt.data.shards import open_shard, write_shard
 from npgpt.errors import CheckpointError, DataError, TrainingError
 from npgpt.files import atomic_write
+from npgpt.interop.huggingface import find_folder, is_model
 from npgpt.models import GPT
 from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
 from npgpt.tokenizers.files import Tokenizer
@@ -141,7 +142,20 @@ def write_config(path: Path, config: TrainConfig) -> None:
 
 
 def load_model(path: Path, which: str, device: str,
-               warn: Callable[[str], None]) -> tuple[GPT, Tokenizer, Checkpoint]:
+               warn: Callable[[str], None]) -> tuple[GPT, Tokenizer, Checkpoint | None]:
+    """The model of a run as `load_run` gives it, or one in Hugging Face's layout: a folder or "owner/name".
+
+    Raises TokenizerError too, if there is no tokenizer beside the model.
+    """
+    if (path / "config.toml").exists() or not (is_model(path) or ("/" in str(path) and not path.exists())):
+        return load_run(path, which, device, warn)
+    folder = find_folder(str(path))
+    tokenizer = load_tokenizer(folder)
+    return GPT.from_pretrained(folder, device), tokenizer, None
+
+
+def load_run(path: Path, which: str, device: str,
+             warn: Callable[[str], None]) -> tuple[GPT, Tokenizer, Checkpoint]:
     """The model of a run as a checkpoint holds it, with its tokenizer.
 
     which: "best" (lowest validation loss), "latest", or a step's number.  Raises as `open_run`, and
@@ -156,7 +170,7 @@ def load_model(path: Path, which: str, device: str,
             checkpoint = load_checkpoint(_at_step(path, best))
     else:
         checkpoint = load_checkpoint(_at_step(path, which))
-    model = GPT(config.model(tokenizer.vocab_size), config.seed, device, config.dtype)
+    model = GPT(config.model(tokenizer.vocab_size), None, device, config.dtype)
     model.flat.load(checkpoint.tensors["model"])
     return model, tokenizer, checkpoint
 

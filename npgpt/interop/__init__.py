@@ -1,0 +1,1 @@
+"""Checkpoints of other projects: read into (a configuration, named arrays) and written from them."""
