@@ -22,10 +22,9 @@ from npgpt.errors import TokenizerError
 from npgpt.tokenizers.byte_pair_tables import check_special_tokens, default_vocabulary, tables
 from npgpt.tokenizers.byte_pair_training import Pair, count_pieces, learn_merges
 from npgpt.tokenizers.checks import checked_text, look_up
-from npgpt.tokenizers.formats import BytePair, read_byte_pair, write_byte_pair
+from npgpt.tokenizers.formats import END_OF_TEXT, BytePair, read_byte_pair, write_byte_pair
 from npgpt.tokenizers.patterns import splitter
 
-END_OF_TEXT = "<|endoftext|>"
 SHORT = 50              # bytes of a piece that is merged without a heap
 
 

@@ -1,7 +1,8 @@
 """What a tokenizer's folder holds, as plain data: written whole, believed only when every part is checked.
 
 tokenizer_config.json   {"kind": "bpe" or "character", "version": 1, "sha256": {name of other file: its sum}},
-                        and for bpe also "pattern", "special_tokens" and "ignore_merges"
+                        and for bpe also "pattern", "special_tokens" and "ignore_merges"; beside these what
+                        transformers' AutoTokenizer asks for, and npgpt does not read
 vocab.json              {token: id}; for bpe with each byte as GPT-2 writes it (`byte_alphabet.py`) and
                         special tokens as they are, as in GPT-2's encoder.json
 merges.txt              bpe only: "#version: 0.2", then a line for each merge, its two tokens with a space
@@ -28,6 +29,7 @@ CONFIG, VOCABULARY, MERGES = "tokenizer_config.json", "vocab.json", "merges.txt"
 HUGGING_FACE = "tokenizer.json"
 VERSION = 1
 MERGES_HEADER = "#version: 0.2"
+END_OF_TEXT = "<|endoftext|>"
 
 
 # Byte-level BPE
@@ -47,7 +49,8 @@ def write_byte_pair(folder: Path, parts: BytePair) -> None:
     ids     = {symbol: id for id, symbol in symbols.items()}
     merges  = [f"{symbols[left]} {symbols[right]}" for left, right in parts.merges]
     config  = {"kind": "bpe", "version": VERSION, "pattern": parts.pattern,
-               "special_tokens": list(parts.special_tokens), "ignore_merges": parts.ignore_merges}
+               "special_tokens": list(parts.special_tokens), "ignore_merges": parts.ignore_merges,
+               **_for_transformers(parts)}
     _write(folder, config, {HUGGING_FACE: _to_json(_for_hugging_face(parts, ids, merges)),
                             VOCABULARY: _to_json(ids | dict(parts.special_tokens)),
                             MERGES: "".join(line + "\n" for line in [MERGES_HEADER, *merges])})
@@ -139,6 +142,13 @@ def merge_lines(path: Path, text: str) -> Iterator[tuple[str, str, str]]:
         if not left or not right or " " in right:
             raise refused(path, f"line {number} is not two tokens with a space between: {line[:80]!r}")
         yield f"line {number}", left, right
+
+
+def _for_transformers(parts: BytePair) -> dict[str, Any]:
+    """That tokenizer.json is all there is to it, and which token ends a text."""
+    ends = ("bos_token", "eos_token", "unk_token") if END_OF_TEXT in parts.special_tokens else ()
+    return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+            **dict.fromkeys(ends, END_OF_TEXT)}
 
 
 def _for_hugging_face(parts: BytePair, ids: Mapping[str, int], merges: Sequence[str]) -> dict[str, Any]:
