@@ -77,7 +77,8 @@ def llama_arrays(config=LLAMA, prefix="model."):
     shapes = {"embed_tokens.weight": (V, C), "norm.weight": (C,)}
     for n in range(config["num_hidden_layers"]):
         for name, shape in {"input_layernorm": (C,), "self_attn.q_proj": (H * D, C),
-                            "self_attn.k_proj": (G * D, C), "self_attn.v_proj": (G * D, C), "self_attn.o_proj": (C, H * D),
+                            "self_attn.k_proj": (G * D, C), "self_attn.v_proj": (G * D, C),
+                            "self_attn.o_proj": (C, H * D),
                             "post_attention_layernorm": (C,), "mlp.gate_proj": (F, C), "mlp.up_proj": (F, C),
                             "mlp.down_proj": (C, F)}.items():
             shapes[f"layers.{n}.{name}.weight"] = shape

@@ -59,7 +59,7 @@ def test_what_is_written_is_what_pytorch_rounds_to(dtype, path):
 
     random = np.random.default_rng(1)
     values = random.normal(size=4000).astype("f4") * np.float32(10) ** random.integers(-9, 4, 4000)
-    bits = np.arange(0x3F80, 0x4080, dtype="u4") << 16                      # and what lies halfway between two
+    bits = np.arange(0x3F80, 0x4080, dtype="u4") << 16                      # and what is halfway between two
     halves = np.concatenate([bits, bits + 0x8000, bits + 0x8001]).view("f4")
     special = np.array([0, -0.0, np.inf, -np.inf, np.nan, 1e-40, -1e-45, 65504, 2.0**-24, 1.5 * 2.0**-25],
                        "f4")
