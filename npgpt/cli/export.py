@@ -8,7 +8,11 @@ from typing import Annotated
 import tyro
 
 from npgpt.cli.arguments import parse
+from npgpt.interop.gguf_files import GGUFTokenizer, is_gguf, read_gguf
 from npgpt.interop.huggingface import write_model
+from npgpt.models import GPTConfig
+from npgpt.tokenizers.byte_pair import BPETokenizer
+from npgpt.tokenizers.formats import checked_byte_pair
 from npgpt.training.runs import load_model
 
 
@@ -17,7 +21,7 @@ class Options:
     """Write a trained GPT and its tokenizer into a new folder, in Hugging Face's layout."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
-    """The folder of a run or of a model, or the name of one on Hugging Face's hub."""
+    """The folder of a run or of a model, the name of one on Hugging Face's hub, or a GGUF file of a Llama."""
     out_dir: Path
     """The folder to write; it must hold no model yet."""
     dtype: str = ""
@@ -30,12 +34,36 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, "export", arguments)
+    if is_gguf(options.model):
+        _convert(options)
+        print(f"model: {options.out_dir}")
+        return 0
     model, tokenizer, _ = load_model(options.model, options.checkpoint, "cpu", _warn)
     arrays = {name: parameter.data for name, parameter in model.parameters.items()}
     write_model(options.out_dir, asdict(model.config), arrays, options.dtype or None, options.max_shard_size,
                 tokenizer.eos_token_id, exact=False, beside=tokenizer.save)
     print(f"model: {options.out_dir}")
     return 0
+
+
+def _convert(options: Options) -> None:
+    config, tensors, parts = read_gguf(options.model, GPTConfig)
+    tokenizer = _tokenizer(options.model, parts)
+
+    def beside(folder: Path) -> None:
+        tokenizer.save(folder)
+        if parts.chat_template:
+            (folder / "chat_template.jinja").write_text(parts.chat_template, encoding="utf-8")
+
+    arrays = {name: tensor.astype("float32", copy=False) for name, tensor in tensors.items()}
+    write_model(options.out_dir, asdict(config), arrays, options.dtype or None, options.max_shard_size,
+                parts.eos_token_id, exact=False, beside=beside)
+
+
+def _tokenizer(path: Path, parts: GGUFTokenizer) -> BPETokenizer:
+    merges = ((f"merge {number}", left, right) for number, (left, right) in enumerate(parts.merges))
+    return BPETokenizer(*checked_byte_pair(path, parts.tokens, path, merges, parts.special, parts.pattern,
+                                           ignore_merges=parts.pattern == "llama3"))
 
 
 def _warn(text: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import regex
 
 from npgpt.errors import TokenizerError
-from npgpt.tokenizers.byte_pair_tables import check_special_tokens, default_vocabulary, tables
+from npgpt.tokenizers.byte_pair_tables import NO_TOKEN, check_special_tokens, default_vocabulary, tables
 from npgpt.tokenizers.byte_pair_training import Pair, count_pieces, learn_merges
 from npgpt.tokenizers.checks import checked_text, look_up
 from npgpt.tokenizers.formats import END_OF_TEXT, BytePair, read_byte_pair, write_byte_pair
@@ -37,6 +37,8 @@ class BPETokenizer:
     GPT-2's order, and merge i makes the token 256 + i, of two that exist before it.
     ignore_merges: a piece that is a token as a whole becomes that at once, whatever the merges would make of
     it: the same, if they were learned as `byte_pair_training.py` does.
+    A byte that no token stands for (SmolLM2's vocabulary has none for some control characters) is left out of
+    what is encoded, as Hugging Face's tokenizers leave it out.
     Raises TokenizerError if these do not make a tokenizer.
     """
 
@@ -50,6 +52,7 @@ class BPETokenizer:
         self._ids = {data: id for id, data in self.vocabulary.items()}
         self._bits = max(self.vocabulary).bit_length()
         self._byte_ids, self._ranks, self._made = tables(self.merges, self.vocabulary, self._ids, self._bits)
+        self._absent = bytes(byte for byte, id in enumerate(self._byte_ids) if id == NO_TOKEN)
         check_special_tokens(special_tokens, self.vocabulary)
         first = max(self.vocabulary) + 1
         self.special_tokens = dict(special_tokens) if isinstance(special_tokens, Mapping) \
@@ -123,7 +126,7 @@ class BPETokenizer:
         return self._encode_clean(checked_text(text))
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """The ids of any bytes at all: `decode_bytes(encode_bytes(data)) == data`.
+        """The ids of any bytes at all: `decode_bytes(encode_bytes(data)) == data`, if every byte has a token.
 
         For valid UTF-8 these are the ids of the text. Where the bytes are not valid UTF-8, each is encoded as
         itself, and the split pattern takes it for a punctuation mark.
@@ -136,7 +139,7 @@ class BPETokenizer:
 
     def _encode_piece(self, piece: str) -> list[int]:
         """Applies the merges to one piece, smallest rank first, then leftmost."""
-        data = piece.encode("utf-8", "surrogateescape")
+        data = piece.encode("utf-8", "surrogateescape").translate(None, self._absent)
         if self.ignore_merges and data in self._ids:
             return [self._ids[data]]
         tokens = [self._byte_ids[byte] for byte in data]

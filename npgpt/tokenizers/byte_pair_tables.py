@@ -7,6 +7,8 @@ from npgpt.tokenizers.byte_alphabet import BYTE_ORDER, from_symbols
 from npgpt.tokenizers.byte_pair_training import Pair
 from npgpt.tokenizers.checks import has_surrogates
 
+NO_TOKEN = -1       # in the place of the id of a byte that no token stands for
+
 
 def default_vocabulary(merges: Sequence[Pair]) -> dict[int, bytes]:
     """id → bytes, where merge i makes the token 256 + i."""
@@ -34,9 +36,6 @@ def tables(merges: Sequence[Pair], vocabulary: Mapping[int, bytes],
     if len(ids) < len(vocabulary):
         twice = next(data for id, data in vocabulary.items() if ids[data] != id)
         raise TokenizerError(f"the token {twice!r} has two ids in the vocabulary")
-    missing = [byte for byte in range(256) if bytes([byte]) not in ids]
-    if missing:
-        raise TokenizerError(f"the vocabulary has no token for the byte 0x{missing[0]:02X}")
     ranks: dict[int, int] = {}
     made: list[int] = []
     rank_of_token: dict[int, int] = {}
@@ -49,7 +48,7 @@ def tables(merges: Sequence[Pair], vocabulary: Mapping[int, bytes],
         if rank == len(made):
             made.append(ids[token])
         ranks[left << bits | right] = rank
-    return [ids[bytes([byte])] for byte in range(256)], ranks, made
+    return [ids.get(bytes([byte]), NO_TOKEN) for byte in range(256)], ranks, made
 
 
 def check_special_tokens(special_tokens: Sequence[str] | Mapping[str, int],

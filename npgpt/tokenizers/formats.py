@@ -98,10 +98,6 @@ def checked_byte_pair(path: Path, ids: Mapping[str, int], merges_path: Path,
         if not data:
             raise refused(path, f"the token {token[:80]!r} is not written in GPT-2's characters for bytes")
         vocabulary[id] = data
-    for byte in range(256):
-        symbol = to_symbols(bytes([byte]))
-        if symbol not in ids:
-            raise refused(path, f"the byte 0x{byte:02X}, written {symbol!r}, has no id")
     pairs: dict[tuple[int, int], None] = {}
     for place, left, right in merges:
         for token in (left, right, left + right):

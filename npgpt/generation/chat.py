@@ -1,0 +1,140 @@
+"""A conversation with a model: what was said, written as the model was taught to read it, and its answers.
+
+How messages become text is the model's own affair: a chat template in Jinja, which comes with the model. It
+is a program from a stranger, and runs in Jinja's sandbox. A model without one is given a transcript to go on
+with, and its answer ends where it would speak for the other side:
+
+    User: Who wrote Faust?
+    Assistant: …
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import numpy as np
+
+from npgpt.errors import ConfigError, NpgptError
+from npgpt.generation.decoding import stream
+
+TRANSCRIPT = ("{% for message in messages %}"
+              "{{ message.role | capitalize }}: {{ message.content }}\n{% endfor %}"
+              "{% if add_generation_prompt %}Assistant:{% endif %}")
+TRANSCRIPT_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
+
+Message = dict[str, str]        # role: system, user or assistant; content
+
+
+def chat_template(source: str | None) -> Callable[[Sequence[Message]], str]:
+    """A function from messages to the text after which the model's answer begins.
+
+    source: the template, or None for a transcript.  Raises ConfigError if it is wrong, or Jinja is missing;
+    so does the function, if the template refuses the messages.
+    """
+    try:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as error:
+        raise ConfigError("conversations need the package jinja2: pip install 'npgpt[chat]'") from error
+
+    def refuse(reason: str) -> NoReturn:
+        raise TemplateError(reason)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                extensions=["jinja2.ext.loopcontrols"])
+    environment.globals |= {"raise_exception": refuse,
+                            "strftime_now": lambda form: datetime.now().strftime(form)}
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False,
+                                                                          indent=indent)
+    try:
+        template = environment.from_string(source or TRANSCRIPT)
+    except (TemplateError, RecursionError) as error:
+        raise ConfigError(f"the model's chat template is no template: {error}") from error
+
+    def render(messages: Sequence[Message]) -> str:
+        try:
+            return template.render(messages=list(messages), add_generation_prompt=True, bos_token="",
+                                   eos_token="")
+        except (TemplateError, TypeError, ValueError, LookupError, RecursionError, OverflowError) as error:
+            raise ConfigError(f"the model's chat template refuses the conversation: {error}") from error
+
+    return render
+
+
+class Conversation:
+    """messages: what was said so far, the oldest first; a system message stays first.
+
+    model: for `stream`.  block_size: its context, in tokens.  settings: of generation; max_new_tokens is the
+    most of an answer.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, block_size: int, template: str | None = None,
+                 system: str = "", max_new_tokens: int = 256, **settings):
+        self._model, self._tokenizer, self._block_size = model, tokenizer, block_size
+        self._render = chat_template(template)
+        self._settings = settings | ({} if template else {"stop_strings": TRANSCRIPT_STOPS})
+        self._max_new_tokens = min(max_new_tokens, block_size // 2)
+        self._system = [{"role": "system", "content": system}] if system else []
+        self.messages: list[Message] = list(self._system)
+
+    def reset(self) -> None:
+        """Forgets all that was said."""
+        self.messages = list(self._system)
+
+    def answer(self, text: str) -> Iterator[str]:
+        """Says `text` to the model; its answer as it comes. What came of it until then stays said, if the
+        iterator is closed.
+
+        Raises NpgptError, and nothing was said, if the text has a special token or the context is too short.
+        """
+        self._tokenizer.encode(text)                       # refuses the text of special tokens
+        messages = [*self.messages, {"role": "user", "content": text}]
+        prompt, forgotten = self._prompt(messages)
+        del messages[len(self._system):len(self._system) + forgotten]
+        said = ""
+        try:
+            for part in self._parts(prompt):
+                said += part
+                yield part
+        finally:
+            self.messages = [*messages, {"role": "assistant", "content": said.strip()}]
+
+    def _prompt(self, messages: list[Message]) -> tuple[list[int], int]:
+        """The tokens of the messages, and how many of the oldest had to be left out for an answer to fit."""
+        first = len(self._system)
+        for forgotten in range(0, len(messages) - first, 2):         # question and answer together
+            text = self._render(messages[:first] + messages[first + forgotten:])
+            ids  = self._tokenizer.encode(text, allowed_special="all")
+            if 0 < len(ids) <= self._block_size - self._max_new_tokens:
+                return ids, forgotten
+        raise NpgptError(f"that is too long: with it the conversation has {len(ids):,} tokens, and the model "
+                         f"reads {self._block_size:,}, {self._max_new_tokens:,} of them for its answer")
+
+    def _parts(self, prompt: list[int]) -> Iterator[str]:
+        """The text of the answer, without what ends it."""
+        settings = dict(self._settings)
+        ends, stops = settings.get("eos_token_id"), settings.get("stop_strings", ())
+        ends  = {ends} if isinstance(ends, int) else set(ends or ())
+        new   = stream(self._model, np.array([prompt]), tokenizer=self._tokenizer,
+                       max_new_tokens=self._max_new_tokens, **settings)
+        ids   = (int(token[0]) for token in new)
+        texts = self._tokenizer.decode_stream(id for id in ids if id not in ends)
+        yield from _before(texts, stops)
+
+
+def _before(texts: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
+    """The parts of a text up to the first of some strings; what may be the beginning of one is held back."""
+    held = ""
+    for text in texts:
+        held += text
+        found = [held.find(stop) for stop in stops if stop in held]
+        if found:
+            yield held[:min(found)]
+            return
+        keep = max((n for stop in stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
+        ready, held = held[:len(held) - keep], held[len(held) - keep:]
+        if ready:
+            yield ready
+    if held:
+        yield held

@@ -1,0 +1,165 @@
+"""GGUF: llama.cpp's file of a whole model: weights, mostly quantised, tokenizer and chat template in one.
+
+The package gguf (extra `gguf`) reads the file and turns quantised weights into float32. Here the names of its
+tensors and entries become those of Llama in Hugging Face's layout, for which families.py has the rest. But
+llama.cpp turns neighbouring channels of queries and keys, and its files have their rows in that order.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from npgpt.errors import CheckpointError
+from npgpt.interop.entries import Entries
+from npgpt.interop.families import llama_places, llama_settings
+from npgpt.interop.layouts import Assembled
+from npgpt.interop.safetensors_files import refused, shown
+
+SUFFIX = ".gguf"
+ENTRIES = {                 # of llama.cpp's Llama → of Hugging Face's
+    "context_length": "max_position_embeddings", "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads", "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim", "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+TENSORS = {
+    "token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight",
+    "output.weight": "lm_head.weight",
+}
+LAYER_TENSORS = {
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}
+PATTERNS = {                # tokenizer.ggml.pre → how npgpt calls that way to split text
+    "gpt-2": "gpt2", "smollm": "smollm", "llama-bpe": "llama3", "qwen2": "qwen2", "gpt-4o": "o200k",
+}
+SPECIAL = (3, 4)            # tokenizer.ggml.token_type: control and user-defined
+
+C = TypeVar("C")
+
+
+class GGUFTokenizer(NamedTuple):
+    """tokens: token → id, in GPT-2's symbols for bytes, all but the special ones.  merges: (left, right)"""
+
+    tokens: dict[str, int]
+    special: dict[str, int]
+    merges: list[tuple[str, str]]
+    pattern: str
+    eos_token_id: int | None
+    chat_template: str | None
+
+
+class _Tensor:
+    """A tensor of the file, made float32 when its numbers are asked for."""
+
+    dtype = "F32"
+
+    def __init__(self, path: Path, name: str, tensor: Any):
+        self.path, self.name, self._tensor = path, name, tensor
+        self.shape = tuple(int(size) for size in reversed(tensor.shape))
+
+    def values(self) -> np.ndarray:
+        import gguf
+        try:
+            return gguf.dequantize(self._tensor.data, self._tensor.tensor_type).reshape(self.shape)
+        except (NotImplementedError, ValueError) as error:
+            raise refused(self.path, f"{self.name} cannot be read: {error}") from error
+
+
+def is_gguf(path: Path) -> bool:
+    return path.suffix == SUFFIX and path.is_file()
+
+
+def read_gguf(path: Path, make_config: Callable[..., C]) -> tuple[C, dict[str, Assembled], GGUFTokenizer]:
+    """The configuration, the tensors by npgpt's names, still in the file, and what makes up its tokenizer.
+
+    make_config: takes GPTConfig's arguments.  Raises CheckpointError, ConfigError, naming the file.
+    """
+    reader   = _open(path)
+    entries  = {name: field.contents() for name, field in reader.fields.items()}
+    settings = _settings(path, entries, {tensor.name for tensor in reader.tensors})
+    config   = make_config(**settings)
+    tensors  = {name: _Tensor(path, tensor.name, tensor) for tensor in reader.tensors
+                for name in [_translated(tensor.name)]}
+    arranged = {}
+    for place in llama_places(settings):
+        for piece in place.pieces:
+            tensor = tensors.get(piece.name)
+            if tensor is None or tensor.shape != piece.shape:
+                raise refused(path, f"{piece.name} is missing" if tensor is None else
+                              f"{tensor.name} has shape {tensor.shape}, not {piece.shape} as its entries "
+                              "say")
+        arranged[place.name] = Assembled(place, tensors)
+    known = {piece.name for place in llama_places(settings) for piece in place.pieces}
+    for name in sorted(tensors.keys() - known):
+        raise refused(path, f"it has a tensor {shown(tensors[name].name)}, for which Llama has no place")
+    return config, arranged, _tokenizer(path, entries)
+
+
+def _open(path: Path) -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise CheckpointError(f"{path} is a GGUF file, and reading it needs the package gguf: "
+                              "pip install 'npgpt[gguf]'") from error
+    try:
+        return gguf.GGUFReader(path)
+    except OSError as error:
+        raise refused(path, error.strerror or str(error)) from error
+    except (ValueError, LookupError, OverflowError, MemoryError) as error:
+        raise refused(path, f"it is no sound GGUF file: {error}") from error
+
+
+def _settings(path: Path, entries: dict[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
+    if entries.get("general.architecture") != "llama":
+        raise refused(path, f"its architecture is {shown(entries.get('general.architecture'))}, and of GGUF "
+                            "files npgpt reads llama")
+    for name in ("llama.expert_count", "llama.attention.sliding_window"):
+        if entries.get(name):
+            raise refused(path, f"it asks for {name}, which npgpt has not")
+    if entries.get("llama.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in tensors:
+        raise refused(path, "it scales its rotary rates, which npgpt does not read from GGUF files")
+    theirs = {name: _rounded(entries[f"llama.{entry}"]) for entry, name in ENTRIES.items()
+              if f"llama.{entry}" in entries}
+    theirs |= {"hidden_act": "silu", "vocab_size": len(entries.get("tokenizer.ggml.tokens", [])),
+               "tie_word_embeddings": "output.weight" not in tensors}
+    settings = llama_settings(Entries(path, theirs)) | {"rope_interleaved": True}
+    turned = entries.get("llama.rope.dimension_count", 0)
+    if turned and turned != (settings["head_dim"] or settings["n_embd"] // settings["n_head"]):
+        raise refused(path, f"it turns {turned} channels of each head, and npgpt turns whole heads only")
+    return settings
+
+
+def _rounded(value: Any) -> Any:
+    """The shortest number that is this one in float32, as which the file has it: 1e-05, not 9.999999747e-06."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def _translated(name: str) -> str:
+    """The name of a tensor in Hugging Face's layout; an unknown one stays."""
+    kind, _, rest = name.partition(".")
+    number, _, rest = rest.partition(".")
+    part, _, end = rest.rpartition(".")
+    if kind == "blk" and part in LAYER_TENSORS:
+        return f"layers.{number}.{LAYER_TENSORS[part]}.{end}"
+    return TENSORS.get(name, name)
+
+
+def _tokenizer(path: Path, entries: dict[str, Any]) -> GGUFTokenizer:
+    def entry(name: str, default: Any = None) -> Any:
+        return entries.get(f"tokenizer.ggml.{name}", default)
+
+    if entry("model") != "gpt2" or entry("pre") not in PATTERNS:
+        raise refused(path, f"its tokenizer is {shown(entry('model'))}, {shown(entry('pre'))}, and npgpt "
+                            f"reads gpt2 with {', '.join(PATTERNS)}")
+    kinds   = entry("token_type", [])
+    tokens  = {token: id for id, token in enumerate(entry("tokens"))}
+    special = {token: id for token, id in tokens.items() if id < len(kinds) and kinds[id] in SPECIAL}
+    merges  = [(left, right) for left, _, right in (merge.partition(" ") for merge in entry("merges", []))]
+    return GGUFTokenizer({token: id for token, id in tokens.items() if token not in special}, special, merges,
+                         PATTERNS[entry("pre")], entry("eos_token_id"),
+                         entries.get("tokenizer.chat_template"))
