@@ -76,10 +76,10 @@ def gpt2_settings(e: Entries) -> dict[str, Any]:
 
 
 def gpt2_config(settings: Settings) -> dict[str, Any]:
-    s, (C, H, _, _, F, V) = settings, sizes(settings)
+    s, (C, H, _, _, _, V) = settings, sizes(settings)
     return {
         "vocab_size": V, "n_positions": s["block_size"], "n_embd": C, "n_layer": s["n_layer"], "n_head": H,
-        "n_inner": F, "activation_function": next(theirs for theirs, ours in GPT2_ACTIVATIONS.items()
+        "n_inner": s["n_inner"], "activation_function": next(theirs for theirs, ours in GPT2_ACTIVATIONS.items()
                                                   if ours == s["activation"]),
         "resid_pdrop": s["dropout"], "embd_pdrop": s["dropout"], "attn_pdrop": s["attention_dropout"],
         "layer_norm_epsilon": s["norm_eps"], "tie_word_embeddings": s["tie_word_embeddings"],
@@ -188,12 +188,12 @@ def llama_config(settings: Settings) -> dict[str, Any]:
                  "original_max_position_embeddings": s["rope_original_block_size"]}
     return {
         "vocab_size": V, "max_position_embeddings": s["block_size"], "num_hidden_layers": s["n_layer"],
-        "num_attention_heads": H, "num_key_value_heads": G, "head_dim": D, "hidden_size": C,
+        "num_attention_heads": H, "num_key_value_heads": G, "hidden_size": C,
         "intermediate_size": F, "hidden_act": "silu", "rms_norm_eps": s["norm_eps"],
         "attention_dropout": s["attention_dropout"], "attention_bias": qkv_bias, "mlp_bias": bias,
         "tie_word_embeddings": s["tie_word_embeddings"], "use_sliding_window": False, "sliding_window": None,
         "rope_theta": s["rope_theta"], "rope_scaling": None if s["rope_scaling"] == "none" else rope,
-        "rope_parameters": rope,
+        "rope_parameters": rope, **({"head_dim": D} if s["head_dim"] or s["qk_norm"] else {}),
     }
 
 
