@@ -135,7 +135,7 @@ def _settings(path: Path, entries: dict[str, Any], tensors: Iterable[str]) -> di
 
 
 def _rounded(value: Any) -> Any:
-    """The shortest number that is this one in float32, as which the file has it: 1e-05, not 9.999999747e-06."""
+    """The shortest number that is this one in float32, as the file has it: 1e-05, not 9.999999747e-06."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 

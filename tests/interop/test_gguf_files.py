@@ -1,0 +1,170 @@
+"""GGUF files become folders in Hugging Face's layout, and compute there what they are said to."""
+
+import json
+
+import numpy as np
+import pytest
+
+from npgpt import GPT, load_tokenizer
+from npgpt.cli.main import main
+from npgpt.interop.gguf_files import read_gguf
+from npgpt.models import GPTConfig
+from npgpt.tokenizers.byte_alphabet import BYTE_ORDER, to_symbols
+
+gguf = pytest.importorskip("gguf")
+
+C, H, G, D, F, L = 32, 4, 2, 8, 64, 2
+MISSING = 0x04                  # a byte that no token stands for, as in SmolLM2's vocabulary
+SYMBOLS = [to_symbols(bytes([byte])) for byte in BYTE_ORDER if byte != MISSING]
+TOKENS  = ["<|endoftext|>", "<|im_end|>", *SYMBOLS, "he", "hel", "lo", "hello", "Ġhello"]
+MERGES  = ["h e", "he l", "l o", "hel lo", "Ġ hello"]
+TEMPLATE = "{{ messages[0].content }}<|im_end|>"
+
+
+def weights(tied):
+    """By llama.cpp's names, (out, in) as files have them."""
+    rng, V = np.random.default_rng(0), len(TOKENS)
+    shapes = {"token_embd": (V, C), "output_norm": (C,)} | ({} if tied else {"output": (V, C)})
+    for n in range(L):
+        shapes |= {f"blk.{n}.{name}": shape for name, shape in {
+            "attn_norm": (C,), "attn_q": (H * D, C), "attn_k": (G * D, C), "attn_v": (G * D, C),
+            "attn_output": (C, H * D), "ffn_norm": (C,), "ffn_gate": (F, C), "ffn_up": (F, C),
+            "ffn_down": (C, F)}.items()}
+    return {f"{name}.weight": (rng.standard_normal(shape) * (0.3 if len(shape) > 1 else 0.2)
+                               + (len(shape) == 1)).astype("f4") for name, shape in shapes.items()}
+
+
+def write(path, arrays, kind="F32", **changes):
+    """changes: of entries; None takes one out. Matrices are stored as `kind`."""
+    writer  = gguf.GGUFWriter(path, changes.pop("architecture", "llama"))
+    entries = {"context_length": 16, "block_count": L, "embedding_length": C, "feed_forward_length": F,
+               "attention.head_count": H, "attention.head_count_kv": G, "rope.dimension_count": D,
+               "rope.freq_base": 500.0, "attention.layer_norm_rms_epsilon": 1e-5} | changes
+    for name, value in entries.items():
+        if value is not None:
+            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+            add(f"llama.{name}" if not name.startswith("tokenizer") else name, value)
+    if "tokenizer.ggml.model" not in changes:
+        writer.add_tokenizer_model("gpt2")
+    if "tokenizer.ggml.pre" not in changes:
+        writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, *[1] * (len(TOKENS) - 2)])
+    writer.add_token_merges(MERGES)
+    writer.add_eos_token_id(1)
+    writer.add_chat_template(TEMPLATE)
+    for name, array in arrays.items():
+        stored = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
+        writer.add_tensor(name, gguf.quantize(array, stored), raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def turned_back(rows, heads):
+    """llama.cpp's order of a head's rows, 0, D/2, 1, D/2 + 1, …, to Hugging Face's."""
+    return np.concatenate([head[[*range(0, D, 2), *range(1, D, 2)]] for head in np.split(rows, heads)])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_exported_model_computes_what_llama_computes(tmp_path, tied):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    arrays = weights(tied)
+    write(tmp_path / "model.gguf", arrays)
+    assert main(["export", str(tmp_path / "model.gguf"), "--out-dir", str(tmp_path / "out")]) == 0
+    config = transformers.LlamaConfig(
+        vocab_size=len(TOKENS), hidden_size=C, intermediate_size=F, num_hidden_layers=L,
+        num_attention_heads=H, num_key_value_heads=G, max_position_embeddings=16, rms_norm_eps=1e-5,
+        rope_theta=500.0, tie_word_embeddings=tied)
+    llama = transformers.LlamaForCausalLM(config)
+    names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+    parts = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+             "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm":
+             "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+             "ffn_down": "mlp.down_proj"}
+    state = {}
+    for name, array in arrays.items():
+        if name.startswith("blk"):
+            _, number, part, _ = name.split(".")
+            heads = {"attn_q": H, "attn_k": G}.get(part)
+            array = turned_back(array, heads) if heads else array
+            state[f"model.layers.{number}.{parts[part]}.weight"] = array
+        else:
+            state[names[name.removesuffix(".weight")] + ".weight"] = array
+    if tied:
+        state["lm_head.weight"] = arrays["token_embd.weight"]
+    llama.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in state.items()})
+    tokens = np.random.default_rng(1).integers(0, len(TOKENS), (2, 12))
+    with torch.no_grad():
+        expected = llama(torch.from_numpy(tokens)).logits.numpy()
+    exported = GPT.from_pretrained(tmp_path / "out")
+    assert np.abs(exported.forward(tokens)[0] - expected).max() <= 1e-4
+    assert exported.config.norm_eps == 1e-5 and exported.config.tie_word_embeddings == tied
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        assert np.abs(again(torch.from_numpy(tokens)).logits.numpy() - expected).max() <= 1e-4
+
+
+def test_quantised_weights_are_those_that_gguf_makes_of_them(tmp_path):
+    arrays = weights(tied=True)
+    write(tmp_path / "model.gguf", arrays, kind="Q8_0")
+    config, tensors, _ = read_gguf(tmp_path / "model.gguf", GPTConfig)
+    stored = gguf.dequantize(gguf.quantize(arrays["blk.1.ffn_down.weight"], gguf.GGMLQuantizationType.Q8_0),
+                             gguf.GGMLQuantizationType.Q8_0)
+    loaded = tensors["h.1.mlp.c_proj.weight"].astype("float32")
+    assert np.array_equal(loaded, stored.T) and not np.array_equal(loaded, arrays["blk.1.ffn_down.weight"].T)
+    assert config.rope_interleaved and config.rope_theta == 500.0 and config.n_kv_head == G
+
+
+def test_the_tokenizer_and_the_chat_template_come_along(tmp_path):
+    write(tmp_path / "model.gguf", weights(tied=True))
+    assert main(["export", str(tmp_path / "model.gguf"), "--out-dir", str(tmp_path / "out")]) == 0
+    tokenizer = load_tokenizer(tmp_path / "out")
+    assert tokenizer.pattern == "smollm" and tokenizer.special_tokens == {"<|endoftext|>": 0, "<|im_end|>": 1}
+    ids = tokenizer.encode("hello hello<|im_end|>", allowed_special="all")
+    assert [TOKENS[id] for id in ids] == ["hello", "Ġhello", "<|im_end|>"]
+    assert tokenizer.decode(tokenizer.encode_ordinary("a\x04b")) == "ab"      # no token stands for that byte
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 1
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in ("hello hello\x04hello", "a\x04b ünïcode 123", "héllo\n"):
+        assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode_ordinary(text), text
+
+
+def without(name):
+    return {key: array for key, array in weights(tied=True).items() if key != name}
+
+
+@pytest.mark.parametrize(("arrays", "changes", "words"), [
+    (weights(True), {"architecture": "gemma"}, "its architecture is 'gemma'"),
+    (without("blk.1.ffn_up.weight"), {}, "layers.1.mlp.up_proj.weight is missing"),
+    (weights(True) | {"blk.0.attn_q.bias": np.ones(C, "f4")}, {}, "a tensor 'blk.0.attn_q.bias'"),
+    (weights(True) | {"blk.0.attn_v.weight": np.ones((C, C), "f4")}, {},
+     "blk.0.attn_v.weight has shape (32, 32)"),
+    (weights(True) | {"rope_freqs.weight": np.ones(D // 2, "f4")}, {}, "scales its rotary rates"),
+    (weights(True), {"rope.scaling.type": "yarn"}, "scales its rotary rates"),
+    (weights(True), {"rope.dimension_count": 4}, "turns 4 channels of each head"),
+    (weights(True), {"expert_count": 8}, "llama.expert_count"),
+    (weights(True), {"block_count": None}, "num_hidden_layers"),
+    (weights(True), {"tokenizer.ggml.model": "llama"}, "its tokenizer is 'llama', 'smollm'"),
+    (weights(True), {"tokenizer.ggml.pre": "falcon"}, "its tokenizer is 'gpt2', 'falcon'"),
+])
+def test_what_npgpt_has_not_is_refused_by_name(tmp_path, capsys, arrays, changes, words):
+    path = write(tmp_path / "model.gguf", arrays, **changes)
+    assert main(["export", str(path), "--out-dir", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"GGUF", b"not a model at all, but long enough for a header" * 9,
+                                  b"GGUF\x03\0\0\0" + b"\xff" * 64, b"GGUF\x03\0\0\0" + b"\x01" + b"\0" * 60])
+def test_what_is_no_gguf_file_is_refused(tmp_path, capsys, data):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(data)
+    assert main(["export", str(path), "--out-dir", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert "model.gguf cannot be used" in said and said.count("\n") == 1
