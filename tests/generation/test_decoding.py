@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from generating import Function, Hashed
 
 from npgpt import GPT, GPTConfig
 from npgpt.errors import ConfigError, DataError
@@ -11,6 +12,7 @@ from npgpt.tensor.random import SAMPLING, Key, uniform
 V = 11
 
 
+@Function
 def counting(tokens):
     """Logits by which the token after t most likely is t + 1."""
     return 5.0 * np.eye(V)[(tokens[:, -1] + 1) % V]
@@ -18,7 +20,7 @@ def counting(tokens):
 
 def fixed(*logits):
     """The same logits whatever came before."""
-    return lambda tokens: np.tile(np.asarray(logits, float), (len(tokens), 1))
+    return Function(lambda tokens: np.tile(np.asarray(logits, float), (len(tokens), 1)))
 
 
 def small_gpt():
@@ -29,7 +31,7 @@ def small_gpt():
 
 
 def test_without_sampling_the_most_likely_token_is_taken():
-    assert generate(counting, [[3], [9]], 4).tolist() == [[3, 4, 5, 6, 7], [9, 10, 0, 1, 2]]
+    assert generate(counting, [[3], [9]], max_new_tokens=4).tolist() == [[3, 4, 5, 6, 7], [9, 10, 0, 1, 2]]
 
 
 def test_greedy_generation_is_the_argmax_of_the_model_at_every_step():
@@ -65,19 +67,19 @@ def test_sampling_is_a_function_of_the_seed():
 
 def test_the_nth_token_of_sequence_b_is_a_function_of_seed_n_and_b():
     logits = fixed(*np.zeros(1000))
-    result = generate(logits, np.zeros((3, 2), int), 4, do_sample=True, seed=7)[:, 2:]
+    result = generate(logits, np.zeros((3, 2), int), max_new_tokens=4, do_sample=True, seed=7)[:, 2:]
     for n in range(4):
         for b in range(3):
             assert result[b, n] == int(1000 * uniform(Key(7, SAMPLING, step=n), b))
     assert len(np.unique(result)) == 12
-    alone = generate(logits, np.zeros((1, 5), int), 4, do_sample=True, seed=7)[:, 5:]
+    alone = generate(logits, np.zeros((1, 5), int), max_new_tokens=4, do_sample=True, seed=7)[:, 5:]
     assert np.array_equal(alone, result[:1])
 
 
 def test_sampled_frequencies_are_the_probabilities():
     """Pearson's χ²: with 3 degrees of freedom above 16.3 once in 1000 seeds; this seed is fixed."""
     p, count = np.array([0.1, 0.2, 0.3, 0.4]), 4000
-    drawn = generate(fixed(*np.log(p)), np.zeros((1, 1), int), count, do_sample=True, seed=5)[0, 1:]
+    drawn = generate(fixed(*np.log(p)), np.zeros((1, 1), int), max_new_tokens=count, do_sample=True, seed=5)[0, 1:]
     expected = p * count
     assert ((np.bincount(drawn, minlength=4) - expected) ** 2 / expected).sum() < 16.3
 
@@ -85,10 +87,10 @@ def test_sampled_frequencies_are_the_probabilities():
 def test_top_k_top_p_and_temperature_reach_the_sampling():
     few = fixed(0.0, 1.0, 2.0, 3.0, 4.0)
     prompt = np.zeros((1, 1), int)
-    assert set(generate(few, prompt, 200, do_sample=True, top_k=2)[0, 1:]) == {3, 4}
-    assert set(generate(few, prompt, 200, do_sample=True, top_p=0.7)[0, 1:]) == {3, 4}
-    assert set(generate(few, prompt, 200, do_sample=True, temperature=0.01)[0, 1:]) == {4}
-    assert set(generate(few, prompt, 200, do_sample=True, temperature=100.0)[0, 1:]) == {0, 1, 2, 3, 4}
+    assert set(generate(few, prompt, max_new_tokens=200, do_sample=True, top_k=2)[0, 1:]) == {3, 4}
+    assert set(generate(few, prompt, max_new_tokens=200, do_sample=True, top_p=0.7)[0, 1:]) == {3, 4}
+    assert set(generate(few, prompt, max_new_tokens=200, do_sample=True, temperature=0.01)[0, 1:]) == {4}
+    assert set(generate(few, prompt, max_new_tokens=200, do_sample=True, temperature=100.0)[0, 1:]) == {0, 1, 2, 3, 4}
 
 
 def test_top_k_one_is_greedy():
@@ -97,29 +99,29 @@ def test_top_k_one_is_greedy():
 
 
 def test_a_sequence_ends_with_its_end_and_is_filled_up_with_it():
-    result = generate(counting, [[3], [6]], 6, eos_token_id=8)
+    result = generate(counting, [[3], [6]], max_new_tokens=6, eos_token_id=8)
     assert result.tolist() == [[3, 4, 5, 6, 7, 8], [6, 7, 8, 8, 8, 8]]
 
 
 def test_an_end_in_the_prompt_does_not_end_and_an_end_at_the_limit_does_not_lengthen():
-    assert generate(counting, [[8]], 2, eos_token_id=8).tolist() == [[8, 9, 10]]
-    assert generate(counting, [[7]], 1, eos_token_id=8).tolist() == [[7, 8]]
+    assert generate(counting, [[8]], max_new_tokens=2, eos_token_id=8).tolist() == [[8, 9, 10]]
+    assert generate(counting, [[7]], max_new_tokens=1, eos_token_id=8).tolist() == [[7, 8]]
 
 
 def test_token_zero_can_be_the_end():
-    assert generate(counting, [[9]], 5, eos_token_id=0).tolist() == [[9, 10, 0]]
+    assert generate(counting, [[9]], max_new_tokens=5, eos_token_id=0).tolist() == [[9, 10, 0]]
 
 
 def test_no_new_tokens_is_the_prompt():
-    assert generate(counting, [[3, 4]], 0).tolist() == [[3, 4]]
+    assert generate(counting, [[3, 4]], max_new_tokens=0).tolist() == [[3, 4]]
 
 
 def test_the_stream_is_what_generate_gathers_and_asks_no_further_than_it_is_read():
     calls = []
     def logits(tokens):
         calls.append(tokens.copy())
-        return counting(tokens)
-    tokens = stream(logits, [[3]], 5)
+        return counting.function(tokens)
+    tokens = stream(Function(logits), [[3]], max_new_tokens=5)
     assert [next(tokens).tolist(), next(tokens).tolist()] == [[4], [5]]
     assert [call.tolist() for call in calls] == [[[3]], [[3, 4]]]
 
@@ -127,24 +129,24 @@ def test_the_stream_is_what_generate_gathers_and_asks_no_further_than_it_is_read
 def test_the_prompt_is_only_read():
     prompt = np.array([[3]])
     prompt.flags.writeable = False
-    generate(counting, prompt, 3, do_sample=True, eos_token_id=5)
+    generate(counting, prompt, max_new_tokens=3, do_sample=True, eos_token_id=5)
     assert prompt.tolist() == [[3]]
 
 
 @pytest.mark.parametrize("prompt", [[], [[]], [3], np.zeros((0, 2), int), np.zeros((1, 2, 3), int)])
 def test_a_prompt_without_a_token_or_a_batch_is_refused(prompt):
     with pytest.raises(ConfigError, match="at least one token"):
-        generate(counting, prompt, 3)
+        generate(counting, prompt, max_new_tokens=3)
 
 
 def test_a_negative_number_of_tokens_is_refused():
-    with pytest.raises(ConfigError, match="max_new_tokens must not be negative: -1"):
-        generate(counting, [[1]], -1)
+    with pytest.raises(ConfigError, match="max_new_tokens must be at least 0, .* not -1"):
+        generate(counting, [[1]], max_new_tokens=-1)
 
 
 def test_sampling_settings_are_checked():
     with pytest.raises(ConfigError, match="temperature"):
-        generate(counting, [[1]], 1, do_sample=True, temperature=0.0)
+        generate(counting, [[1]], max_new_tokens=1, do_sample=True, temperature=0.0)
 
 
 def test_a_prompt_outside_the_vocabulary_is_refused():
