@@ -2,7 +2,7 @@
 
 from npgpt.errors import NpgptError
 from npgpt.inspection.gradient_check import GradientError, check_gradients
-from npgpt.models.gpt import GPT, GPTConfig
+from npgpt.models import GPT, GPTConfig
 from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
 from npgpt.training.optimizer import AdamW, clip_grad_norm
 

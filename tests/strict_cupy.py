@@ -285,6 +285,13 @@ def matmul(a, b, out=None):
     return out
 
 
+def concatenate(arrays, axis=0):
+    """Device arrays of one type: of several, CuPy makes the wider (_core/_routines_manipulation.pyx)."""
+    if not all(isinstance(array, ndarray) for array in arrays) or len({array.dtype for array in arrays}) > 1:
+        raise TypeError("concatenate needs device arrays of one type")
+    return machine.allocate(np.concatenate([_operand(array) for array in arrays], axis))
+
+
 def where(condition, x, y):
     if not isinstance(condition, ndarray):                                    # CuPy calls its astype
         raise TypeError("where needs a device array as condition")
@@ -369,7 +376,7 @@ class Device:
 
 
 ELEMENTWISE = ("exp", "isfinite", "log", "maximum", "minimum", "sign", "sqrt", "tanh")
-MADE_HERE   = (arange, asarray, asnumpy, empty, full, matmul, ndarray, ones, where, zeros)
+MADE_HERE   = (arange, asarray, asnumpy, concatenate, empty, full, matmul, ndarray, ones, where, zeros)
 FUNCTIONS   = {f.__name__: f for f in MADE_HERE} \
     | {name: _elementwise(getattr(np, name)) for name in ELEMENTWISE} \
     | {"add": add, "zeros_like": lambda a: zeros(a.shape, a.dtype)} \

@@ -255,6 +255,9 @@ def same(here, there, name):
         assert type(there) is type(here) and len(there) == len(here), name
         for n, (a, b) in enumerate(zip(here, there, strict=True)):
             same(a, b, f"{name}[{n}]")
+    elif isinstance(here, dict):
+        assert type(there) is dict and list(there) == list(here), name
+        same([*here.values()], [*there.values()], name)
     elif hasattr(here, "dtype"):
         if array_module(here) is np and here.ndim:
             raise AssertionError(f"{name} is in host memory")
@@ -298,13 +301,14 @@ def batch(config, seed=0):
 CONFIG = GPTConfig(vocab_size=17, block_size=5, n_layer=2, n_head=3, n_embd=12, dropout=0.1)
 MASK = ((3, 5, 12), "bool")
 TOKENS = ((3, 5), "int64")
+PLACES = ((5,), "int64")
 DLOSS = ((), "float32")
 
 
 @pytest.mark.parametrize("options, uploads", [
-    ({}, {TOKENS: 2, DLOSS: 1, MASK: 5 + 5}),                                 # 1 + 2 a block, made twice
+    ({}, {TOKENS: 2, PLACES: 1, DLOSS: 1, MASK: 5 + 5}),                      # 1 + 2 a block, made twice
     ({"dropout": 0.0, "position": "sinusoidal"}, {TOKENS: 2, DLOSS: 1, ((5, 12), "float64"): 1}),
-    ({"gradient_checkpointing": True}, {TOKENS: 2, DLOSS: 1, MASK: 5 + 4 + 5}),
+    ({"gradient_checkpointing": True}, {TOKENS: 2, PLACES: 1, DLOSS: 1, MASK: 5 + 4 + 5}),
 ])
 def test_a_step_uploads_tokens_and_masks_and_downloads_nothing(cupy, options, uploads):
     config = GPTConfig(**vars(CONFIG) | options)
@@ -401,9 +405,10 @@ def test_a_cache_on_the_device_waits_for_nothing_and_gives_the_logits_of_the_hos
     assert {layer.keys.device.id for layer in cache.layers} == {device == "cuda:1"}
 
 
-def test_a_step_of_decoding_uploads_one_token_a_sequence_and_downloads_the_logits(cupy):
+def test_a_step_of_decoding_uploads_tokens_and_their_place_and_downloads_the_logits(cupy):
     decode, (tokens, _) = GPT(CONFIG, device="cuda").decoder(), batch(CONFIG)
     decode(tokens[:, :3])
     strict_cupy.machine.uploads.clear()
     assert decode(tokens[:, :4]).shape == (3, 17)
-    assert strict_cupy.machine.uploads == [((3, 1), "int64")] and strict_cupy.machine.downloads == 2
+    assert strict_cupy.machine.uploads == [((3, 1), "int64"), ((1,), "int64")]
+    assert strict_cupy.machine.downloads == 2

@@ -8,7 +8,7 @@ from npgpt.layers.module import Module
 
 
 class Checkpointed(Module):
-    """Wraps a layer with `forward(x, key)`; the parameters and their names stay the layer's.
+    """Wraps a layer with `forward(x, key, **context)`; the parameters and their names stay the layer's.
 
     kv_cache, in forward: for a layer that takes one. A second run would append to it once more, so nothing
     is saved then, and there is no backward.
@@ -20,12 +20,13 @@ class Checkpointed(Module):
     def named_parameters(self, prefix: str = ""):
         return self.layer.named_parameters(prefix)
 
-    def forward(self, x, key=None, kv_cache=None):
+    def forward(self, x, key=None, kv_cache=None, **context):
         if kv_cache is not None:
-            return self.layer.forward(x, key, kv_cache=kv_cache)[0], None
-        y, _ = self.layer.forward(x, key)
-        return y, (x, key)
+            return self.layer.forward(x, key, kv_cache=kv_cache, **context)[0], None
+        y, _ = self.layer.forward(x, key, **context)
+        return y, (x, key, context)
 
     def backward(self, dy, saved):
-        _, saved = self.layer.forward(*saved)
+        x, key, context = saved
+        _, saved = self.layer.forward(x, key, **context)
         return self.layer.backward(dy, saved)

@@ -1,5 +1,6 @@
 """Models: layers put together."""
 
-from npgpt.models.gpt import GPT, GPTConfig
+from npgpt.models.config import GPTConfig
+from npgpt.models.gpt import GPT
 
 __all__ = ["GPT", "GPTConfig"]

@@ -1,21 +1,20 @@
-"""GPT (Radford et al. 2018, 2019): a stack of causal blocks that predicts each next token.
+"""GPT (Radford et al. 2018, 2019) and its descendants: causal blocks that predict each next token.
 
     x = wte[token] + wpe[place]        x = h_n(… h_0(x))        logits = ln_f(x) wteᵀ
 
-The head is tied: the table that turns tokens into vectors also scores them (Press & Wolf 2017). Names and
-initial values are GPT-2's: Normal(0, 0.02²), the projections that end in a residual addition scaled by
-1/√(2·n_layer), for there are 2·n_layer of them; biases 0, gains 1.
+GPT-2 is the default; npgpt/models/config.py names what others do otherwise. Names and initial values are
+GPT-2's: Normal(0, 0.02²), the projections that end in a residual addition scaled by 1/√(2·n_layer), for there
+are 2·n_layer of them; biases 0, gains 1.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from npgpt.errors import ConfigError, DataError
+from npgpt.errors import DataError
 from npgpt.generation import decoding
 from npgpt.generation.kv_cache import KVCache
 from npgpt.layers import (
@@ -23,75 +22,55 @@ from npgpt.layers import (
     Checkpointed,
     Dropout,
     Embedding,
+    FeedForward,
+    LanguageModelHead,
     LayerNorm,
     LearnedPosition,
     Module,
+    ParallelBlock,
+    ParallelPostNormBlock,
+    Parameter,
+    PostNormBlock,
+    RMSNorm,
+    RotaryPosition,
+    SelfAttention,
     SinusoidalPosition,
 )
-from npgpt.layers.feed_forward import ACTIVATIONS
-from npgpt.ops.linear import linear_backward, linear_forward
-from npgpt.ops.linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
+from npgpt.models.config import GPTConfig
 from npgpt.tensor import array_module, to_device, to_numpy
 
 IGNORE_INDEX = -100         # a target that does not count, as in PyTorch
-
-
-@dataclass(frozen=True)
-class GPTConfig:
-    """The shape of a GPT; the defaults are GPT-2 124M. Raises ConfigError for a shape that cannot be."""
-
-    vocab_size: int = 50257
-    block_size: int = 1024                  # the longest sequence, in tokens
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768
-    dropout: float = 0.0                    # on the embeddings and on what each block adds
-    bias: bool = True                       # in linear maps and layer norms
-    activation: str = "gelu_tanh"           # or gelu_erf, relu
-    position: str = "learned"               # or sinusoidal
-    gradient_checkpointing: bool = False    # keep each block's input only: less memory, a third more work
-
-    def __post_init__(self):
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.n_embd % self.n_head:
-            raise ConfigError(f"n_embd must be a multiple of n_head, so that heads are of one size: "
-                              f"{self.n_embd} is no multiple of {self.n_head}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must be at least 0 and below 1, not {self.dropout}")
-        for name, allowed in (("activation", tuple(ACTIVATIONS)), ("position", ("learned", "sinusoidal"))):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
-
-    @property
-    def flops_per_token(self) -> int:
-        """Operations of forward and backward, a token of a sequence of block_size tokens: 6 for each weight
-        of a matrix product, and attention's 12 L C T, as if nothing were hidden (Chowdhery et al. 2022, B).
-        """
-        L, C, T = self.n_layer, self.n_embd, self.block_size
-        return 6 * (12 * L * C**2 + self.vocab_size * C) + 12 * L * C * T
 
 
 class GPT(Module):
     """tokens: integers (B, T), T ≤ block_size.  `forward` gives logits, `loss` their cross-entropy.
 
     `key` (npgpt.tensor.Key) turns dropout on; without it nothing is dropped.
+    `attention_mask`: bool or 0 and 1, (B, T), or (B, S) with the S − T positions of the cache before them; 0
+    is padding, which nobody attends to and which counts no place: the first real token of a row stands at 0.
     """
 
     def __init__(self, config: GPTConfig, seed: int = 1337, device: str = "cpu", dtype: str = "float32",
                  data: Any = None):
         self.config = c = config
-        proj_std = 0.02 / math.sqrt(2 * c.n_layer)
         self.wte  = Embedding(c.vocab_size, c.n_embd)
-        self.wpe: LearnedPosition | SinusoidalPosition = \
-            LearnedPosition(c.block_size, c.n_embd) if c.position == "learned" else SinusoidalPosition()
+        self.wpe: LearnedPosition | SinusoidalPosition | None = None
+        self.rotary: RotaryPosition | None = None
+        if c.position == "learned":
+            self.wpe = LearnedPosition(c.block_size, c.n_embd)
+        elif c.position == "sinusoidal":
+            self.wpe = SinusoidalPosition()
+        elif c.position == "rotary":
+            self.rotary = RotaryPosition(c.head_size, c.rope_theta, c.rope_scaling, c.rope_factor,
+                                         c.rope_low_freq_factor, c.rope_high_freq_factor,
+                                         c.rope_original_block_size)
         self.drop = Dropout(c.dropout)
-        self.h: list = [Block(c.n_embd, c.n_head, c.dropout, c.bias, c.activation, proj_std)
-                        for _ in range(c.n_layer)]
+        self.h: list = [make_block(c) for _ in range(c.n_layer)]
         if c.gradient_checkpointing:
             self.h = [Checkpointed(block) for block in self.h]
-        self.ln_f = LayerNorm(c.n_embd, c.bias)
+        self.ln_f = None if c.block in ("post", "parallel_post") else make_norm(c)     # those end with one
+        self.lm_head = LanguageModelHead(self.wte.weight if c.tie_word_embeddings else
+                                         Parameter(c.vocab_size, c.n_embd, std=0.02), c.logit_softcap)
         self.initialise(seed, device, dtype, data)
 
     def replica(self) -> "GPT":
@@ -99,24 +78,23 @@ class GPT(Module):
         flat = self.flat
         return GPT(self.config, device=flat.device, dtype=str(flat.data.dtype), data=flat.data)
 
-    def forward(self, tokens, key=None, kv_cache: KVCache | None = None):
+    def forward(self, tokens, key=None, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T)  →  logits: (B, T, vocab_size), saved for `backward_logits`
 
         kv_cache: holds what earlier calls read; the tokens are those that follow, and join it. It is for
         decoding: without a key, and with no backward.
         """
-        x, body = self._body_forward(self._checked(tokens, kv_cache=kv_cache), key, kv_cache)
-        logits, head = linear_forward(x, self.wte.weight.data.T)
+        tokens = self._checked(tokens, kv_cache=kv_cache)
+        x, body = self._body_forward(tokens, key, kv_cache, attention_mask)
+        logits, head = self.lm_head.forward(x)
         return logits, (body, head)
 
     def backward_logits(self, dlogits, saved) -> None:
         """dlogits: (B, T, vocab_size), saved: from `forward`.  Adds to every gradient."""
         body, head = saved
-        dx, dweight, _ = linear_backward(dlogits, head)
-        self.wte.weight.add_grad(dweight.T)
-        self._body_backward(dx, body)
+        self._body_backward(self.lm_head.backward(dlogits, head), body)
 
-    def loss(self, tokens, targets, key=None, num_items_in_batch: int | None = None):
+    def loss(self, tokens, targets, key=None, num_items_in_batch: int | None = None, attention_mask=None):
         """tokens, targets: (B, T)  →  mean cross-entropy over targets ≠ −100: 0-d, nats; saved for `backward`
 
         num_items_in_batch: what to divide the sum by instead, where the batch is part of a larger one. The
@@ -125,17 +103,15 @@ class GPT(Module):
         tokens, targets = self._checked(tokens), self._checked(targets, "target")
         if tokens.shape != targets.shape:
             raise DataError(f"targets must have the shape of tokens, {tokens.shape}, not {targets.shape}")
-        x, body = self._body_forward(tokens, key)
-        loss, head = linear_cross_entropy_forward(x, self.wte.weight.data, targets, num_items_in_batch)
+        x, body = self._body_forward(tokens, key, None, attention_mask)
+        loss, head = self.lm_head.loss(x, targets, num_items_in_batch)
         return loss, (body, head)
 
     def backward(self, saved, dloss=1.0) -> None:
         """saved: from `loss`.  Adds to every gradient."""
         body, head = saved
         dloss = array_module(self.flat.data).asarray(dloss, self.flat.data.dtype)
-        dx, dweight = linear_cross_entropy_backward(dloss, head, out=self.wte.weight.unwritten_grad)
-        self.wte.weight.add_grad(dweight)
-        self._body_backward(dx, body)
+        self._body_backward(self.lm_head.loss_backward(dloss, head), body)
 
     def next_logits(self, tokens, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T), of which the last block_size are read  →  logits of the next token: NumPy (B, V)
@@ -150,9 +126,10 @@ class GPT(Module):
             attention_mask = None if attention_mask is None else attention_mask[:, -self.config.block_size:]
         elif kv_cache:
             tokens = tokens[:, kv_cache.length:]
-        x, _ = self._body_forward(self._checked(tokens, kv_cache=kv_cache), None, kv_cache)
-        logits, _ = linear_forward(x[:, -1], self.wte.weight.data.T)
-        return to_numpy(logits)
+        tokens = self._checked(tokens, kv_cache=kv_cache)
+        x, _ = self._body_forward(tokens, None, kv_cache, attention_mask)
+        logits, _ = self.lm_head.forward(x[:, -1:])
+        return to_numpy(logits)[:, 0]
 
     def decoder(self) -> Callable[..., np.ndarray]:
         """`next_logits` with a cache of its own: for one batch of sequences, asked again as they grow."""
@@ -170,24 +147,51 @@ class GPT(Module):
         """
         return decoding.generate(self, tokens, max_new_tokens=max_new_tokens, **settings)
 
-    def _body_forward(self, tokens, key, kv_cache=None):
-        x, s_wte  = self.wte.forward(tokens)                                  # (B, T, C)
-        x, s_wpe  = self.wpe.forward(x, kv_cache.length if kv_cache else 0)
+    def _body_forward(self, tokens, key, kv_cache=None, attention_mask=None):
+        """tokens: (B, T)  →  x: (B, T, C), what the head reads"""
+        places, key_mask = self._places(tokens.shape, kv_cache.length if kv_cache else 0, attention_mask)
+        s_wpe = s_ln_f = rotation = None
+        x, s_wte = self.wte.forward(tokens)                                   # (B, T, C)
+        if self.wpe:
+            x, s_wpe = self.wpe.forward(x, places)
+        if self.rotary:
+            rotation = self.rotary.rotation(places, x)
         x, s_drop = self.drop.forward(x, key and key.child(0))
         s_h = []
         for n, block in enumerate(self.h):
-            x, s = block.forward(x, key and key.child(1 + n), kv_cache=kv_cache and kv_cache.layers[n])
+            x, s = block.forward(x, key and key.child(1 + n), rotation=rotation, key_mask=key_mask,
+                                 kv_cache=kv_cache and kv_cache.layers[n])
             s_h.append(s)
-        x, s_ln_f = self.ln_f.forward(x)
+        if self.ln_f:
+            x, s_ln_f = self.ln_f.forward(x)
         return x, (s_wte, s_wpe, s_drop, s_h, s_ln_f)
 
     def _body_backward(self, dx, saved) -> None:
         s_wte, s_wpe, s_drop, s_h, s_ln_f = saved
-        dx = self.ln_f.backward(dx, s_ln_f)
+        if self.ln_f:
+            dx = self.ln_f.backward(dx, s_ln_f)
         for block, s in zip(reversed(self.h), reversed(s_h), strict=True):
             dx = block.backward(dx, s)
         dx = self.drop.backward(dx, s_drop)
-        self.wte.backward(self.wpe.backward(dx, s_wpe), s_wte)
+        if self.wpe:
+            dx = self.wpe.backward(dx, s_wpe)
+        self.wte.backward(dx, s_wte)
+
+    def _places(self, shape, held: int, attention_mask) -> tuple[np.ndarray, Any]:
+        """The places of T tokens after `held` others, (T,), or (B, T) where padding makes rows differ; and
+        the mask on the model's device, None where nothing is hidden.
+        """
+        B, T = shape
+        if attention_mask is None:
+            return np.arange(held, held + T), None
+        mask = to_numpy(attention_mask).astype(bool)
+        if mask.shape != (B, held + T):
+            raise DataError(f"attention_mask must be of shape {B, held + T}, as the tokens with those in the "
+                            f"cache, not {mask.shape}")
+        if mask.all():
+            return np.arange(held, held + T), None
+        places = np.maximum(np.cumsum(mask, 1) - 1, 0)                        # real tokens before it
+        return places[:, held:], to_device(mask, self.flat.device)
 
     def _checked(self, tokens, what="token", kv_cache=None):
         """The tokens on the model's device. Those in host memory are checked, a GPU's taken as they are."""
@@ -209,3 +213,25 @@ class GPT(Module):
                 raise DataError(f"{what} {tokens[wrong][0]} is not in the vocabulary "
                                 f"of {self.config.vocab_size}")
         return to_device(tokens, self.flat.device)
+
+
+def make_norm(c: GPTConfig) -> LayerNorm | RMSNorm:
+    return RMSNorm(c.n_embd, c.norm_eps) if c.norm == "rmsnorm" else LayerNorm(c.n_embd, c.bias, c.norm_eps)
+
+
+def make_block(c: GPTConfig) -> Block | PostNormBlock | ParallelBlock | ParallelPostNormBlock:
+    """A block of the model's kind, of parts with the model's options."""
+    proj_std = 0.02 / math.sqrt(2 * c.n_layer)
+    attn = SelfAttention(c.n_embd, c.n_head, c.n_kv_head, c.head_dim, c.dropout, c.attention_dropout,
+                         bias=c.bias if c.qkv_bias is None else c.qkv_bias,
+                         proj_bias=c.bias if c.attn_proj_bias is None else c.attn_proj_bias,
+                         qk_norm=c.norm_eps if c.qk_norm else None, rope_interleaved=c.rope_interleaved,
+                         proj_std=proj_std)
+    mlp  = FeedForward(c.n_embd, c.n_inner, c.dropout, c.bias, c.activation, proj_std)
+    if c.block == "post":
+        return PostNormBlock(attn, make_norm(c), mlp, make_norm(c))
+    if c.block == "parallel":
+        return ParallelBlock(make_norm(c), attn, mlp)
+    if c.block == "parallel_post":
+        return ParallelPostNormBlock(attn, mlp, make_norm(c))
+    return Block(make_norm(c), attn, make_norm(c), mlp)

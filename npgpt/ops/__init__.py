@@ -16,7 +16,11 @@ from npgpt.ops.linear_cross_entropy import linear_cross_entropy_backward, linear
 from npgpt.ops.penalty import penalty_backward, penalty_forward
 from npgpt.ops.relu import relu_backward, relu_forward
 from npgpt.ops.residual import residual_backward, residual_forward
+from npgpt.ops.rmsnorm import rmsnorm_backward, rmsnorm_forward
+from npgpt.ops.rotary import rotary_backward, rotary_forward
+from npgpt.ops.softcap import softcap_backward, softcap_forward
 from npgpt.ops.softmax import softmax_backward, softmax_forward
+from npgpt.ops.swiglu import swiglu_backward, swiglu_forward
 
 __all__ = [
     "adamw",
@@ -31,5 +35,9 @@ __all__ = [
     "penalty_backward", "penalty_forward",
     "relu_backward", "relu_forward",
     "residual_backward", "residual_forward",
+    "rmsnorm_backward", "rmsnorm_forward",
+    "rotary_backward", "rotary_forward",
+    "softcap_backward", "softcap_forward",
     "softmax_backward", "softmax_forward",
+    "swiglu_backward", "swiglu_forward",
 ]

@@ -15,48 +15,70 @@ and the sum needs no P:                Σₛ dPₜₛ Pₜₛ = Σₛ Σᵢ dy�
 From A = Q Kᵀ/√D + mask:               dQ = dA K/√D           dK = dAᵀ Q/√D
 Where the mask is −∞, P = 0 and with it dA = 0: nothing comes back from where nobody looked.
 In words: a key is drawn towards the queries that would have gained by weighing its value more than they did.
+
+Grouped queries (Ainslie et al. 2023): H query heads share G key and value heads, H/G neighbours each. To a
+key head its group's queries are simply more queries: Q becomes (H/G·T, D), and the formulas above stand as
+they are; that dK and dV sum over the group is part of their matrix products.
+
+Dropout on the probabilities:          y = P̃ V with P̃ = M P/q, M and q as in dropout.py
+Backward.                              dV = P̃ᵀ dy             dP = M (dy Vᵀ)/q
+and still Σₛ dPₜₛ Pₜₛ = Σₛ (dy Vᵀ)ₜₛ P̃ₜₛ = Σᵢ dyₜᵢ yₜᵢ. M is a function of the key, and made again.
 """
 
+from npgpt.ops.dropout import dropout_backward, dropout_forward
 from npgpt.tensor import accelerated, array_module
 
 
 @accelerated
-def attention_forward(q, k, v, causal=True, key_mask=None):
-    """q: (B, H, T, D)  k, v: (B, H, S, D)  →  y: (B, H, T, D)
+def attention_forward(q, k, v, causal=True, key_mask=None, dropout=0.0, dropout_key=None):
+    """q: (B, H, T, D)  k, v: (B, G, S, D), H a multiple of G  →  y: (B, H, T, D)
 
     key_mask: bool (B, S), False hides a key from every query; None hides none.
+    dropout: the chance that a probability becomes 0; dropout_key: npgpt.tensor.Key, or None for no dropout.
     """
-    xp = array_module(q)
+    xp, G = array_module(q), k.shape[1]
     a     = attention_scores(q, k, causal, key_mask)                          # A   (B, H, T, S)
     top   = a.max(-1, keepdims=True)                                          # (B, H, T, 1)
     e     = xp.exp(a - xp.where(top == -xp.inf, 0, top))
     total = e.sum(-1, keepdims=True)
     blind = total == 0                                                        # rows that may look at nothing
     lse   = xp.where(blind, xp.inf, top + xp.log(total + blind))              # ℓ   (B, H, T, 1)
-    y     = (e @ v) / (total + blind)
-    return y, (q, k, v, causal, key_mask, y, lse)
+    if dropout and dropout_key:
+        e, _ = dropout_forward(e, dropout, dropout_key)
+    y     = (grouped(e, G) @ v).reshape(q.shape) / (total + blind)
+    return y, (q, k, v, causal, key_mask, dropout, dropout_key, y, lse)
 
 
 @accelerated
 def attention_backward(dy, saved):
-    """dy: (B, H, T, D)  →  dq: (B, H, T, D)  dk, dv: (B, H, S, D)"""
-    q, k, v, causal, key_mask, y, lse = saved
-    xp = array_module(q)
+    """dy: (B, H, T, D)  →  dq: (B, H, T, D)  dk, dv: (B, G, S, D)"""
+    q, k, v, causal, key_mask, dropout, dropout_key, y, lse = saved
+    xp, G = array_module(q), k.shape[1]
     scale = q.shape[-1] ** -0.5
     p  = xp.exp(attention_scores(q, k, causal, key_mask) - lse)               # P   (B, H, T, S)
-    dv = p.swapaxes(-1, -2) @ dy
-    dp = dy @ v.swapaxes(-1, -2)
-    da = p * (dp - (dy * y).sum(-1, keepdims=True))
-    return (da @ k) * scale, (da.swapaxes(-1, -2) @ q) * scale, dv
+    dp = (grouped(dy, G) @ v.swapaxes(-1, -2)).reshape(p.shape)
+    kept = p                                                                  # P̃
+    if dropout and dropout_key:
+        kept, _ = dropout_forward(p, dropout, dropout_key)
+        dp      = dropout_backward(dp, (dropout, dropout_key))
+    dv = grouped(kept, G).swapaxes(-1, -2) @ grouped(dy, G)
+    da = grouped(p * (dp - (dy * y).sum(-1, keepdims=True)), G)               # (B, G, H/G·T, S)
+    return (da @ k).reshape(q.shape) * scale, (da.swapaxes(-1, -2) @ grouped(q, G)) * scale, dv
 
 
 def attention_scores(q, k, causal, key_mask):
     """A = Q Kᵀ/√D + mask   (B, H, T, S)"""
     xp = array_module(q)
-    a = (q @ k.swapaxes(-1, -2)) * q.shape[-1] ** -0.5
+    a = (grouped(q, k.shape[1]) @ k.swapaxes(-1, -2)).reshape(*q.shape[:-1], k.shape[2]) * q.shape[-1] ** -0.5
     if causal:
         T, S = a.shape[-2:]
         a = xp.where(xp.arange(S) <= xp.arange(T)[:, None] + (S - T), a, -xp.inf)
     if key_mask is not None:
         a = xp.where(key_mask[:, None, None, :], a, -xp.inf)
     return a
+
+
+def grouped(x, G):
+    """(B, H, T, n) → (B, G, H/G·T, n): the rows of the H/G heads of a group, one head after the other."""
+    B, H, T, n = x.shape
+    return x.reshape(B, G, H // G * T, n)

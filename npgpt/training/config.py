@@ -42,14 +42,55 @@ class TrainConfig:
     """Attention heads; n_embd must be a multiple."""
     n_embd: int = 192
     """Channels."""
+    n_kv_head: int | None = None
+    """Key and value heads, each shared by n_head / n_kv_head queries (grouped-query attention); by default
+    n_head."""
+    head_dim: int | None = None
+    """Channels of a head; by default n_embd / n_head."""
+    n_inner: int | None = None
+    """Width inside the feed-forward layer; by default 4 n_embd. For swiglu 8/3 n_embd is as many
+    weights."""
     dropout: float = 0.1
     """The chance of each element to be dropped, on the embeddings and on what each block adds."""
+    attention_dropout: float = 0.0
+    """The same on attention's probabilities."""
     bias: bool = True
     """Biases in linear maps and layer norms."""
+    qkv_bias: bool | None = None
+    """Biases of queries, keys and values; by default as bias."""
+    attn_proj_bias: bool | None = None
+    """Bias of attention's output map; by default as bias."""
+    norm: str = "layernorm"
+    """layernorm or rmsnorm."""
+    norm_eps: float = 1e-5
+    """What the norms add to the variance."""
+    block: str = "pre"
+    """Where the norm stands: pre (GPT-2, Llama), post (the first Transformer), parallel (GPT-J, PaLM) or
+    parallel_post."""
     activation: str = "gelu_tanh"
-    """gelu_tanh (GPT-2's), gelu_erf or relu."""
+    """gelu_tanh (GPT-2's), gelu_erf, relu or swiglu (Llama's)."""
+    qk_norm: bool = False
+    """An RMSNorm over each head's queries and keys."""
     position: str = "learned"
-    """learned or sinusoidal."""
+    """learned (GPT-2's), sinusoidal, rotary (Llama's) or none."""
+    rope_theta: float = 10000.0
+    """Base of the rotary rates: the larger, the slower the slowest pair turns."""
+    rope_interleaved: bool = False
+    """Rotary pairs are neighbouring channels, not channels half a head apart."""
+    rope_scaling: str = "none"
+    """Slower rotary rates, for contexts longer than the model was trained on: none, linear or llama3."""
+    rope_factor: float = 1.0
+    """How much slower."""
+    rope_low_freq_factor: float = 1.0
+    """llama3: pairs that turn less often within the original context are slowed down in full."""
+    rope_high_freq_factor: float = 4.0
+    """llama3: pairs that turn more often are not slowed down."""
+    rope_original_block_size: int = 8192
+    """llama3: the original context, in tokens."""
+    tie_word_embeddings: bool = True
+    """The head scores tokens by the vectors of the embedding."""
+    logit_softcap: float = 0.0
+    """Logits are bent to stay within ± this; 0: no cap."""
     gradient_checkpointing: bool = False
     """Keep only each block's input for backward and run the block again: less memory, a third more work."""
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import gpt_options
 import numpy as np
 import pytest
 
@@ -19,6 +20,8 @@ MODELS = pytest.mark.parametrize("options", [
     {"bias": False, "position": "sinusoidal", "activation": "relu"},
     {"position": "sinusoidal", "gradient_checkpointing": True, "n_head": 3},
     {"gradient_checkpointing": True, "dropout": 0.4, "bias": False},
+    {"position": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "n_kv_head": 1},
+    {"block": "parallel", "attention_dropout": 0.3, "qk_norm": True, "tie_word_embeddings": False},
 ], ids=lambda options: " ".join(options) or "plain")
 
 
@@ -74,6 +77,29 @@ def test_a_sequence_read_in_parts_has_the_logits_of_one_pass(lengths, options):
         start += length
         assert cache.length == start
     assert np.abs(expected[:, 1:] - expected[:, :-1]).max() > 1
+
+
+@pytest.mark.parametrize("options", [*gpt_options.ALONE, *gpt_options.together(20, seed=3)],
+                         ids=gpt_options.label)
+def test_with_every_option_a_sequence_read_one_by_one_has_the_logits_of_one_pass(options):
+    model, x = gpt(**gpt_options.SHAPE | options), tokens()
+    expected, _ = model.forward(x)
+    cache = new_cache(model)
+    for t in range(BLOCK):
+        assert close(model.forward(x[:, t:t + 1], kv_cache=cache)[0], expected[:, t:t + 1]), t
+
+
+@pytest.mark.parametrize("options", [{}, *gpt_options.together(12, seed=4)], ids=gpt_options.label)
+def test_padded_prompts_read_in_parts_have_the_logits_of_each_alone(options):
+    model, x = gpt(**gpt_options.SHAPE | options), tokens()
+    padding = np.array([0, 2, 5])
+    mask = np.arange(BLOCK) >= padding[:, None]
+    cache = new_cache(model)
+    read = [model.forward(x[:, part], kv_cache=cache, attention_mask=mask[:, :part.stop])[0]
+            for part in (slice(0, 4), slice(4, 7), slice(7, 8))]
+    for b, pad in enumerate(padding):
+        alone, _ = model.forward(x[b:b + 1, pad:])
+        assert close(np.concatenate(read, 1)[b, pad:], alone[0]), b
 
 
 @MODELS

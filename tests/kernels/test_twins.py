@@ -11,7 +11,7 @@ from hypothesis import example, given
 
 import npgpt.kernels.cpu
 from npgpt import ops
-from npgpt.inspection.examples import OPS, Sizes
+from npgpt.inspection.examples import OPS, Sizes, as_type, map_arrays
 from npgpt.kernels.cpu.tiles import flat_tiles, row_tiles
 from npgpt.tensor.twins import find_twin
 from npgpt.testing import LAYOUTS, axes, seeds
@@ -60,9 +60,7 @@ def assert_same(actual, expected, tolerance):
 
 def case_in(label, dtype, n, seed, layout="C"):
     case = OPS[label](n, np.random.default_rng(seed), "cpu")
-    return case._replace(inputs=tuple(
-        LAYOUTS[layout](x.astype(dtype) if x.dtype == np.float64 else x) if isinstance(x, np.ndarray) else x
-        for x in case.inputs))
+    return case._replace(inputs=map_arrays(LAYOUTS[layout], as_type(dtype, case.inputs)))
 
 
 def test_the_costly_ops_have_twins():

@@ -128,15 +128,22 @@ def test_layernorm_uses_its_eps():
 
 def test_heads_are_consecutive_columns():
     x = normal(2, 3, 12)
-    q, k = split_heads(x, 2, 3)                               # C = 6, three heads of two
+    q, k = split_heads(x, (3, 3))                             # C = 6, three heads of two
     assert q.shape == (2, 3, 3, 2)
     assert np.array_equal(q[:, 1], x[:, :, 2:4]) and np.array_equal(k[:, 2], x[:, :, 10:12])
 
 
-@pytest.mark.parametrize("n", [1, 3])
-def test_merging_undoes_splitting(n):
-    x = normal(2, 5, n * 6)
-    assert np.array_equal(merge_heads(split_heads(x, n, 3)), x)
+def test_queries_may_have_more_heads_than_keys_and_values():
+    x = normal(2, 3, 16)
+    q, k, v = split_heads(x, (4, 2, 2))
+    assert (q.shape, k.shape, v.shape) == ((2, 4, 3, 2), (2, 2, 3, 2), (2, 2, 3, 2))
+    assert np.array_equal(k[:, 1], x[:, :, 10:12]) and np.array_equal(v[:, 0], x[:, :, 12:14])
+
+
+@pytest.mark.parametrize("heads", [(3,), (3, 3, 3), (6, 1, 2)])
+def test_merging_undoes_splitting(heads):
+    x = normal(2, 5, sum(heads) * 2)
+    assert np.array_equal(merge_heads(split_heads(x, heads)), x)
 
 
 def test_causal_attention_sees_no_later_position_and_the_other_kind_does():
@@ -180,14 +187,17 @@ def test_dropout_with_a_key_drops():
 
 
 def test_attention_and_feed_forward_of_a_block_drop_different_elements():
-    block = layers.Block(8, 2, dropout=0.5, proj_std=1.0).initialise(dtype="float64")
-    saved = block.forward(normal(2, 5, 8), Key(1))[1]
-    (_, key_attention), (_, key_feed_forward) = saved[1][3], saved[4][3]
-    assert key_attention != key_feed_forward
+    attention = layers.SelfAttention(8, 2, dropout=0.5, attention_dropout=0.5)
+    feed_forward = layers.FeedForward(8, dropout=0.5)
+    block = layers.Block(layers.LayerNorm(8), attention, layers.LayerNorm(8), feed_forward)
+    saved = block.initialise(dtype="float64").forward(normal(2, 5, 8), Key(1))[1]
+    (_, key_attention), (_, key_feed_forward) = saved[1][5], saved[4][3]
+    key_probabilities = saved[1][3][6]
+    assert len({key_attention, key_feed_forward, key_probabilities}) == 3
 
 
 def test_an_unknown_activation_is_refused_and_the_known_ones_are_named():
-    with pytest.raises(ConfigError, match=r"'swish'.*gelu_tanh, gelu_erf, relu"):
+    with pytest.raises(ConfigError, match=r"'swish'.*gelu_tanh, gelu_erf, relu, swiglu"):
         layers.FeedForward(4, activation="swish")
 
 
@@ -201,10 +211,12 @@ def test_an_activation_is_the_op_of_its_name():
 def test_feed_forward_is_four_times_as_wide_inside():
     feed_forward = layers.FeedForward(5)
     assert feed_forward.c_fc.weight.shape == (5, 20) and feed_forward.c_proj.weight.shape == (20, 5)
+    gated = layers.FeedForward(5, 7, activation="swiglu")
+    assert gated.c_fc.weight.shape == (5, 14) and gated.c_proj.weight.shape == (7, 5)
 
 
 def test_sinusoidal_positions_are_sines_and_cosines():
-    table = sinusoidal_table(7, 5)
+    table = sinusoidal_table(np.arange(7), 5)
     for t in range(7):
         for i in range(5):
             angle = t / 10000 ** (2 * (i // 2) / 5)
@@ -213,7 +225,7 @@ def test_sinusoidal_positions_are_sines_and_cosines():
 
 def test_learned_positions_differ_by_place_and_not_by_example():
     layer = layers.LearnedPosition(4, 3).initialise(dtype="float64")
-    y, _ = layer.forward(np.zeros((2, 3, 3)))
+    y, _ = layer.forward(np.zeros((2, 3, 3)), np.arange(3))
     assert np.array_equal(y[0], y[1]) and np.array_equal(y[0], layer.weight.data[:3])
 
 
@@ -221,9 +233,9 @@ def test_learned_positions_differ_by_place_and_not_by_example():
 def test_positions_begin_where_they_are_told_to(layer):
     layer.initialise(dtype="float64")
     x = normal(2, 7, 5)
-    whole, _ = layer.forward(x)
+    whole, _ = layer.forward(x, np.arange(7))
     for start, stop in ((0, 3), (3, 4), (4, 7)):
-        y, saved = layer.forward(x[:, start:stop], start)
+        y, saved = layer.forward(x[:, start:stop], np.arange(start, stop))
         assert np.array_equal(y, whole[:, start:stop])
         layer.backward(y, saved)
     for parameter in layer.parameters.values():
@@ -231,9 +243,10 @@ def test_positions_begin_where_they_are_told_to(layer):
 
 
 def test_checkpointing_keeps_the_names_and_only_the_input():
-    block = layers.Block(6, 2)
+    block = layers.Block(layers.LayerNorm(6), layers.SelfAttention(6, 2), layers.LayerNorm(6),
+                         layers.FeedForward(6))
     wrapped = layers.Checkpointed(block).initialise()
     assert wrapped.parameters == block.parameters
     x, key = normal(1, 2, 6).astype("f4"), Key(1)
     saved = wrapped.forward(x, key)[1]
-    assert saved[0] is x and saved[1] is key and len(saved) == 2
+    assert saved[0] is x and saved[1] is key and saved[2:] == ({},)

@@ -15,10 +15,11 @@ from npgpt.tensor.random import keep_mask
 NUMBERS = Path(__file__).with_name("oracle_numbers.json")
 
 
-def attention(q, k, v, causal=True, key_mask=None):
+def attention(q, k, v, causal=True, key_mask=None, dropout_p=0.0, dropout_key=None):
     """Written out: PyTorch's own kernels do not agree among themselves on rows that may look at nothing."""
     import torch
     (T, D), S = q.shape[-2:], k.shape[-2]
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     may_look = torch.ones(q.shape[0], 1, T, S, dtype=torch.bool)
     if causal:
         may_look &= torch.ones(T, S, dtype=torch.bool).tril(S - T)
@@ -27,6 +28,8 @@ def attention(q, k, v, causal=True, key_mask=None):
     sees = may_look.any(-1, keepdim=True)
     scores = torch.einsum("bhtd,bhsd->bhts", q, k) / D ** 0.5
     weights = torch.softmax(scores.masked_fill(~may_look & sees, -torch.inf), -1) * sees
+    if dropout_p:
+        weights = dropout(weights, dropout_p, dropout_key)
     return torch.einsum("bhts,bhsd->bhtd", weights, v)
 
 
@@ -47,6 +50,15 @@ def dropout(x, p, key):
     return torch.where(torch.from_numpy(keep_mask(key, tuple(x.shape), keep)), x / keep, 0)
 
 
+def rotary(x, rotation, interleaved=False):
+    """The pairs as complex numbers, turned by a product."""
+    import torch
+    cos, sin = (torch.from_numpy(part.astype("f8")) for part in rotation)
+    pairs = torch.stack([x[..., ::2], x[..., 1::2]] if interleaved else x.chunk(2, -1), -1)
+    turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * torch.complex(cos, sin))
+    return turned.flatten(-2) if interleaved else torch.cat(turned.unbind(-1), -1)
+
+
 def penalty(w, l1, l2):
     return l1 * w.abs().sum() + l2 * w.square().sum()
 
@@ -61,6 +73,10 @@ def pytorch_op(name):
         "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
         "gelu_erf": F.gelu,
         "relu": F.relu,
+        "rmsnorm": lambda x, gamma, eps=1e-5: F.rms_norm(x, x.shape[-1:], gamma, eps),
+        "rotary": rotary,
+        "softcap": lambda x, cap: cap * (x / cap).tanh(),
+        "swiglu": lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1],
         "softmax": lambda x: F.softmax(x, -1),
         "residual": lambda x, h: x + h,
         "attention": attention,
@@ -103,6 +119,13 @@ STORED = {      # label → op and its inputs
     "gelu_tanh": ("gelu_tanh", (np.array([-7.0, -3.1, -1.2, -0.3, 0.0, 0.4, 1.1, 2.9, 8.0]),)),
     "gelu_erf": ("gelu_erf", (np.array([-7.0, -3.1, -1.2, -0.3, 0.0, 0.4, 1.1, 2.9, 8.0]),)),
     "relu": ("relu", (waves(2, 3),)),
+    "rmsnorm": ("rmsnorm", (waves(2, 2, 3), waves(3, start=1))),
+    "rmsnorm, large eps": ("rmsnorm", (waves(2, 3), waves(3, start=1), 0.5)),
+    "rotary": ("rotary", (waves(1, 2, 3, 4), (np.cos(waves(3, 2, start=1)), np.sin(waves(3, 2, start=1))))),
+    "rotary, interleaved": ("rotary", (waves(2, 1, 2, 4), (np.cos(waves(2, 1, 2, 2, start=1)),
+                                                           np.sin(waves(2, 1, 2, 2, start=1))), True)),
+    "softcap": ("softcap", (waves(2, 3), 1.5)),
+    "swiglu": ("swiglu", (waves(2, 2, 6),)),
     "softmax": ("softmax", (waves(2, 2, 3),)),
     "residual": ("residual", (waves(2, 3), waves(2, 3, start=1))),
     "attention, causal": ("attention", (waves(1, 2, 3, 2), waves(1, 2, 3, 2, start=1),
@@ -114,6 +137,11 @@ STORED = {      # label → op and its inputs
     "attention, key mask": ("attention", (waves(2, 1, 2, 2), waves(2, 1, 3, 2, start=1),
                                           waves(2, 1, 3, 2, start=2), False,
                                           np.array([[True, False, True], [False, True, True]]))),
+    "attention, grouped queries": ("attention", (waves(1, 4, 2, 2), waves(1, 2, 3, 2, start=1),
+                                                 waves(1, 2, 3, 2, start=2))),
+    "attention, grouped queries, dropout": ("attention", (
+        waves(2, 2, 3, 2), waves(2, 1, 3, 2, start=1), waves(2, 1, 3, 2, start=2), True, None, 0.3,
+        Key(5, step=1, site=9))),
     "dropout": ("dropout", (waves(2, 3, 4), 0.3, Key(5, step=3, example=2, site=7))),
     "cross_entropy": ("cross_entropy", (waves(2, 2, 3), np.array([[2, -100], [0, 2]]))),
     "cross_entropy, part of a batch": ("cross_entropy", (waves(3, 4), np.array([1, 3, 0]), 11, 3)),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 
 from npgpt import check_gradients, ops
-from npgpt.inspection.examples import EXAMPLES, OPS, Sizes
+from npgpt.inspection.examples import EXAMPLES, OPS, Sizes, as_type, map_arrays
 from npgpt.testing import LAYOUTS, axes, seeds
 
 SIZES = axes("B T S H D C V").map(lambda sizes: Sizes(**sizes))
@@ -75,7 +75,7 @@ def test_gradients_of_the_formulas_alone_are_right(name, n, seed):
 # The others take |x|, a sign or a variance, which are not analytic.
 ANALYTIC = [name for name in OPS if name.split(",")[0] in
             ("linear", "gelu_tanh", "softmax", "attention", "cross_entropy", "linear_cross_entropy",
-             "dropout", "residual", "embedding")]
+             "dropout", "residual", "embedding", "rmsnorm", "rotary", "softcap", "swiglu")]
 
 
 @pytest.mark.parametrize("name", ANALYTIC)
@@ -104,7 +104,7 @@ def test_complex_step_agrees_to_1e_12(name, n, seed):
 @pytest.mark.parametrize("name", OPS)
 def test_float32_stays_float32(name):
     case = case_of(name)
-    inputs = [x.astype("f4") if getattr(x, "dtype", None) == np.float64 else x for x in case.inputs]
+    inputs = as_type("f4", case.inputs)
     y, saved, _, gradients = run(case, inputs)
     made = [y, *arrays_in(saved), *arrays_in(gradients)]
     assert {array.dtype for array in made if array.dtype.kind == "f"} == {np.dtype("f4")}
@@ -115,8 +115,8 @@ def test_float32_stays_float32(name):
 @pytest.mark.parametrize("name", OPS)
 def test_float32_results_are_the_float64_results_rounded(name):
     case = case_of(name)
-    rounded = [x.astype("f4") if getattr(x, "dtype", None) == np.float64 else x for x in case.inputs]
-    exact = [x.astype("f8") if getattr(x, "dtype", None) == np.float32 else x for x in rounded]
+    rounded = as_type("f4", case.inputs)
+    exact = as_type("f8", rounded)
     y, saved = case.forward(*rounded)
     y_exact, saved_exact = case.forward(*exact)
     assert close(y, y_exact, 1e-5)
@@ -131,7 +131,7 @@ def test_float32_results_are_the_float64_results_rounded(name):
 def test_memory_layout_does_not_change_the_result(name, layout):
     case = case_of(name)
     expected = run(case, case.inputs)
-    inputs = [LAYOUTS[layout](x) if isinstance(x, np.ndarray) else x for x in case.inputs]
+    inputs = map_arrays(LAYOUTS[layout], case.inputs)
     actual = run(case, inputs, LAYOUTS[layout])
     assert close(actual[0], expected[0], 1e-13)
     for gradient, wanted in zip(actual[3], expected[3], strict=True):

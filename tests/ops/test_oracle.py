@@ -17,7 +17,7 @@ from pytorch_ops import (
 )
 
 from npgpt import ops
-from npgpt.inspection.examples import OPS, Sizes
+from npgpt.inspection.examples import OPS, Sizes, as_type
 
 STORED_NUMBERS = json.loads(NUMBERS.read_text(encoding="utf-8"))
 
@@ -46,7 +46,7 @@ def test_values_and_gradients_are_those_of_pytorch(label, dtype, tolerance, seed
     pytest.importorskip("torch")
     sizes = [Sizes(), Sizes(T=4, S=4, D=4, C=4), Sizes(B=1, T=3, S=5, C=9, V=5)][seed]
     case = OPS[label](sizes, np.random.default_rng(seed), "cpu")
-    inputs = [x.astype(dtype) if getattr(x, "dtype", None) == np.float64 else x for x in case.inputs]
+    inputs = as_type(dtype, case.inputs)
     name = case.forward.__name__.removesuffix("_forward")
     def dy(shape):
         return np.asarray(np.random.default_rng(9).standard_normal(shape)).astype(dtype).astype("float64")

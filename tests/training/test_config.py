@@ -28,7 +28,8 @@ def test_the_nanogpt_recipe_has_nanogpts_shape_and_length():
 def test_settings_survive_a_file():
     config = TrainConfig(data='a "quoted" \\ päth', out_dir="x", min_lr=1e-5, l1=1e-7, bias=False)
     assert TrainConfig.parse(tomllib.loads(config.to_toml()), "file") == config
-    everything = dataclasses.replace(config, lr_decay_iters=7, workers=2)
+    everything = dataclasses.replace(config, lr_decay_iters=7, workers=2, n_kv_head=2, head_dim=8, n_inner=9,
+                                     qkv_bias=True, attn_proj_bias=False)
     assert set(tomllib.loads(everything.to_toml())) == {f.name for f in dataclasses.fields(TrainConfig)}
 
 
@@ -59,8 +60,8 @@ def test_hyphens_are_underscores_and_whole_numbers_are_numbers():
     ({"max_iters": 0}, "max_iters must be at least 1, not 0"),
     ({"seed": -1}, "seed must be at least 0"),
     ({"dtype": "float16"}, "dtype must be float32 or float64, not 'float16'"),
-    ({"activation": "swish"}, "activation must be gelu_tanh or gelu_erf or relu, not 'swish'"),
-    ({"position": "rotary"}, "position must be learned or sinusoidal, not 'rotary'"),
+    ({"activation": "swish"}, "activation must be gelu_tanh or gelu_erf or relu or swiglu, not 'swish'"),
+    ({"position": "alibi"}, "position must be learned or sinusoidal or rotary or none, not 'alibi'"),
 ])
 def test_what_cannot_be_is_refused_in_one_sentence(settings, sentence):
     with pytest.raises(ConfigError) as caught:

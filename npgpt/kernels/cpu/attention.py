@@ -1,53 +1,63 @@
 """Attention, a block of queries at a time: scores and probabilities live in cache only. Where it is causal,
 keys after the block's last query are never touched, nearly half of all. The row sum divides y, which has D
 columns, instead of the probabilities, which have S.
+
+Left to the formula: a key mask, dropout on the probabilities, and queries that may look at nothing.
 """
 
 import numpy as np
 
 from npgpt.kernels.cpu import tiles
+from npgpt.ops.attention import grouped
 
 QUERIES = 64        # of a block; more skips less of the upper triangle, fewer makes the products thin
 
 
-def attention_forward(q, k, v, causal=True, key_mask=None):
+def attention_forward(q, k, v, causal=True, key_mask=None, dropout=0.0, dropout_key=None):
     B, H, T, D = q.shape
-    if key_mask is not None or (causal and k.shape[2] < T) or q.size == 0 or k.size == 0:
+    if not _covered(q, k, causal, key_mask, dropout and dropout_key):
         return NotImplemented
     y   = np.empty((B, T, H, D), q.dtype).swapaxes(1, 2)                      # so that merging heads is free
     lse = np.empty((B, H, T, 1), q.dtype)
     for part, block, keys, hidden in _blocks(q, k, causal):
-        a = _scores(q[part, :, block], k[part, :, keys], hidden)              # (b, H, t, s)
+        a = _scores(q[part, :, block], k[part, :, keys], hidden)              # (b, G, H/G·t, s)
         top = a.max(-1, keepdims=True)
         a -= top
         e = np.exp(a, out=a)
         total = e @ np.ones((e.shape[-1], 1), e.dtype)                        # BLAS sums faster than NumPy
-        np.matmul(e, v[part, :, keys], out=y[part, :, block])
-        y[part, :, block] /= total
-        np.add(top, np.log(total), out=lse[part, :, block])
-    return y, (q, k, v, causal, key_mask, y, lse)
+        y_ = e @ v[part, :, keys]
+        y_ /= total
+        top += np.log(total)
+        y[part, :, block]   = y_.reshape(y[part, :, block].shape)
+        lse[part, :, block] = top.reshape(lse[part, :, block].shape)
+    return y, (q, k, v, causal, key_mask, dropout, dropout_key, y, lse)
 
 
 def attention_backward(dy, saved):
-    q, k, v, causal, key_mask, y, lse = saved
-    if key_mask is not None or (causal and k.shape[2] < q.shape[2]) or q.size == 0 or k.size == 0:
+    q, k, v, causal, key_mask, dropout, dropout_key, y, lse = saved
+    if not _covered(q, k, causal, key_mask, dropout and dropout_key):
         return NotImplemented
     dq, dk, dv = np.empty(q.shape, q.dtype), np.zeros(k.shape, k.dtype), np.zeros(v.shape, v.dtype)
-    scale = q.shape[-1] ** -0.5
+    scale, G = q.shape[-1] ** -0.5, k.shape[1]
     delta = np.vecdot(dy, y)[..., None]                                       # Σₛ dP P   (B, H, T, 1)
     for part, block, keys, hidden in _blocks(q, k, causal):
-        q_, k_, dy_ = q[part, :, block], k[part, :, keys], dy[part, :, block]
-        p = _scores(q_, k_, hidden)                                           # (b, H, t, s)
-        p -= lse[part, :, block]
+        k_, dy_ = k[part, :, keys], grouped(dy[part, :, block], G)
+        p = _scores(q[part, :, block], k_, hidden)                            # (b, G, H/G·t, s)
+        p -= grouped(lse[part, :, block], G)
         np.exp(p, out=p)
         dv[part, :, keys] += p.swapaxes(-1, -2) @ dy_
         da = dy_ @ v[part, :, keys].swapaxes(-1, -2)                          # dP, then dA
-        da -= delta[part, :, block]
+        da -= grouped(delta[part, :, block], G)
         da *= p
         da *= scale
-        np.matmul(da, k_, out=dq[part, :, block])
-        dk[part, :, keys] += da.swapaxes(-1, -2) @ q_
+        dq[part, :, block] = (da @ k_).reshape(dq[part, :, block].shape)
+        dk[part, :, keys] += da.swapaxes(-1, -2) @ grouped(q[part, :, block], G)
     return dq, dk, dv
+
+
+def _covered(q, k, causal, key_mask, dropout) -> bool:
+    return key_mask is None and not dropout and not (causal and k.shape[2] < q.shape[2]) \
+        and q.size > 0 and k.size > 0
 
 
 def _blocks(q, k, causal):
@@ -66,9 +76,10 @@ def _blocks(q, k, causal):
 
 
 def _scores(q, k, hidden):
-    """A = Q Kᵀ/√D + mask for one block."""
-    a = q @ k.swapaxes(-1, -2)
+    """A = Q Kᵀ/√D + mask for one block, the heads of a group one after the other: (b, G, H/G·t, s)"""
+    a = grouped(q, k.shape[1]) @ k.swapaxes(-1, -2)
     a *= q.shape[-1] ** -0.5
     if hidden is not None:
-        a[..., -hidden.shape[1]:] += hidden
+        by_head = a.reshape(*q.shape[:-1], a.shape[-1])                       # (b, H, t, s), a view
+        by_head[..., -hidden.shape[1]:] += hidden
     return a
