@@ -59,7 +59,8 @@ class Hashed:
         return np.stack([self.logits(row[real]) for row, real in zip(tokens, mask, strict=True)])
 
     def logits(self, tokens):
-        return 2 * np.random.default_rng([self.seed, *map(int, tokens)]).standard_normal(self.V).astype(self.dtype)
+        rng = np.random.default_rng([self.seed, *map(int, tokens)])
+        return 2 * rng.standard_normal(self.V).astype(self.dtype)
 
 
 def random_gpt(dtype="float64", seed=17, **options):

@@ -79,18 +79,16 @@ def test_the_nth_token_of_sequence_b_is_a_function_of_seed_n_and_b():
 def test_sampled_frequencies_are_the_probabilities():
     """Pearson's χ²: with 3 degrees of freedom above 16.3 once in 1000 seeds; this seed is fixed."""
     p, count = np.array([0.1, 0.2, 0.3, 0.4]), 4000
-    drawn = generate(fixed(*np.log(p)), np.zeros((1, 1), int), max_new_tokens=count, do_sample=True, seed=5)[0, 1:]
+    drawn = generate(fixed(*np.log(p)), [[0]], max_new_tokens=count, do_sample=True, seed=5)[0, 1:]
     expected = p * count
     assert ((np.bincount(drawn, minlength=4) - expected) ** 2 / expected).sum() < 16.3
 
 
 def test_top_k_top_p_and_temperature_reach_the_sampling():
     few = fixed(0.0, 1.0, 2.0, 3.0, 4.0)
-    prompt = np.zeros((1, 1), int)
-    assert set(generate(few, prompt, max_new_tokens=200, do_sample=True, top_k=2)[0, 1:]) == {3, 4}
-    assert set(generate(few, prompt, max_new_tokens=200, do_sample=True, top_p=0.7)[0, 1:]) == {3, 4}
-    assert set(generate(few, prompt, max_new_tokens=200, do_sample=True, temperature=0.01)[0, 1:]) == {4}
-    assert set(generate(few, prompt, max_new_tokens=200, do_sample=True, temperature=100.0)[0, 1:]) == {0, 1, 2, 3, 4}
+    for settings, tokens in (({"top_k": 2}, {3, 4}), ({"top_p": 0.7}, {3, 4}), ({"min_p": 0.1}, {2, 3, 4}),
+                             ({"temperature": 0.01}, {4}), ({"temperature": 100.0}, {0, 1, 2, 3, 4})):
+        assert set(generate(few, [[0]], max_new_tokens=200, do_sample=True, **settings)[0, 1:]) == tokens
 
 
 def test_top_k_one_is_greedy():
@@ -131,6 +129,88 @@ def test_the_prompt_is_only_read():
     prompt.flags.writeable = False
     generate(counting, prompt, max_new_tokens=3, do_sample=True, eos_token_id=5)
     assert prompt.tolist() == [[3]]
+
+
+def test_frequencies_are_those_of_all_settings_together():
+    """χ² with 2 degrees of freedom is above 13.8 once in 1000 seeds; this seed is fixed. The penalty makes
+    the prompt's 5.0 a 2.5, the temperature divides by 1.25; top_k takes out the token 0, top_p 1, min_p 2.
+    """
+    count, weights = 4000, np.exp(np.array([3.0, 4.0, 2.5]) / 1.25)
+    drawn = generate(fixed(0.0, 1.0, 2.0, 3.0, 4.0, 5.0), np.full((count, 1), 5), max_new_tokens=1,
+                     do_sample=True, temperature=1.25, top_k=5, top_p=0.9, min_p=0.25, repetition_penalty=2.0,
+                     seed=5)[:, 1]
+    expected = weights * count / weights.sum()
+    assert set(drawn) == {3, 4, 5}
+    assert ((np.bincount(drawn)[3:] - expected) ** 2 / expected).sum() < 13.8
+
+
+def test_several_continuations_of_a_prompt_are_drawn_each_for_itself_and_stand_side_by_side():
+    model = Hashed(V)
+    several = generate(model, [[1, 2], [3, 4]], max_new_tokens=5, do_sample=True, num_return_sequences=3,
+                       seed=2)
+    prompts = np.repeat([[1, 2], [3, 4]], 3, 0)
+    assert np.array_equal(several, generate(model, prompts, max_new_tokens=5, do_sample=True, seed=2))
+    assert np.array_equal(several[:, :2], prompts) and len(np.unique(several, axis=0)) == 6
+    assert model.read[0] == (2, 2) and model.read[1] == (6, 1)                # a prompt is read once
+
+
+def test_a_cache_has_room_for_all_that_will_be_read_and_each_position_is_read_once():
+    model = Hashed(V)
+    generate(model, [[1, 2, 3]], max_new_tokens=4)
+    assert model.room == [7] and model.read == [(1, 3), (1, 1), (1, 1), (1, 1)]
+    generate(model, [[1, 2, 3]], max_new_tokens=4, use_cache=False)
+    assert model.room == [7] and len(model.read) == 4
+
+
+def test_several_tokens_may_end_and_padding_is_of_its_own():
+    result = generate(counting, [[3], [6], [8]], max_new_tokens=5, eos_token_id=[8, 5], pad_token_id=2)
+    assert result.tolist() == [[3, 4, 5, 2, 2, 2], [6, 7, 8, 2, 2, 2], [8, 9, 10, 0, 1, 2]]
+
+
+def test_until_the_least_length_no_end_is_chosen():
+    """Forbidden, the end's neighbour at logit 0 with the smallest id comes instead: 0."""
+    assert generate(counting, [[6]], max_new_tokens=8, eos_token_id=8).tolist() == [[6, 7, 8]]
+    late = [[6, 7, 0, 1, 2, 3, 4, 5, 6]]
+    assert generate(counting, [[6]], max_new_tokens=8, min_new_tokens=8, eos_token_id=8).tolist() == late
+    for settings in ({"min_new_tokens": 2}, {"min_length": 3}, {"min_length": 2},
+                     {"min_length": 9, "min_new_tokens": 2}):
+        result = generate(counting, [[7]], max_new_tokens=9, eos_token_id=[8, 2], **settings).tolist()
+        assert result == [[7, 0, 1, 2]], settings
+    result = generate(counting, [[7]], max_new_tokens=9, eos_token_id=[8, 2], min_new_tokens=4).tolist()
+    assert result == [[7, 0, 1, 0, 1, 2]]
+
+
+@pytest.mark.parametrize(("settings", "new"), [
+    ({}, 20), ({"max_new_tokens": 3}, 3), ({"max_length": 9}, 7),
+    ({"max_length": 5, "max_new_tokens": 6}, 6)])
+def test_how_much_comes_at_most(settings, new):
+    assert generate(counting, [[3, 4]], **settings).shape == (1, 2 + new)
+
+
+def test_scores_and_logits_come_on_request():
+    output = generate(counting, [[3], [6]], max_new_tokens=3, eos_token_id=8, pad_token_id=1,
+                      do_sample=True, temperature=0.5, top_k=1, return_dict_in_generate=True,
+                      output_scores=True, output_logits=True)
+    assert output.sequences.tolist() == [[3, 4, 5, 6], [6, 7, 8, 1]] and output.beam_indices is None
+    assert len(output.scores) == len(output.logits) == 3
+    for n, (scores, logits) in enumerate(zip(output.scores, output.logits, strict=True)):
+        assert np.array_equal(logits, counting.function(output.sequences[:, :n + 1]))
+        assert np.array_equal(np.isfinite(scores).sum(-1), [1, 1] if n < 2 else [1, V])
+        assert scores[0].max() == 10
+    plain = generate(counting, [[3]], max_new_tokens=1, return_dict_in_generate=True)
+    assert plain.scores is plain.logits is None and plain.sequences.tolist() == [[3, 4]]
+
+
+@pytest.mark.parametrize("how", [
+    {}, {"do_sample": True}, {"do_sample": True, "top_p": 0.5}, {"num_beams": 2}])
+def test_where_all_are_forbidden_it_says_so(how):
+    with pytest.raises(ConfigError, match=r"no token is left|found only 0 different continuations"):
+        generate(Hashed(4), [[1, 2]], no_repeat_ngram_size=1, max_new_tokens=20, **how)
+
+
+def test_unsigned_and_narrow_ids_stay_what_they_are():
+    result = generate(counting, np.array([[3]], "uint16"), max_new_tokens=2)
+    assert result.dtype == np.uint16 and result.tolist() == [[3, 4, 5]]
 
 
 @pytest.mark.parametrize("prompt", [[], [[]], [3], np.zeros((0, 2), int), np.zeros((1, 2, 3), int)])
