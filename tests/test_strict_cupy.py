@@ -380,10 +380,14 @@ def test_adamw_and_clipping_on_the_device_equal_the_host(cupy):
     assert min(numbers["cpu"][:3]) > 0.5                                      # so that clipping has work
 
 
-def test_generation_from_the_device_equals_the_host(cupy):
+@pytest.mark.parametrize("settings", [
+    {"do_sample": True, "temperature": 0.7, "seed": 5}, {"num_beams": 3, "num_return_sequences": 2}])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_generation_from_the_device_equals_the_host(cupy, settings, ragged):
     here, there = GPT(CONFIG, device="cpu", dtype="float64"), GPT(CONFIG, device="cuda", dtype="float64")
     prompt = batch(CONFIG)[0][:, :2]
-    settings = {"do_sample": True, "temperature": 0.7, "seed": 5}
+    if ragged:
+        prompt, settings = [prompt[0].tolist(), [3], [4]], settings | {"pad_token_id": 0}
     new = there.generate(prompt, 6, **settings)
     assert isinstance(new, np.ndarray)
     np.testing.assert_array_equal(new, here.generate(prompt, 6, **settings))

@@ -123,7 +123,7 @@ def _time_generation(model: GPT, seconds: float) -> list[float]:
     again."""
     times: list[float] = []
     while sum(times) < seconds:
-        tokens = stream(model.decoder(), np.zeros((1, 1), int), model.config.block_size, do_sample=True)
+        tokens = stream(model, np.zeros((1, 1), int), max_new_tokens=model.config.block_size, do_sample=True)
         for _ in range(model.config.block_size):
             times.append(_seconds(lambda tokens=tokens: next(tokens)))
             if sum(times) >= seconds:

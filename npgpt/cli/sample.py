@@ -1,16 +1,17 @@
 """`npgpt sample`: a trained GPT writes, token by token."""
 
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
 from npgpt.cli.arguments import parse
 from npgpt.errors import ConfigError
-from npgpt.generation.decoding import stream
+from npgpt.generation.decoding import generate, stream
 from npgpt.terminal import printable
 from npgpt.training.runs import load_model
 
@@ -25,8 +26,12 @@ class Options:
     """What to write on from; \\n is a newline. Empty: a new document."""
     max_new_tokens: int = 200
     """Tokens to write, at most; a text that ends, ends earlier."""
+    min_new_tokens: int = 0
+    """Tokens to write, at least: until then no text ends."""
+    stop_strings: tuple[str, ...] = ()
+    """End as soon as one of these was written; \\n is a newline."""
     num_samples: int = 1
-    """Texts to write."""
+    """Texts to write; with --num-beams and without sampling, the so many best."""
     do_sample: bool = True
     """Draw tokens; --no-do-sample takes the most likely one each time."""
     temperature: float = 0.8
@@ -35,6 +40,23 @@ class Options:
     """Draw from the k most likely tokens only; 0 for all."""
     top_p: float = 1.0
     """Draw from the smallest set of likely tokens that has this much probability."""
+    min_p: float = 0.0
+    """Draw from tokens only that are at least this many times as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1 avoids the tokens that were there before, below 1 seeks them."""
+    no_repeat_ngram_size: int = 0
+    """No so many tokens in a row come twice; 0: they may."""
+    bad_words: tuple[str, ...] = ()
+    """Never write these, as the tokenizer writes them: mind the space before a word."""
+    num_beams: int = 1
+    """Search for the likeliest text among so many at a time. The text is shown when it is found."""
+    length_penalty: float = 1.0
+    """Of beam search: above 0 favours long texts, below 0 short ones."""
+    early_stopping: Literal["no", "yes", "never"] = "no"
+    """Of beam search: when to stop, once there are as many texts as beams: when better ones are unlikely
+    (no), at once (yes), or when there can be no better (never)."""
+    use_cache: bool = True
+    """Read each token once; --no-use-cache is slow, and writes the same."""
     seed: int = 0
     """The same seed writes the same text."""
     checkpoint: str = "best"
@@ -51,19 +73,39 @@ def run(arguments: list[str]) -> int:
     if not 0 <= options.seed < 2**64:
         raise ConfigError(f"seed must be at least 0 and below 2⁶⁴, not {options.seed}")
     model, tokenizer, _ = load_model(options.run, options.checkpoint, options.device, _warn)
-    prompt = options.prompt.replace("\\n", "\n")
+    prompt = _unescaped(options.prompt)
     end = tokenizer.eos_token_id
     ids = tokenizer.encode_ordinary(prompt) or [end or 0]         # of characters, id 0 usually is the newline
     show = printable if sys.stdout.isatty() else str
-    for n in range(options.num_samples):
-        new = stream(model.decoder(), np.array([ids]), options.max_new_tokens, options.do_sample,
-                     options.temperature, options.top_k or None, options.top_p,
-                     (options.seed + n) % 2**64)
-        print(show(prompt), end="", flush=True)
-        for text in tokenizer.decode_stream(_until(end, (int(token[0]) for token in new))):
+    for n, tokens in enumerate(_texts(model, tokenizer, np.array([ids]), options)):
+        print("\n---\n" if n else "", show(prompt), sep="", end="", flush=True)
+        for text in tokenizer.decode_stream(_until(end, tokens)):
             print(show(text), end="", flush=True)
-        print("\n---" if n + 1 < options.num_samples else "")
+    print()
     return 0
+
+
+def _texts(model: Any, tokenizer: Any, prompt, options: Options) -> Iterator[Iterable[int]]:
+    """The new tokens of one text after the other, as they come."""
+    settings = {name: getattr(options, name) for name in (
+        "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p",
+        "repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty", "use_cache")}
+    settings |= {
+        "eos_token_id":   tokenizer.eos_token_id,
+        "early_stopping": {"no": False, "yes": True, "never": "never"}[options.early_stopping],
+        "stop_strings":   [_unescaped(text) for text in options.stop_strings],
+        "bad_words_ids":  [tokenizer.encode_ordinary(_unescaped(text)) for text in options.bad_words]}
+    T = prompt.shape[1]
+    if options.num_beams > 1 and not options.do_sample:
+        yield from generate(model, prompt, tokenizer=tokenizer, pad_token_id=tokenizer.eos_token_id or 0,
+                            num_return_sequences=options.num_samples, **settings)[:, T:].tolist()
+        return
+    for n in range(options.num_samples):
+        settings["seed"] = (options.seed + n) % 2**64
+        if options.num_beams > 1:
+            yield generate(model, prompt, tokenizer=tokenizer, **settings)[0, T:].tolist()
+        else:
+            yield (int(new[0]) for new in stream(model, prompt, tokenizer=tokenizer, **settings))
 
 
 def _until(end: int | None, tokens):
@@ -71,6 +113,10 @@ def _until(end: int | None, tokens):
         if token == end:
             return
         yield token
+
+
+def _unescaped(text: str) -> str:
+    return text.replace("\\n", "\n")
 
 
 def _warn(text: str) -> None:

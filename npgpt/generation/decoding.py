@@ -1,55 +1,117 @@
 """Decoding: one token after another, each chosen from what the model says of those before it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from npgpt.errors import ConfigError
-from npgpt.generation.sampling import draw, next_token_probabilities
+from npgpt.generation.beam_search import beam_search
+from npgpt.generation.output import GenerationOutput, Streamer
+from npgpt.generation.processors import process, processors
+from npgpt.generation.sampling import check_not_all_forbidden, draw, narrowed, softmax
+from npgpt.generation.sequences import Model, Sequences, as_one_array
+from npgpt.generation.settings import GenerationSettings
+from npgpt.generation.stopping import Ending
 from npgpt.tensor.random import SAMPLING, Key, uniform
 
 
-def stream(next_logits: Callable[[np.ndarray], np.ndarray], tokens, max_new_tokens: int,
-           do_sample: bool = False, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0,
-           seed: int = 0) -> Iterator[np.ndarray]:
-    """Yields the next token of every sequence, (B,), up to max_new_tokens times.
+def generate(model: Model, prompts, attention_mask=None, tokenizer: Any = None,
+             streamer: Streamer | None = None, **settings) -> Any:
+    """prompts: (B, T)  →  (B · num_return_sequences, T + new): prompts and continuations
 
-    next_logits: (B, T) → (B, V).  tokens: the prompts, (B, T), T ≥ 1.
-    do_sample=False takes the most likely token. With do_sample=True tokens are drawn, with temperature, top_k
-    and top_p as in npgpt.generation.sampling; the random number for the n-th token of sequence b is a
-    function of (seed, n, b).  Raises ConfigError.
+    prompts: an array, or B lists of ids, of different lengths; see sequences.as_one_array.
+    settings: those of GenerationSettings.  tokenizer: for stop_strings.
+    A sequence that has ended is filled up while others go on. With return_dict_in_generate=True the result is
+    a GenerationOutput. Raises ConfigError.
     """
-    tokens = np.asarray(tokens)
-    if tokens.ndim != 2 or tokens.size == 0:
-        raise ConfigError(f"a prompt must have at least one token, in an array (B, T), not {tokens.shape}")
-    if max_new_tokens < 0:
-        raise ConfigError(f"max_new_tokens must not be negative: {max_new_tokens}")
-    for n in range(max_new_tokens):
-        logits = next_logits(tokens)
-        if do_sample:
-            p   = next_token_probabilities(logits, temperature, top_k, top_p)
-            key = Key(seed, SAMPLING, step=n)
-            new = draw(p, [uniform(key, b) for b in range(len(tokens))])
+    s = GenerationSettings.of(**settings)
+    tokens, mask = as_one_array(prompts, attention_mask, s.pad)
+    ending = _ending(s, tokenizer, len(tokens) * s.num_return_sequences)
+    if s.num_beams == 1:
+        output = _generate(model, tokens, mask, s, ending, streamer)
+    elif streamer is None:
+        output = beam_search(model, tokens, mask, s, ending)
+    else:
+        raise ConfigError("beam search has no token to stream before it has them all: leave out the "
+                          "streamer, or set num_beams=1")
+    return output if s.return_dict_in_generate else output.sequences
+
+
+def stream(model: Model, prompts, attention_mask=None, tokenizer: Any = None,
+           **settings) -> Iterator[np.ndarray]:
+    """Yields the next token of every sequence, (R,), until all have ended. As `generate`, without beams."""
+    s = GenerationSettings.of(**settings)
+    if s.num_beams > 1:
+        raise ConfigError("beam search has no token to stream before it has them all: use generate")
+    tokens, mask = as_one_array(prompts, attention_mask, s.pad)
+    ending = _ending(s, tokenizer, len(tokens) * s.num_return_sequences)
+    return (step.new for step in _steps(model, tokens, mask, s, ending))
+
+
+class _Step(NamedTuple):
+    new: np.ndarray             # (R,)
+    scores: np.ndarray          # (R, V)
+    logits: np.ndarray          # (R, V)
+
+
+def _steps(model: Model, tokens, mask, s: GenerationSettings, ending: Ending) -> Iterator[_Step]:
+    (B, T), (_, most) = tokens.shape, s.new_tokens(tokens.shape[1])
+    rules     = processors(s, T)
+    sequences = Sequences(model, tokens, mask, T + most, s.use_cache)
+    rows      = np.repeat(np.arange(B), s.num_return_sequences)               # (R,)
+    ended     = np.zeros(len(rows), bool)
+    for n in range(most):
+        logits  = sequences.next_logits() if n else sequences.first_logits(s, rows)
+        running = np.flatnonzero(~ended)
+        scores  = process(rules, sequences.tokens[running], logits[running])
+        new     = np.full(len(rows), s.pad or 0)
+        if s.do_sample:
+            scores = narrowed(scores, s.temperature, s.top_k, s.top_p, s.min_p)
+            key    = Key(s.seed, SAMPLING, step=n)
+            new[running] = draw(softmax(scores), [uniform(key, int(row)) for row in running])
         else:
-            new = np.argmax(logits, -1)
-        tokens = np.concatenate([tokens, new[:, None].astype(tokens.dtype)], 1)
-        yield new
-
-
-def generate(next_logits: Callable[[np.ndarray], np.ndarray], tokens, max_new_tokens: int, *,
-             eos_token_id: int | None = None, **settings) -> np.ndarray:
-    """tokens: (B, T)  →  (B, T + new), new ≤ max_new_tokens: prompts and continuations
-
-    The settings are those of `stream`. A sequence ends with eos_token_id, and is filled up with it while
-    others of the batch go on.
-    """
-    tokens = np.asarray(tokens)
-    ended  = np.zeros(len(tokens), bool)
-    for new in stream(next_logits, tokens, max_new_tokens, **settings):
-        if eos_token_id is not None:
-            new = np.where(ended, eos_token_id, new)
-            ended |= new == eos_token_id
-        tokens = np.concatenate([tokens, new[:, None].astype(tokens.dtype)], 1)
+            check_not_all_forbidden(scores.max(-1))
+            new[running] = np.argmax(scores, -1)
+        ended[running] = ending(sequences.tokens, running, new[running])
+        yield _Step(new, _of_all(scores, running, logits), logits)
         if ended.all():
             break
-    return tokens
+        sequences.append(new)
+
+
+def _generate(model: Model, tokens, mask, s: GenerationSettings, ending: Ending,
+              streamer: Streamer | None) -> GenerationOutput:
+    """`_steps` gathered, and told to the streamer."""
+    columns = [np.repeat(tokens, s.num_return_sequences, 0)]                  # (R, T)
+    scores, logits = [], []
+    if streamer is not None:
+        streamer.put(columns[0])
+    for step in _steps(model, tokens, mask, s, ending):
+        columns.append(step.new[:, None].astype(tokens.dtype))
+        if streamer is not None:
+            streamer.put(step.new)
+        if s.output_scores:
+            scores.append(step.scores)
+        if s.output_logits:
+            logits.append(step.logits)
+    if streamer is not None:
+        streamer.end()
+    return GenerationOutput(np.concatenate(columns, 1), tuple(scores) if s.output_scores else None,
+                            tuple(logits) if s.output_logits else None)
+
+
+def _of_all(scores, running, logits):
+    """The scores of the running rows, and of the others the logits: (R, V)"""
+    if len(running) == len(logits):
+        return scores
+    every = logits.copy()
+    every[running] = scores
+    return every
+
+
+def _ending(s: GenerationSettings, tokenizer: Any, rows: int) -> Ending:
+    if s.stop_strings and s.pad is None and rows > 1:
+        raise ConfigError("sequences that stop_strings end at different times are filled up: say with what "
+                          "by pad_token_id (or eos_token_id)")
+    return Ending(s, tokenizer)

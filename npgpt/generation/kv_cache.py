@@ -5,6 +5,8 @@ computed there stay what they are, however the sequence goes on, and a further t
 position, whose query asks the keys that are held, instead of a pass of them all.
 """
 
+import numpy as np
+
 from npgpt.errors import DataError
 from npgpt.tensor import array_module
 from npgpt.tensor.device import Array
@@ -24,6 +26,11 @@ class KVCache:
             raise DataError(f"a pass broke off with {max(lengths)} positions in one layer of the cache and "
                             f"{min(lengths)} in another: begin with a new cache")
         return lengths[0]
+
+    def select(self, rows) -> None:
+        """rows: (R,), on the host.  Sequence r becomes what rows[r] was; R may be other than before."""
+        for layer in self.layers:
+            layer.select(np.asarray(rows))
 
 
 class LayerCache:
@@ -57,3 +64,18 @@ class LayerCache:
         self.values[:, :, self.length:S] = v
         self.length = S
         return self.keys[:, :, :S], self.values[:, :, :S]
+
+    def select(self, rows) -> None:
+        """As KVCache.select. Of as many sequences as before, only those that change are copied."""
+        if self.keys is None:
+            return
+        xp, B, S = array_module(self.keys), len(self.keys), self.length
+        changed  = np.arange(len(rows)) if len(rows) != B else np.flatnonzero(rows != np.arange(B))
+        if not len(changed):
+            return
+        to, origin = xp.asarray(changed), xp.asarray(rows[changed])
+        for name in ("keys", "values"):
+            past = getattr(self, name)
+            room = past if len(rows) == B else xp.empty((len(rows), *past.shape[1:]), past.dtype)
+            room[to, :, :S] = past[origin, :, :S]
+            setattr(self, name, room)

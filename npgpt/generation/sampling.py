@@ -1,40 +1,85 @@
-"""From logits to a distribution to a token. On the host, in NumPy, one row a sequence."""
+"""From logits to a distribution to a token. On the host, in NumPy, one row a sequence.
+
+A distribution is narrowed by taking tokens out, that is by scores of −∞. Each way to do so leaves at least
+the `least` most likely tokens in.
+"""
 
 import numpy as np
 
 from npgpt.errors import ConfigError
 
+FIRST_GUESS = 256       # of how many tokens reach top_p
 
-def next_token_probabilities(logits, temperature: float = 1.0, top_k: int | None = None,
-                             top_p: float = 1.0) -> np.ndarray:
-    """logits: (B, V)  →  the distribution to draw from: (B, V), float64, rows that sum to 1
 
-    temperature: logits are divided by it; below 1 sharpens.
-    top_k: only the k most likely tokens stay, and all that tie with the k-th.
-    top_p: of those, only the smallest set of the most likely whose probabilities reach p (nucleus sampling,
-    Holtzman et al. 2020); the most likely token always stays.
-    Raises ConfigError.
+def narrowed(logits, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0,
+             min_p: float | None = None, least: int = 1) -> np.ndarray:
+    """logits: (B, V)  →  the logits of the distribution to draw from: (B, V)
+
+    temperature: logits are divided by it; below 1 sharpens. The others follow in this order, as in
+    transformers: keep_top_k, keep_top_p, keep_min_p.
     """
-    if temperature <= 0:
-        raise ConfigError(f"temperature must be above 0, not {temperature}; for the most likely token turn "
-                          "sampling off (do_sample=False)")
-    if top_k is not None and top_k < 1:
-        raise ConfigError(f"top_k must be at least 1, not {top_k}")
-    if not 0 < top_p <= 1:
-        raise ConfigError(f"top_p must be above 0 and at most 1, not {top_p}")
-    z = np.asarray(logits, np.float64) / temperature
-    if top_k is not None and top_k < z.shape[-1]:
-        kth = np.partition(z, -top_k, axis=-1)[:, -top_k, None]
-        z = np.where(z < kth, -np.inf, z)
-    p = np.exp(z - z.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
+    scores = logits / temperature if temperature != 1 else logits
+    if top_k:
+        scores = keep_top_k(scores, max(top_k, least))
     if top_p < 1:
-        order  = np.argsort(-p, axis=-1, kind="stable")                       # most likely first
-        ranked = np.take_along_axis(p, order, -1)
-        ranked[np.cumsum(ranked, -1) - ranked >= top_p] = 0              # the set before it reached p already
-        np.put_along_axis(p, order, ranked, -1)
-        p /= p.sum(-1, keepdims=True)
+        scores = keep_top_p(scores, top_p, least)
+    if min_p:
+        scores = keep_min_p(scores, min_p, least)
+    return scores
+
+
+def keep_top_k(scores, k: int) -> np.ndarray:
+    """Only the k most likely tokens stay, and all that tie with the k-th.   scores, result: (B, V)"""
+    return np.where(scores < _kth(scores, k), -np.inf, scores) if k < scores.shape[-1] else scores
+
+
+def keep_top_p(scores, p: float, least: int = 1) -> np.ndarray:
+    """Only the smallest set of the most likely tokens stays whose probabilities reach p.
+
+    Nucleus sampling, Holtzman et al. 2020.   scores, result: (B, V)
+    The set is looked for among the most likely few, then eight times as many, and so on: sorting all of a
+    vocabulary would be most of a small model's time.
+    """
+    V, k = scores.shape[-1], max(FIRST_GUESS, least)
+    probabilities = softmax(scores)
+    while True:
+        k = min(k, V)
+        likely = np.argpartition(scores, -k, -1)[:, -k:]
+        likely = np.take_along_axis(likely, np.argsort(-np.take_along_axis(scores, likely, -1), -1), -1)
+        ranked = np.take_along_axis(probabilities, likely, -1)                # most likely first
+        before = np.cumsum(ranked, -1) - ranked
+        if k == V or (before[:, -1] >= p).all():
+            break
+        k *= 8
+    stays = before < p                                                        # the set had not reached p yet
+    stays[:, :least] = True
+    kept  = np.full_like(scores, -np.inf)
+    np.put_along_axis(kept, likely, np.where(stays, np.take_along_axis(scores, likely, -1), -np.inf), -1)
+    return kept
+
+
+def keep_min_p(scores, p: float, least: int = 1) -> np.ndarray:
+    """Only tokens stay that are at least p times as likely as the most likely.   scores, result: (B, V)"""
+    lowest = scores.max(-1, keepdims=True) + float(np.log(p))
+    if least > 1:
+        lowest = np.minimum(lowest, _kth(scores, least))
+    return np.where(scores < lowest, -np.inf, scores)
+
+
+def softmax(scores) -> np.ndarray:
+    """scores: (B, V)  →  (B, V), float64, rows that sum to 1.  Raises ConfigError for a row of −∞ alone."""
+    largest = scores.max(-1, keepdims=True)
+    check_not_all_forbidden(largest)
+    p = np.exp(np.subtract(scores, largest, dtype=np.float64))
+    p /= p.sum(-1, keepdims=True)
     return p
+
+
+def check_not_all_forbidden(largest) -> None:
+    """largest: the largest score of each row.  Raises ConfigError where that is −∞."""
+    if (largest == -np.inf).any():
+        raise ConfigError("no token is left that may come next: raise no_repeat_ngram_size, or take away "
+                          "from bad_words_ids or from min_new_tokens")
 
 
 def draw(probabilities, uniform) -> np.ndarray:
@@ -42,3 +87,9 @@ def draw(probabilities, uniform) -> np.ndarray:
     cumulative = np.cumsum(probabilities, -1)
     tokens = (cumulative <= np.asarray(uniform)[:, None] * cumulative[:, -1:]).sum(-1)
     return np.minimum(tokens, probabilities.shape[-1] - 1)
+
+
+def _kth(scores, k: int):
+    """The k-th largest of each row, (B, 1); the smallest, where there are fewer."""
+    k = min(k, scores.shape[-1])
+    return np.partition(scores, -k, axis=-1)[:, -k, None]

@@ -139,6 +139,7 @@ class GPT(Module):
         kv_cache: holds what earlier calls read of the same sequence; only the tokens after that are read, and
         join it. A sequence longer than block_size is read without it: each further token moves all that are
         read to other places, and the keys held were computed in the old ones.
+        attention_mask: (B, T), as in `forward`. Padding counts in T.
         """
         if tokens.shape[1] > self.config.block_size:
             tokens, kv_cache = tokens[:, -self.config.block_size:], None
@@ -152,16 +153,19 @@ class GPT(Module):
 
     def decoder(self) -> Callable[..., np.ndarray]:
         """`next_logits` with a cache of its own: for one batch of sequences, asked again as they grow."""
-        kv_cache = KVCache(self.config.n_layer, self.config.block_size)
-        return functools.partial(self.next_logits, kv_cache=kv_cache)
+        return functools.partial(self.next_logits, kv_cache=self.new_cache(self.config.block_size))
 
-    def generate(self, tokens, max_new_tokens: int, **settings):
-        """tokens: (B, T)  →  (B, T + new): the prompt and what the model adds.
+    def new_cache(self, max_length: int) -> KVCache:
+        """An empty cache for a batch of sequences of up to max_length tokens, and at most block_size."""
+        return KVCache(self.config.n_layer, min(max_length, self.config.block_size))
 
-        The settings are transformers': do_sample, temperature, top_k, top_p, seed, eos_token_id; see
-        npgpt.generation.decoding.generate.
+    def generate(self, tokens, max_new_tokens: int | None = None, **settings):
+        """tokens: (B, T), or B lists of ids of different lengths  →  (B, T + new): prompts and continuations
+
+        The settings are transformers': max_length, do_sample, temperature, top_k, top_p, num_beams,
+        eos_token_id, attention_mask, streamer, …; see npgpt.generation.settings and decoding.generate.
         """
-        return decoding.generate(self.decoder(), tokens, max_new_tokens, **settings)
+        return decoding.generate(self, tokens, max_new_tokens=max_new_tokens, **settings)
 
     def _body_forward(self, tokens, key, kv_cache=None, attention_mask=None):
         """tokens: (B, T)  →  x: (B, T, C), what the head reads"""

@@ -136,7 +136,7 @@ def test_float32_stays_float32():
 @pytest.mark.parametrize("prompt", [1, 4, BLOCK, BLOCK + 2])
 def test_generation_is_that_of_the_model_without_a_cache(prompt, settings, options):
     model, x = gpt(**options), tokens(T=prompt)
-    expected = decoding.generate(model.next_logits, x, BLOCK + 4, **settings)
+    expected = model.generate(x, BLOCK + 4, use_cache=False, **settings)
     assert np.array_equal(model.generate(x, BLOCK + 4, **settings), expected)
     assert len(np.unique(expected[:, prompt:])) > 4
 
@@ -144,7 +144,7 @@ def test_generation_is_that_of_the_model_without_a_cache(prompt, settings, optio
 def test_sequences_that_have_ended_do_not_disturb_the_others():
     model, x = gpt(), tokens(T=2)
     end = model.generate(x, 4)[0, 3]
-    expected = decoding.generate(model.next_logits, x, BLOCK, eos_token_id=end)
+    expected = model.generate(x, BLOCK, eos_token_id=end, use_cache=False)
     assert np.array_equal(model.generate(x, BLOCK, eos_token_id=end), expected)
     assert (expected[0, 3:] == end).all() and not (expected[:, -1] == end).all()
 
@@ -158,7 +158,7 @@ def test_each_generation_has_a_cache_of_its_own():
 
 def test_two_generations_at_once_do_not_mix():
     model, prompts = gpt(), [tokens(T=3), tokens(T=3, seed=1)]
-    streams = [decoding.stream(model.decoder(), prompt, 5) for prompt in prompts]
+    streams = [decoding.stream(model, prompt, max_new_tokens=5) for prompt in prompts]
     mixed = list(zip(*streams, strict=True))
     for n, prompt in enumerate(prompts):
         assert np.array_equal(np.stack([pair[n] for pair in mixed], 1), model.generate(prompt, 5)[:, 3:])
@@ -178,7 +178,7 @@ def test_after_the_prompt_each_step_runs_one_position_and_past_the_block_all(opt
 def test_without_a_cache_all_positions_run(monkeypatch):
     model = gpt()
     read = lengths_read(model, monkeypatch)
-    decoding.generate(model.next_logits, tokens(T=4), 3)
+    model.generate(tokens(T=4), 3, use_cache=False)
     assert read == [4, 4, 4, 5, 5, 5, 6, 6, 6]
 
 

@@ -8,11 +8,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from npgpt.errors import ConfigError
-from npgpt.generation.sampling import draw, next_token_probabilities
+from npgpt.generation.sampling import FIRST_GUESS, draw, keep_top_p, narrowed, softmax
 from npgpt.testing import seeds
 
 
-def by_definition(logits, temperature, top_k, top_p):
+def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=1.0, min_p=None):
+    return softmax(narrowed(logits, temperature, top_k, top_p, min_p))
+
+
+def by_definition(logits, temperature, top_k, top_p, min_p):
     """The distribution over one row's tokens, in plain Python."""
     weights = [math.exp((z - max(logits)) / temperature) for z in logits]
     if top_k is not None:
@@ -26,19 +30,23 @@ def by_definition(logits, temperature, top_k, top_p):
         kept.add(token)
         reached += p[token]
     p = [value if token in kept else 0.0 for token, value in enumerate(p)]
+    p = [value if value >= (min_p or 0) * max(p) else 0.0 for value in p]
     return [value / sum(p) for value in p]
 
 
 @given(seed=seeds(), V=st.integers(1, 12), temperature=st.sampled_from([0.1, 0.7, 1.0, 2.5]),
-       top_k=st.sampled_from([None, 1, 2, 5, 100]), top_p=st.sampled_from([1e-9, 0.3, 0.5, 0.9, 1.0]))
-@example(seed=0, V=9, temperature=0.7, top_k=5, top_p=0.8)
-@example(seed=1, V=9, temperature=1.0, top_k=None, top_p=0.5)
-def test_probabilities_are_those_of_the_definition(seed, V, temperature, top_k, top_p):
+       top_k=st.sampled_from([None, 0, 1, 2, 5, 100]), top_p=st.sampled_from([1e-9, 0.3, 0.5, 0.9, 1.0]),
+       min_p=st.sampled_from([None, 0.0, 0.05, 0.3, 1.0]))
+@example(seed=0, V=9, temperature=0.7, top_k=5, top_p=0.8, min_p=None)
+@example(seed=1, V=9, temperature=1.0, top_k=None, top_p=0.5, min_p=0.05)
+@example(seed=1, V=9, temperature=2.5, top_k=None, top_p=1.0, min_p=0.3)
+def test_probabilities_are_those_of_the_definition(seed, V, temperature, top_k, top_p, min_p):
     logits = 3 * np.random.default_rng(seed).standard_normal((3, V))
-    p = next_token_probabilities(logits, temperature, top_k, top_p)
+    p = next_token_probabilities(logits, temperature, top_k, top_p, min_p)
     assert p.dtype == np.float64 and np.allclose(p.sum(-1), 1, rtol=0, atol=1e-14)
     for row, expected in zip(p, logits.tolist(), strict=True):
-        assert np.allclose(row, by_definition(expected, temperature, top_k, top_p), rtol=1e-12, atol=0)
+        expected = by_definition(expected, temperature, top_k or None, top_p, min_p)
+        assert np.allclose(row, expected, rtol=1e-12, atol=0)
 
 
 def test_without_settings_it_is_the_softmax():
@@ -77,20 +85,35 @@ def test_logits_are_only_read():
     logits = np.random.default_rng(0).standard_normal((2, 5))
     copy = logits.copy()
     logits.flags.writeable = False
-    next_token_probabilities(logits, 0.5, 3, 0.5)
+    next_token_probabilities(logits, 0.5, 3, 0.5, 0.5)
+    next_token_probabilities(logits, top_p=0.5)
     assert np.array_equal(logits, copy)
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"temperature": 0}, "temperature must be above 0.*do_sample=False"),
-    ({"temperature": -1.0}, "temperature must be above 0"),
-    ({"top_k": 0}, "top_k must be at least 1"),
-    ({"top_p": 0.0}, "top_p must be above 0"),
-    ({"top_p": 1.1}, "at most 1"),
-])
-def test_settings_that_cannot_be_are_refused(settings, words):
-    with pytest.raises(ConfigError, match=words):
-        next_token_probabilities(np.zeros((1, 3)), **settings)
+@pytest.mark.parametrize("top_p", [0.2, 0.9, 0.99999])
+def test_a_nucleus_beyond_the_first_guess_is_found_and_not_by_sorting_all(top_p, monkeypatch):
+    """As by sorting all, in rows of which one needs 2 tokens and another most of them."""
+    V, lengths, argsort = 30 * FIRST_GUESS, [], np.argsort
+    monkeypatch.setattr(np, "argsort", lambda x, *how: lengths.append(x.shape[-1]) or argsort(x, *how))
+    logits = np.random.default_rng(0).standard_normal((2, V)) * [[30.0], [1.0]]
+    kept = np.isfinite(keep_top_p(logits, top_p))
+    assert max(lengths) < V / 3 or top_p > 0.2
+    for row, stays in zip(softmax(logits), kept, strict=True):
+        ranked = np.sort(row)[::-1]
+        assert stays.sum() == (np.cumsum(ranked) - ranked < top_p).sum()
+        assert row[stays].min() > row[~stays].max()
+
+
+def test_what_must_stay_stays():
+    logits = np.log([[0.9, 0.06, 0.03, 0.01]])
+    for settings in ({"top_k": 1}, {"top_p": 0.1}, {"min_p": 0.9}):
+        assert np.isfinite(narrowed(logits, **settings, least=3)).tolist() == [[True, True, True, False]]
+        assert np.isfinite(narrowed(logits, **settings)).sum() == 1
+
+
+def test_where_nothing_is_left_it_says_so():
+    with pytest.raises(ConfigError, match="no token is left that may come next"):
+        softmax(np.array([[0.0, 1.0], [-np.inf, -np.inf]]))
 
 
 def test_draw_inverts_the_cumulative_distribution():

@@ -1,0 +1,92 @@
+"""Each rule on what may come next, against its definition in plain Python."""
+
+import math
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npgpt.generation.processors import (
+    forbid_before,
+    forbid_repeated_ngrams,
+    forbid_words,
+    penalise_repetition,
+    process,
+    processors,
+)
+from npgpt.generation.sequences import PADDING
+from npgpt.generation.settings import GenerationSettings
+from npgpt.testing import seeds
+
+V = 4
+
+
+def drawn(seed, T=9):
+    """Two sequences of a small vocabulary, the second with padding, and scores of both signs."""
+    rng = np.random.default_rng(seed)
+    sequences = rng.integers(0, V, (2, T))
+    sequences[1, :rng.integers(0, T)] = PADDING
+    return sequences, rng.standard_normal((2, V))
+
+
+def real(row):
+    return [int(id) for id in row if id != PADDING]
+
+
+def held_to(definition, rule, seed, T=9):
+    """definition: (tokens, scores of one row) → scores"""
+    sequences, scores = drawn(seed, T)
+    scores.flags.writeable = False
+    result = rule(sequences, scores)
+    for row, given_scores, new in zip(sequences, scores, result, strict=True):
+        assert new.tolist() == definition(real(row), given_scores.tolist())
+
+
+@given(seed=seeds(), penalty=st.sampled_from([0.5, 1.3]))
+def test_a_repeated_token_is_penalised_once(seed, penalty):
+    def definition(tokens, scores):
+        return [score if id not in tokens else score * penalty if score < 0 else score / penalty
+                for id, score in enumerate(scores)]
+    held_to(definition, lambda *given: penalise_repetition(*given, penalty), seed)
+
+
+@given(seed=seeds(), n=st.integers(1, 4), T=st.integers(1, 12))
+def test_no_ngram_comes_twice(seed, n, T):
+    def definition(tokens, scores):
+        there = {tuple(tokens[i:i + n]) for i in range(len(tokens) - n + 1)}
+        begun = tuple(tokens[len(tokens) - n + 1:]) if n > 1 else ()
+        whole = len(tokens) >= n - 1
+        return [-math.inf if whole and (*begun, id) in there else score for id, score in enumerate(scores)]
+    held_to(definition, lambda *given: forbid_repeated_ngrams(*given, n), seed, T)
+
+
+@given(seed=seeds(), T=st.integers(1, 4))
+def test_no_bad_word_comes(seed, T):
+    words = ((1,), (0, 2), (3, 3), (2, 1, 0), (0, 1, 2, 3, 0))
+    def definition(tokens, scores):
+        return [-math.inf if any(tuple([*tokens, id][-len(word):]) == word for word in words) else score
+                for id, score in enumerate(scores)]
+    held_to(definition, lambda *given: forbid_words(*given, words), seed, T)
+
+
+def test_some_do_not_come_before_a_length():
+    for T in (3, 4, 5):
+        held_to(lambda tokens, scores, T=T: [-math.inf if id in (0, 3) and T < 4 else score
+                                             for id, score in enumerate(scores)],
+                lambda *given: forbid_before(*given, (0, 3), 4), seed=1, T=T)
+
+
+def test_only_the_settings_that_say_something_make_rules_and_in_transformers_order():
+    assert processors(GenerationSettings(), 3) == []
+    assert processors(GenerationSettings(min_new_tokens=4), 3) == []          # there is no end to forbid
+    every = GenerationSettings(repetition_penalty=2.0, no_repeat_ngram_size=2, bad_words_ids=[[0]],
+                               eos_token_id=1, min_new_tokens=4)
+    assert [rule.func for rule in processors(every, 3)] == [
+        penalise_repetition, forbid_repeated_ngrams, forbid_words, forbid_before]
+
+
+def test_all_rules_are_applied():
+    settings = GenerationSettings(no_repeat_ngram_size=1, bad_words_ids=[[0]], eos_token_id=1,
+                                  min_new_tokens=4)
+    scores = process(processors(settings, 1), np.array([[2]]), np.zeros((1, V)))
+    assert scores.tolist() == [[-math.inf, -math.inf, -math.inf, 0]]
