@@ -3,15 +3,16 @@
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from npgpt.cli.arguments import parse
 from npgpt.interop.gguf_files import GGUFTokenizer, is_gguf, read_gguf
-from npgpt.interop.huggingface import write_model
+from npgpt.interop.huggingface import CHAT_TEMPLATE, write_model
 from npgpt.models import GPTConfig
 from npgpt.tokenizers.byte_pair import BPETokenizer
+from npgpt.tokenizers.files import Tokenizer
 from npgpt.tokenizers.formats import checked_byte_pair
 from npgpt.training.runs import load_model
 
@@ -38,26 +39,30 @@ def run(arguments: list[str]) -> int:
         _convert(options)
         print(f"model: {options.out_dir}")
         return 0
-    model, tokenizer, _ = load_model(options.model, options.checkpoint, "cpu", _warn)
-    arrays = {name: parameter.data for name, parameter in model.parameters.items()}
-    write_model(options.out_dir, asdict(model.config), arrays, options.dtype or None, options.max_shard_size,
-                tokenizer.eos_token_id, exact=False, beside=tokenizer.save)
+    loaded = load_model(options.model, options.checkpoint, "cpu", _warn)
+    arrays = {name: parameter.data for name, parameter in loaded.model.parameters.items()}
+    _write(options, asdict(loaded.model.config), arrays, loaded.tokenizer, loaded.eos_token_ids,
+           loaded.chat_template)
     print(f"model: {options.out_dir}")
     return 0
 
 
 def _convert(options: Options) -> None:
     config, tensors, parts = read_gguf(options.model, GPTConfig)
-    tokenizer = _tokenizer(options.model, parts)
+    arrays = {name: tensor.astype("float32", copy=False) for name, tensor in tensors.items()}
+    ends   = () if parts.eos_token_id is None else (parts.eos_token_id,)
+    _write(options, asdict(config), arrays, _tokenizer(options.model, parts), ends, parts.chat_template)
 
+
+def _write(options: Options, settings: dict[str, Any], arrays: dict[str, Any], tokenizer: Tokenizer,
+           ends: tuple[int, ...], chat_template: str | None) -> None:
     def beside(folder: Path) -> None:
         tokenizer.save(folder)
-        if parts.chat_template:
-            (folder / "chat_template.jinja").write_text(parts.chat_template, encoding="utf-8")
+        if chat_template is not None:
+            (folder / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
 
-    arrays = {name: tensor.astype("float32", copy=False) for name, tensor in tensors.items()}
-    write_model(options.out_dir, asdict(config), arrays, options.dtype or None, options.max_shard_size,
-                parts.eos_token_id, exact=False, beside=beside)
+    write_model(options.out_dir, settings, arrays, options.dtype or None, options.max_shard_size, ends,
+                exact=False, beside=beside)
 
 
 def _tokenizer(path: Path, parts: GGUFTokenizer) -> BPETokenizer:

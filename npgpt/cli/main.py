@@ -14,7 +14,8 @@ from npgpt.errors import NpgptError, UsageError
 COMMANDS = {
     "train": "train a GPT on a text, from scratch or from where a run stopped",
     "sample": "let a trained GPT write",
-    "export": "write a run's model in Hugging Face's layout, for transformers to read",
+    "chat": "talk with a trained GPT",
+    "export": "write a run's model, or a GGUF file, in Hugging Face's layout, for transformers to read",
     "prepare": "turn text into token shards: clean, without duplicates, split and encoded",
     "bench": "time training and generation on this machine",
     "tokenizer": "train a tokenizer; encode, decode and show with any",

@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -13,15 +14,15 @@ from npgpt.cli.arguments import parse
 from npgpt.errors import ConfigError
 from npgpt.generation.decoding import generate, stream
 from npgpt.terminal import printable
-from npgpt.training.runs import load_model
+from npgpt.training.runs import Loaded, load_model
 
 
 @dataclass(frozen=True)
 class Options:
     """Let a trained GPT write on from a prompt. The text goes to standard output as it comes."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The folder of a run."""
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
+    """The folder of a run or of a model in Hugging Face's layout, or the name of one on its hub."""
     prompt: str = ""
     """What to write on from; \\n is a newline. Empty: a new document."""
     max_new_tokens: int = 200
@@ -60,7 +61,7 @@ class Options:
     seed: int = 0
     """The same seed writes the same text."""
     checkpoint: str = "best"
-    """best (lowest validation loss), latest, or the number of a step."""
+    """Of a run: best (lowest validation loss), latest, or the number of a step."""
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
 
@@ -72,32 +73,33 @@ def run(arguments: list[str]) -> int:
             raise ConfigError(f"{name} must be at least {least}, not {getattr(options, name)}")
     if not 0 <= options.seed < 2**64:
         raise ConfigError(f"seed must be at least 0 and below 2⁶⁴, not {options.seed}")
-    model, tokenizer, _ = load_model(options.run, options.checkpoint, options.device, _warn)
-    prompt = _unescaped(options.prompt)
-    end = tokenizer.eos_token_id
-    ids = tokenizer.encode_ordinary(prompt) or [end or 0]         # of characters, id 0 usually is the newline
+    loaded    = load_model(options.model, options.checkpoint, options.device, _warn)
+    tokenizer = loaded.tokenizer
+    prompt    = _unescaped(options.prompt)
+    ids  = tokenizer.encode_ordinary(prompt) or [tokenizer.eos_token_id or 0]     # 0 often is the newline
     show = printable if sys.stdout.isatty() else str
-    for n, tokens in enumerate(_texts(model, tokenizer, np.array([ids]), options)):
+    for n, tokens in enumerate(_texts(loaded, np.array([ids]), options)):
         print("\n---\n" if n else "", show(prompt), sep="", end="", flush=True)
-        for text in tokenizer.decode_stream(_until(end, tokens)):
+        for text in tokenizer.decode_stream(takewhile(lambda id: id not in loaded.eos_token_ids, tokens)):
             print(show(text), end="", flush=True)
     print()
     return 0
 
 
-def _texts(model: Any, tokenizer: Any, prompt, options: Options) -> Iterator[Iterable[int]]:
+def _texts(loaded: Loaded, prompt, options: Options) -> Iterator[Iterable[int]]:
     """The new tokens of one text after the other, as they come."""
+    model, tokenizer, ends, _ = loaded
     settings = {name: getattr(options, name) for name in (
         "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p",
         "repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty", "use_cache")}
     settings |= {
-        "eos_token_id":   tokenizer.eos_token_id,
+        "eos_token_id":   ends or None,
         "early_stopping": {"no": False, "yes": True, "never": "never"}[options.early_stopping],
         "stop_strings":   [_unescaped(text) for text in options.stop_strings],
         "bad_words_ids":  [tokenizer.encode_ordinary(_unescaped(text)) for text in options.bad_words]}
     T = prompt.shape[1]
     if options.num_beams > 1 and not options.do_sample:
-        yield from generate(model, prompt, tokenizer=tokenizer, pad_token_id=tokenizer.eos_token_id or 0,
+        yield from generate(model, prompt, tokenizer=tokenizer, pad_token_id=ends[0] if ends else 0,
                             num_return_sequences=options.num_samples, **settings)[:, T:].tolist()
         return
     for n in range(options.num_samples):
@@ -106,13 +108,6 @@ def _texts(model: Any, tokenizer: Any, prompt, options: Options) -> Iterator[Ite
             yield generate(model, prompt, tokenizer=tokenizer, **settings)[0, T:].tolist()
         else:
             yield (int(new[0]) for new in stream(model, prompt, tokenizer=tokenizer, **settings))
-
-
-def _until(end: int | None, tokens):
-    for token in tokens:
-        if token == end:
-            return
-        yield token
 
 
 def _unescaped(text: str) -> str:

@@ -9,7 +9,7 @@ with, and its answer ends where it would speak for the other side:
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -56,7 +56,7 @@ def chat_template(source: str | None) -> Callable[[Sequence[Message]], str]:
         try:
             return template.render(messages=list(messages), add_generation_prompt=True, bos_token="",
                                    eos_token="")
-        except (TemplateError, TypeError, ValueError, LookupError, RecursionError, OverflowError) as error:
+        except Exception as error:      # a stranger's program: it may raise anything
             raise ConfigError(f"the model's chat template refuses the conversation: {error}") from error
 
     return render
@@ -82,7 +82,7 @@ class Conversation:
         """Forgets all that was said."""
         self.messages = list(self._system)
 
-    def answer(self, text: str) -> Iterator[str]:
+    def answer(self, text: str) -> Generator[str, None, None]:
         """Says `text` to the model; its answer as it comes. What came of it until then stays said, if the
         iterator is closed.
 

@@ -10,7 +10,7 @@ writes under its own names, with model_type npgpt, for itself to read.
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +39,7 @@ from npgpt.interop.safetensors_files import (
 )
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 OWN, OWN_SETTINGS = "npgpt", "npgpt_config"
 HEAD, EMBEDDING = "lm_head.weight", "wte.weight"
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -82,6 +83,37 @@ def read_model(folder: Path, make_config: Callable[..., C]) -> tuple[C, dict[str
     config   = _made(path, make_config, settings)
     tensors  = open_folder(folder)
     return config, _arranged(folder, family, settings, tensors)
+
+
+def read_ends(folder: Path) -> tuple[int, ...]:
+    """The tokens that end a text, by generation_config.json or config.json; none where neither says."""
+    for name in (GENERATION, CONFIG):
+        if (folder / name).exists():
+            path = member(folder, name)
+            ends = read_json(path).get("eos_token_id")
+            ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+            if not all(type(id) is int and 0 <= id < 2**31 for id in ends):
+                raise refused(path, f"its eos_token_id is {shown(ends)}, which is no token or tokens")
+            if ends:
+                return tuple(ends)
+    return ()
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """How the model reads a conversation: a template in Jinja, in a file of its own or the tokenizer's."""
+    if (folder / CHAT_TEMPLATE).exists():
+        path = member(folder, CHAT_TEMPLATE)
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise refused(path, str(error)) from error
+    if not (folder / TOKENIZER_CONFIG).exists():
+        return None
+    template = read_json(member(folder, TOKENIZER_CONFIG)).get("chat_template")
+    if isinstance(template, list):                         # several by name
+        template = next((entry.get("template") for entry in template
+                         if isinstance(entry, dict) and entry.get("name") == "default"), None)
+    return template if isinstance(template, str) else None
 
 
 def _made(path: Path, make_config: Callable[..., C], settings: Settings) -> C:
@@ -172,7 +204,7 @@ def _own_places(e: Entries, tensors: dict[str, Tensor]) -> list[Place]:
 # Writing
 
 def write_model(path: str | Path, settings: Settings, arrays: Mapping[str, Any], dtype: str | None = None,
-                max_shard_size: int | str = "5GB", eos_token_id: int | None = None, exact: bool = True,
+                max_shard_size: int | str = "5GB", eos_token_ids: Sequence[int] = (), exact: bool = True,
                 beside: Callable[[Path], None] | None = None) -> None:
     """Writes a folder, whole or not at all.  settings: all of GPTConfig's fields.  arrays: by npgpt's names.
 
@@ -186,8 +218,10 @@ def write_model(path: str | Path, settings: Settings, arrays: Mapping[str, Any],
     config, tensors = _translated(settings, arrays, exact)
     kinds = {tensor.dtype.name for tensor in tensors.values()}
     config["torch_dtype"] = dtype or (kinds.pop() if len(kinds) == 1 else "float32")
-    config |= {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
-    generation = {} if eos_token_id is None else {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
+    first, *others = (*eos_token_ids, None)                 # GPT-2 begins a text with what ends one
+    ends = {"bos_token_id": first, "eos_token_id": first if len(others) < 2 else [*eos_token_ids]}
+    config |= ends
+    generation = ends if eos_token_ids else {}
     try:
         shards = list(_shards(tensors, dtype, _bytes(max_shard_size)))
         with atomic_folder(path, last=CONFIG) as folder:

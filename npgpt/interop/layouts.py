@@ -42,9 +42,12 @@ class Place(NamedTuple):
 
 
 class Assembled:
-    """A parameter made of the tensors of a file, read only when its numbers are asked for."""
+    """A parameter made of the tensors of a file, read only when its numbers are asked for.
 
-    def __init__(self, place: Place, tensors: Mapping[str, Tensor]):
+    tensors: by their names in the file, with `values()`.
+    """
+
+    def __init__(self, place: Place, tensors: Mapping[str, Any]):
         self.shape = place.shape
         self._parts = [(piece, tensors[piece.name]) for piece in place.pieces]
 

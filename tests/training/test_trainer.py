@@ -16,7 +16,7 @@ from npgpt.tensor import Key
 from npgpt.training.checkpoint import list_checkpoints, load_checkpoint, load_latest, lock_run
 from npgpt.training.config import TrainConfig
 from npgpt.training.optimizer import AdamW
-from npgpt.training.runs import create_run, load_model, new_run_path, open_run
+from npgpt.training.runs import create_run, load_run, new_run_path, open_run
 from npgpt.training.schedule import learning_rate
 from npgpt.training.trainer import Trainer
 
@@ -110,11 +110,11 @@ def test_the_latest_two_and_the_best_checkpoints_are_kept(tmp_path, monkeypatch)
     tiny.train_quietly(run)
     kept = [int(folder.name.removeprefix("step-")) for folder in list_checkpoints(run.path)]
     assert kept == [50, 40, 10]
-    assert load_model(run.path, "best", "cpu", print)[2].step == 10
-    assert load_model(run.path, "latest", "cpu", print)[2].step == 50
-    assert load_model(run.path, "40", "cpu", print)[2].step == 40
+    assert load_run(run.path, "best", "cpu", print)[2].step == 10
+    assert load_run(run.path, "latest", "cpu", print)[2].step == 50
+    assert load_run(run.path, "40", "cpu", print)[2].step == 40
     with pytest.raises(CheckpointError, match="no checkpoint '7': use best, latest, 50, 40, 10"):
-        load_model(run.path, "7", "cpu", print)
+        load_run(run.path, "7", "cpu", print)
 
 
 def test_a_second_trainer_on_the_same_run_is_refused(tmp_path):
