@@ -65,8 +65,9 @@ def gpt2_settings(e: Entries) -> dict[str, Any]:
                         "make them equal")
     return {
         "vocab_size": e.whole("vocab_size"), "n_embd": e.whole("n_embd"),
-        "block_size": e.whole("n_positions", e.whole("n_ctx", None)), "n_layer": e.whole("n_layer"),
-        "n_head": e.whole("n_head"), "n_inner": e.whole("n_inner", None), "dropout": dropout,
+        "block_size": e.whole("n_ctx" if e.get("n_positions") is None and e.get("n_ctx") else "n_positions"),
+        "n_layer": e.whole("n_layer"), "n_head": e.whole("n_head"), "n_inner": e.whole("n_inner", None),
+        "dropout": dropout,
         "attention_dropout": e.number("attn_pdrop", 0.1), "norm_eps": e.number("layer_norm_epsilon", 1e-5),
         "activation": e.one_of("activation_function", GPT2_ACTIVATIONS, "gelu_new"),
         "tie_word_embeddings": e.flag("tie_word_embeddings", True),
@@ -76,11 +77,11 @@ def gpt2_settings(e: Entries) -> dict[str, Any]:
 
 
 def gpt2_config(settings: Settings) -> dict[str, Any]:
-    s, (C, H, _, _, F, V) = settings, sizes(settings)
+    s, (C, H, _, _, _, V) = settings, sizes(settings)
+    activation = next(theirs for theirs, ours in GPT2_ACTIVATIONS.items() if ours == s["activation"])
     return {
         "vocab_size": V, "n_positions": s["block_size"], "n_embd": C, "n_layer": s["n_layer"], "n_head": H,
-        "n_inner": F, "activation_function": next(theirs for theirs, ours in GPT2_ACTIVATIONS.items()
-                                                  if ours == s["activation"]),
+        "n_inner": s["n_inner"], "activation_function": activation,
         "resid_pdrop": s["dropout"], "embd_pdrop": s["dropout"], "attn_pdrop": s["attention_dropout"],
         "layer_norm_epsilon": s["norm_eps"], "tie_word_embeddings": s["tie_word_embeddings"],
     }
@@ -188,12 +189,12 @@ def llama_config(settings: Settings) -> dict[str, Any]:
                  "original_max_position_embeddings": s["rope_original_block_size"]}
     return {
         "vocab_size": V, "max_position_embeddings": s["block_size"], "num_hidden_layers": s["n_layer"],
-        "num_attention_heads": H, "num_key_value_heads": G, "head_dim": D, "hidden_size": C,
+        "num_attention_heads": H, "num_key_value_heads": G, "hidden_size": C,
         "intermediate_size": F, "hidden_act": "silu", "rms_norm_eps": s["norm_eps"],
         "attention_dropout": s["attention_dropout"], "attention_bias": qkv_bias, "mlp_bias": bias,
         "tie_word_embeddings": s["tie_word_embeddings"], "use_sliding_window": False, "sliding_window": None,
         "rope_theta": s["rope_theta"], "rope_scaling": None if s["rope_scaling"] == "none" else rope,
-        "rope_parameters": rope,
+        "rope_parameters": rope, **({"head_dim": D} if s["head_dim"] or s["qk_norm"] else {}),
     }
 
 
