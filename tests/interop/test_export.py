@@ -22,6 +22,7 @@ import npgpt
 from npgpt.cli.main import main
 from npgpt.errors import CheckpointError, ConfigError, TokenizerError
 from npgpt.interop import huggingface
+from npgpt.tokenizers.patterns import SPLIT_PATTERNS
 from npgpt.training.runs import load_model
 
 
@@ -195,6 +196,23 @@ def test_transformers_reads_what_is_exported(run):
     prompt = tokenizer("to be", return_tensors="pt")["input_ids"]
     logits = model(prompt).logits.detach().numpy()
     np.testing.assert_allclose(ours.forward(prompt.numpy())[0], logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral", "qwen3", "npgpt"])
+@pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
+def test_transformers_splits_text_as_the_tokenizer_beside_the_model_does(pattern, model_type, tmp_path):
+    """And not as the model's family usually does: numbers, marks and capitals are where the patterns differ."""
+    transformers = pytest.importorskip("transformers")
+    text = "The cat's 12345, DON'T... äöü 日本語 double  spaces\n\n\ttab <|endoftext|>x HTTPServer 3.14"
+    ours = npgpt.BPETokenizer.train([text * 3], 420, pattern)
+    ours.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs(text)["input_ids"] == ours.encode(text, allowed_special="all")
+    assert theirs.decode(theirs(text)["input_ids"]) == text
+    assert theirs.eos_token_id == theirs.bos_token_id == ours.eos_token_id and len(theirs) == ours.vocab_size
+    npgpt.BPETokenizer.train([text], 300, pattern, special_tokens=()).save(tmp_path)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).eos_token is None
 
 
 def test_what_is_wrong_is_told_in_one_line(run, capsys):

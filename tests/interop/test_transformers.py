@@ -200,7 +200,7 @@ def test_the_old_spelling_of_the_rotary_settings(tmp_path):
 def test_a_model_that_turns_neighbours_is_written_so_that_it_computes_the_same(changes, tmp_path):
     changes = dict(changes)
     dtype   = changes.pop("dtype", "float32")
-    config  = npgpt.GPTConfig(**{"vocab_size": 37, "block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 16,
+    config  = npgpt.GPTConfig(**{"vocab_size": 37, "block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 32,
                                  "n_kv_head": 2, "n_inner": 20, "norm": "rmsnorm", "activation": "swiglu",
                                  "position": "rotary", "rope_interleaved": True, "bias": False} | changes)
     ours    = random_model(config, dtype)
