@@ -201,7 +201,7 @@ def test_transformers_reads_what_is_exported(run):
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral", "qwen3", "npgpt"])
 @pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
 def test_transformers_splits_text_as_the_tokenizer_beside_the_model_does(pattern, model_type, tmp_path):
-    """And not as the model's family usually does: numbers, marks and capitals are where the patterns differ."""
+    """And not as the family usually does: numbers, marks and capitals are where the patterns differ."""
     transformers = pytest.importorskip("transformers")
     text = "The cat's 12345, DON'T... äöü 日本語 double  spaces\n\n\ttab <|endoftext|>x HTTPServer 3.14"
     ours = npgpt.BPETokenizer.train([text * 3], 420, pattern)

@@ -211,20 +211,31 @@ def test_a_config_that_is_no_json_is_refused(content, words, tmp_path):
     refused(load(tmp_path), tmp_path / "config.json", words)
 
 
-def test_settings_that_change_nothing_are_taken(tmp_path):
-    for number, (changes, expected) in enumerate([
-            ({"sliding_window": 6}, {}), ({"sliding_window": None},
-                                          {}), ({"layer_types": ["full_attention"] * 2}, {}),
-            ({"partial_rotary_factor": 1.0, "rope_theta": 5.0}, {"rope_theta": 5.0}),
-            ({"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}, "rope_theta": 5.0},
-             {"rope_theta": 7.0}),
-            ({"rope_scaling": {"type": "linear", "factor": 2}}, {"rope_scaling": "linear",
-                                                                 "rope_factor": 2.0}),
-            ({"rope_scaling": {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}},
-             {"rope_original_block_size": 6, "rope_high_freq_factor": 4.0, "rope_factor": 8.0}),
-            ({"rms_norm_eps": ...}, {"norm_eps": 1e-6}), ({"attention_dropout": 0.25},
-                                                          {"attention_dropout": 0.25}),
-            ({"model_type": "mistral", "architectures": None, "sliding_window": None}, {"qkv_bias": False})]):
-        config = npgpt.GPT.from_pretrained(write_folder(tmp_path / str(number), LLAMA, llama_arrays(),
-                                                        **changes)).config
-        assert {name: getattr(config, name) for name in expected} == expected
+TAKEN = [
+    ({"sliding_window": 6}, {}),
+    ({"sliding_window": None}, {}),
+    ({"layer_types": ["full_attention"] * 2}, {}),
+    ({"tie_word_embeddings": ...}, {"tie_word_embeddings": False}),
+    ({"partial_rotary_factor": 1.0, "rope_theta": 5.0}, {"rope_theta": 5.0}),
+    ({"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}, "rope_theta": 5.0},
+     {"rope_theta": 7.0}),
+    ({"rope_scaling": {"type": "linear", "factor": 2}}, {"rope_scaling": "linear", "rope_factor": 2.0}),
+    ({"rope_scaling": LLAMA3 | {"original_max_position_embeddings": None}},
+     {"rope_original_block_size": 6, "rope_high_freq_factor": 4.0, "rope_factor": 8.0}),
+    ({"rms_norm_eps": ...}, {"norm_eps": 1e-6}),
+    ({"attention_dropout": 0.25}, {"attention_dropout": 0.25}),
+    ({"model_type": "mistral", "architectures": None, "sliding_window": None,
+      "max_position_embeddings": 8192}, {"qkv_bias": False, "block_size": 8192}),
+    ({"model_type": "qwen2", "architectures": None, "sliding_window": 4, "use_sliding_window": False},
+     {"qkv_bias": True, "attn_proj_bias": False, "bias": False}),
+]
+
+
+@pytest.mark.parametrize("changes, expected", TAKEN)
+def test_settings_that_npgpt_has_too_are_taken(changes, expected, tmp_path):
+    arrays = llama_arrays()
+    if changes.get("model_type") == "qwen2":
+        for name in [name for name in arrays if "q_proj" in name or "k_proj" in name or "v_proj" in name]:
+            arrays[name.replace("weight", "bias")] = arrays[name][:, 0]
+    config = npgpt.GPT.from_pretrained(write_folder(tmp_path, LLAMA, arrays, **changes)).config
+    assert {name: getattr(config, name) for name in expected} == expected
