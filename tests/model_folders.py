@@ -1,6 +1,7 @@
 """Model folders written by hand, and what every refusal must keep to: one sentence, 1 s, 50 MB."""
 
 import json
+import os
 import time
 import tracemalloc
 from pathlib import Path
@@ -8,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from npgpt import GPT
 from npgpt.errors import CheckpointError
+
+os.environ["HF_HUB_OFFLINE"] = "1"                       # read when huggingface_hub is imported
 
 GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 11, "n_positions": 6,
         "n_embd": 4, "n_layer": 2, "n_head": 2, "n_inner": 4, "activation_function": "gelu_new",
@@ -83,6 +87,15 @@ def llama_arrays(config=LLAMA, prefix="model."):
                             "mlp.down_proj": (C, F)}.items():
             shapes[f"layers.{n}.{name}.weight"] = shape
     return filled({prefix + name: shape for name, shape in shapes.items()} | {"lm_head.weight": (V, C)})
+
+
+def random_model(config, dtype="float32"):
+    """A GPT of numbers of order 1, gains not 1 and biases not 0."""
+    model  = GPT(config, dtype=dtype)
+    random = np.random.default_rng(5)
+    for parameter in model.parameters.values():
+        parameter.data[...] = random.normal(size=parameter.shape) * 0.5 + (len(parameter.shape) == 1) * 0.7
+    return model
 
 
 def filled(shapes):

@@ -65,8 +65,9 @@ def gpt2_settings(e: Entries) -> dict[str, Any]:
                         "make them equal")
     return {
         "vocab_size": e.whole("vocab_size"), "n_embd": e.whole("n_embd"),
-        "block_size": e.whole("n_positions", e.whole("n_ctx", None)), "n_layer": e.whole("n_layer"),
-        "n_head": e.whole("n_head"), "n_inner": e.whole("n_inner", None), "dropout": dropout,
+        "block_size": e.whole("n_ctx" if e.get("n_positions") is None and e.get("n_ctx") else "n_positions"),
+        "n_layer": e.whole("n_layer"), "n_head": e.whole("n_head"), "n_inner": e.whole("n_inner", None),
+        "dropout": dropout,
         "attention_dropout": e.number("attn_pdrop", 0.1), "norm_eps": e.number("layer_norm_epsilon", 1e-5),
         "activation": e.one_of("activation_function", GPT2_ACTIVATIONS, "gelu_new"),
         "tie_word_embeddings": e.flag("tie_word_embeddings", True),
@@ -77,10 +78,10 @@ def gpt2_settings(e: Entries) -> dict[str, Any]:
 
 def gpt2_config(settings: Settings) -> dict[str, Any]:
     s, (C, H, _, _, _, V) = settings, sizes(settings)
+    activation = next(theirs for theirs, ours in GPT2_ACTIVATIONS.items() if ours == s["activation"])
     return {
         "vocab_size": V, "n_positions": s["block_size"], "n_embd": C, "n_layer": s["n_layer"], "n_head": H,
-        "n_inner": s["n_inner"], "activation_function": next(theirs for theirs, ours in GPT2_ACTIVATIONS.items()
-                                                  if ours == s["activation"]),
+        "n_inner": s["n_inner"], "activation_function": activation,
         "resid_pdrop": s["dropout"], "embd_pdrop": s["dropout"], "attn_pdrop": s["attention_dropout"],
         "layer_norm_epsilon": s["norm_eps"], "tie_word_embeddings": s["tie_word_embeddings"],
     }

@@ -284,7 +284,7 @@ def _size(name: str, tensor: Any, dtype: str | None) -> int:
 
 
 def _bytes(size: int | str) -> int:
-    match = re.fullmatch(r"([0-9]{1,15})\s*([A-Z]*)", str(size).upper())
+    match = re.fullmatch(r"([0-9]{1,15})\s*([A-Z]*)", str(size).strip().upper())
     if not match or match[2] not in UNITS or int(match[1]) < 1:
         raise ConfigError(f"max_shard_size must be a number of bytes, or as 200MB or 5GB, not {size!r}")
     return int(match[1]) * UNITS[match[2]]

@@ -1,15 +1,18 @@
-"""transformers as the oracle: what its models compute, npgpt's compute from the same folder, and the way back.
+"""transformers as the oracle: what its models compute, npgpt's compute from the same folder, and back again.
 
-All numbers are of order 1, gains are not 1 and biases not 0, so that nothing that is left out or exchanged hides.
+All numbers are of order 1, gains are not 1 and biases not 0, so that nothing left out or exchanged hides.
 """
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+from model_folders import random_model
 
 import npgpt
 from npgpt.errors import ConfigError
+from npgpt.interop.huggingface import write_model
 
 torch        = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -29,7 +32,8 @@ MODELS = {
     "gpt2, one head": ("GPT2", {"n_head": 1, "n_layer": 1, "vocab_size": 12}),
     "llama": ("Llama", {}),
     "llama, its square": ("Llama", {"num_key_value_heads": 4, "intermediate_size": 16}),
-    "llama, all biases, tied": ("Llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "llama, all biases, tied": ("Llama", {"attention_bias": True, "mlp_bias": True,
+                                          "tie_word_embeddings": True}),
     "llama, bias of attention": ("Llama", {"attention_bias": True, "num_key_value_heads": 1}),
     "llama, wide heads": ("Llama", {"head_dim": 6, "rms_norm_eps": 0.3}),
     "llama, epsilon, theta": ("Llama", {"rms_norm_eps": 1e-3, "rope_theta": 100.0}),
@@ -48,7 +52,7 @@ def build(name, seed=0):
     """A transformers model of random numbers."""
     kind, changes = MODELS[name]
     config = getattr(transformers, f"{kind}Config")(**(GPT2 if kind == "GPT2" else LLAMA) | changes)
-    model  = getattr(transformers, f"{kind}LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")(config).eval()
+    model  = transformers.AutoModelForCausalLM.from_config(config).eval()
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -139,7 +143,8 @@ def test_logits_and_gradients_are_theirs_and_the_way_back_loses_no_bit(name, tmp
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     assert type(again).__name__.startswith(WRITTEN.get(kind, kind))
     assert same_weights(theirs, again) > 10
-    np.testing.assert_allclose(logits_of(again, tokens), expected, rtol=0, atol=1e-5)       # sums in another order
+    np.testing.assert_allclose(logits_of(again, tokens), expected, rtol=0,
+                               atol=1e-5)     # another order of sums
     back = npgpt.GPT.from_pretrained(tmp_path / "ours")
     assert back.config == ours.config
     np.testing.assert_array_equal(back.flat.data, ours.flat.data)
@@ -156,7 +161,7 @@ def test_all_types_of_weights_in_several_files(dtype, name, tmp_path):
     with torch.no_grad():
         wide = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs", dtype=torch.float64)
         expected = wide(torch.tensor(tokens)).logits.numpy()
-    np.testing.assert_allclose(ours.forward(tokens)[0], expected, rtol=0, atol=1e-5)    # their angles: float32
+    np.testing.assert_allclose(ours.forward(tokens)[0], expected, rtol=0, atol=1e-5)     # angles: float32
 
     ours.save_pretrained(tmp_path / "ours", dtype=dtype, max_shard_size="4KB")
     files = sorted(path.name for path in (tmp_path / "ours").glob("model-*"))
@@ -190,11 +195,12 @@ def test_the_old_spelling_of_the_rotary_settings(tmp_path):
 
 @pytest.mark.parametrize("changes", [
     {}, {"qk_norm": True}, {"bias": True}, {"qkv_bias": True}, {"n_kv_head": 1, "head_dim": 8},
-    {"tie_word_embeddings": False}, {"qk_norm": True, "qkv_bias": True, "attn_proj_bias": True, "dtype": "float64"}])
+    {"tie_word_embeddings": False}, {"qk_norm": True, "qkv_bias": True, "attn_proj_bias": True,
+                                     "dtype": "float64"}])
 def test_a_model_that_turns_neighbours_is_written_so_that_it_computes_the_same(changes, tmp_path):
     changes = dict(changes)
     dtype   = changes.pop("dtype", "float32")
-    config  = npgpt.GPTConfig(**{"vocab_size": 37, "block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 16,
+    config  = npgpt.GPTConfig(**{"vocab_size": 37, "block_size": 32, "n_layer": 2, "n_head": 4, "n_embd": 32,
                                  "n_kv_head": 2, "n_inner": 20, "norm": "rmsnorm", "activation": "swiglu",
                                  "position": "rotary", "rope_interleaved": True, "bias": False} | changes)
     ours    = random_model(config, dtype)
@@ -208,19 +214,7 @@ def test_a_model_that_turns_neighbours_is_written_so_that_it_computes_the_same(c
     np.testing.assert_allclose(back.forward(tokens)[0], logits, rtol=0, atol=1e-4)
 
 
-def random_model(config, dtype="float32"):
-    model  = npgpt.GPT(config, dtype=dtype)
-    random = np.random.default_rng(5)
-    for parameter in model.parameters.values():
-        parameter.data[...] = random.normal(size=parameter.shape) * 0.5 + (len(parameter.shape) == 1) * 0.7
-    return model
-
-
 def test_a_gpt2_without_biases_is_exported_with_zeros(tmp_path):
-    from dataclasses import asdict
-
-    from npgpt.interop.huggingface import write_model
-
     ours   = random_model(npgpt.GPTConfig(37, 16, 2, 3, 12, bias=False, attn_proj_bias=True))
     arrays = {name: parameter.data for name, parameter in ours.parameters.items()}
     write_model(tmp_path / "x", asdict(ours.config), arrays, exact=False)
@@ -230,23 +224,22 @@ def test_a_gpt2_without_biases_is_exported_with_zeros(tmp_path):
     assert not theirs.transformer.h[0].mlp.c_fc.bias.any() and theirs.transformer.h[0].attn.c_proj.bias.any()
 
 
+RMS_ROTARY = {"norm": "rmsnorm", "position": "rotary"}
+LIKE_LLAMA = RMS_ROTARY | {"activation": "swiglu"}
+
+
 @pytest.mark.parametrize("changes, option", [
     ({"block": "post"}, "block = 'post'"), ({"block": "parallel"}, "block = 'parallel'"),
     ({"position": "sinusoidal"}, "position = 'sinusoidal'"), ({"position": "none"}, "position = 'none'"),
     ({"logit_softcap": 3.0}, "logit_softcap = 3.0"), ({"qk_norm": True}, "qk_norm = True"),
-    ({"n_kv_head": 1}, "n_kv_head = 1"), ({"head_dim": 5}, "head_dim = 5"), ({"activation": "swiglu"}, "activation"),
-    ({"norm": "rmsnorm"}, "position = 'learned'"),
-    ({"norm": "rmsnorm", "position": "rotary"}, "activation = 'gelu_tanh'"),
-    ({"norm": "rmsnorm", "position": "rotary", "activation": "swiglu", "attn_proj_bias": False}, "attn_proj_bias"),
-    ({"norm": "rmsnorm", "position": "rotary", "activation": "swiglu", "qk_norm": True}, "bias = True"),
-    ({"norm": "rmsnorm", "position": "rotary", "activation": "swiglu", "block": "parallel"}, "block = 'parallel'"),
-    ({"norm": "rmsnorm", "position": "rotary", "activation": "swiglu", "logit_softcap": 1.0}, "logit_softcap"),
-    ({"norm": "rmsnorm", "position": "rotary", "activation": "swiglu", "n_head": 5, "head_dim": 4}, "n_head = 5")])
+    ({"n_kv_head": 1}, "n_kv_head = 1"), ({"head_dim": 5}, "head_dim = 5"),
+    ({"activation": "swiglu"}, "activation"), ({"norm": "rmsnorm"}, "position = 'learned'"),
+    (RMS_ROTARY, "activation = 'gelu_tanh'"), (LIKE_LLAMA | {"attn_proj_bias": False}, "attn_proj_bias"),
+    (LIKE_LLAMA | {"qk_norm": True}, "bias = True"), (LIKE_LLAMA | {"block": "parallel"},
+                                                      "block = 'parallel'"),
+    (LIKE_LLAMA | {"logit_softcap": 1.0}, "logit_softcap"),
+    (LIKE_LLAMA | {"n_head": 5, "head_dim": 4}, "n_head = 5")])
 def test_what_no_family_holds_is_not_exported_but_kept_by_npgpt(changes, option, tmp_path):
-    from dataclasses import asdict
-
-    from npgpt.interop.huggingface import write_model
-
     ours   = random_model(npgpt.GPTConfig(**{"vocab_size": 37, "block_size": 16, "n_layer": 2, "n_head": 3,
                                              "n_embd": 12} | changes))
     arrays = {name: parameter.data for name, parameter in ours.parameters.items()}

@@ -1,0 +1,267 @@
+"""Model folders written, names of the hub fetched, and the commands that read and write models."""
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from model_folders import (
+    gpt2_arrays,
+    random_model,
+    refused,
+    write_folder,
+    write_shards,
+    write_tensors,
+)
+
+import npgpt
+from npgpt.cli.main import main
+from npgpt.errors import CheckpointError, ConfigError, TokenizerError
+from npgpt.interop import huggingface
+from npgpt.tokenizers.patterns import SPLIT_PATTERNS
+from npgpt.training.runs import load_model
+
+
+def load(folder):
+    return lambda: npgpt.GPT.from_pretrained(folder)
+
+
+# Writing
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    model = random_model(npgpt.GPTConfig(11, 6, 2, 2, 4))
+    path  = tmp_path / "new" / "model"
+    real  = huggingface._write_json
+    for survived in range(3):
+        left = [survived]
+
+        def fails(file, content, left=left):
+            if not left[0]:
+                raise OSError(28, "No space left on device")
+            left[0] -= 1
+            real(file, content)
+
+        monkeypatch.setattr(huggingface, "_write_json", fails)
+        with pytest.raises(CheckpointError, match="cannot save the model to .*: No space left"):
+            model.save_pretrained(path, max_shard_size=500)
+        assert list((tmp_path / "new").iterdir()) == []
+    monkeypatch.setattr(huggingface, "_write_json", real)
+    model.save_pretrained(path, max_shard_size=500)
+    files = {file.name: file.read_bytes() for file in path.iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors.index.json"} < files.keys()
+    assert [file.name for file in path.parent.iterdir()] == ["model"]
+    total = json.loads(files["model.safetensors.index.json"])["metadata"]["total_size"]
+    assert total == model.flat.size * 4
+    for file, content in files.items():
+        assert not file.endswith(".safetensors") or len(content) < 500 + 1500
+        assert not file.endswith(".safetensors") or b'"__metadata__": {"format": "pt"}' in content
+
+    with pytest.raises(CheckpointError, match="already holds a config.json"):
+        model.save_pretrained(path)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == files
+    (tmp_path / "file").touch()
+    for wrong in (tmp_path / "file", tmp_path / "file" / "x"):
+        with pytest.raises(CheckpointError, match="cannot save"):
+            model.save_pretrained(wrong)
+
+
+def test_a_folder_that_holds_something_else_is_added_to(tmp_path):
+    model = random_model(npgpt.GPTConfig(260, 6, 1, 2, 4))
+    npgpt.BPETokenizer.train(["abc"], 258).save(tmp_path / "x")
+    (tmp_path / "x" / "model.safetensors").write_text("of a save that was cut short")
+    model.save_pretrained(tmp_path / "x")
+    np.testing.assert_array_equal(npgpt.GPT.from_pretrained(tmp_path / "x").flat.data, model.flat.data)
+    assert npgpt.load_tokenizer(tmp_path / "x").vocab_size == 258
+    (tmp_path / "empty").mkdir()
+    model.save_pretrained(tmp_path / "empty")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("settings, words", [
+    ({"dtype": "int8"}, "dtype must be float64, float32, float16, bfloat16, not 'int8'"),
+    ({"max_shard_size": "5 parsecs"}, "max_shard_size"), ({"max_shard_size": 0}, "max_shard_size"),
+    ({"max_shard_size": "-1"}, "max_shard_size"), ({"max_shard_size": 1.5}, "max_shard_size")])
+def test_wrong_settings_of_saving(settings, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        random_model(npgpt.GPTConfig(11, 6, 1, 2, 4)).save_pretrained(tmp_path / "x", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_float16_cannot_hold_is_not_saved(tmp_path):
+    model = random_model(npgpt.GPTConfig(11, 6, 1, 2, 4))
+    model.parameters["h.0.mlp.c_fc.bias"].data[3] = 7e4
+    with pytest.raises(CheckpointError, match="transformer.h.0.mlp.c_fc.bias holds 70000, which is beyond"):
+        model.save_pretrained(tmp_path / "x", dtype="float16")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size, files", [("1KB", 3), (" 1 kb", 3), ("3KB", 1), (10**9, 1), ("1 MB", 1), (1,
+                                                                                                         28)])
+def test_sizes_of_files(size, files, tmp_path):
+    assert [huggingface._bytes(f"2{unit}") for unit in ("", "kB", "MiB", "GB")] == [2, 2000, 2**21, 2 * 10**9]
+    random_model(npgpt.GPTConfig(11, 6, 2, 2, 4)).save_pretrained(tmp_path / "x", "float32", size)
+    assert len(list((tmp_path / "x").glob("*.safetensors"))) == files
+
+
+# By name
+
+def test_a_name_is_fetched(tmp_path, monkeypatch):
+    asked  = []
+    folder = write_folder(tmp_path / "cache" / "models--a--b" / "snapshots" / "0f")
+    blobs  = folder.parent.parent / "blobs"
+    blobs.mkdir()
+    (folder / "model.safetensors").rename(blobs / "77")
+    (folder / "model.safetensors").symlink_to("../../blobs/77")
+
+    def snapshot_download(repo_id, allow_patterns):
+        asked.append((repo_id, allow_patterns))
+        if repo_id == "a/absent":
+            raise ConnectionError("404: no such thing\nand a page of HTML")
+        return str(folder)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub",
+                        types.SimpleNamespace(snapshot_download=snapshot_download))
+    assert npgpt.GPT.from_pretrained("a/b.c-d_e").config.n_layer == 2
+    assert npgpt.GPT.from_pretrained("gpt2").config.n_layer == 2
+    assert [name for name, _ in asked] == ["a/b.c-d_e", "gpt2"]
+    assert "model.safetensors" in asked[0][1] and not {"*", "pytorch_model.bin", "*.bin",
+                                                       "*.py"} & set(asked[0][1])
+    refused(load("a/absent"), "a/absent", "404: no such thing")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    count = len(asked)
+    for path in ("runs/absent", "../x", "/a/b", "a/b/c", "a b", "-a/b", "a..b", "cache/x", Path("a/b")):
+        refused(load(path), "is no folder")
+    assert len(asked) == count
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refused(load("a/b"), "a/b is no folder", "pip install 'npgpt[hub]'")
+
+
+def test_the_hub_is_only_imported_when_it_is_needed():
+    code = "import npgpt, sys; assert 'huggingface_hub' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Commands
+
+def said_by(capsys, status, *arguments):
+    """One line on stderr, whatever is wrong with a model."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == status
+    said = capsys.readouterr().err
+    assert said.startswith("npgpt: ") and said.count("\n") == 1 and "Traceback" not in said, said
+    return said
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.write_text(tmp_path)
+    flags = [*tiny.FLAGS, "--tokenizer", "bpe", "--vocab-size", "300", "--max-iters", "2", "--out-dir", "run"]
+    assert main(["train", "--data", "text.txt", *flags]) == 0
+    return tmp_path / "run"
+
+
+def test_a_run_is_exported_and_sampled_from_like_the_run(run, capsys):
+    assert main(["export", "run", "--out-dir", "out", "--max-shard-size", "5KB"]) == 0
+    assert len(list(Path("out").glob("model-*"))) > 1
+    assert main(["export", "out", "--out-dir", "half", "--dtype", "bfloat16"]) == 0
+    texts = []
+    for source in ("run", "out", "half"):
+        capsys.readouterr()
+        assert main(["sample", source, "--prompt", "to be", "--max-new-tokens", "9", "--no-do-sample"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and texts[2].startswith("to be")
+    ours, tokenizer, checkpoint = load_model(run, "best", "cpu", print)
+    back, again, none = load_model(Path("out"), "best", "cpu", print)
+    assert checkpoint.step == 2 and none is None and again.vocab_size == tokenizer.vocab_size
+    np.testing.assert_array_equal(ours.flat.data, back.flat.data)
+    end = json.loads(Path("out/generation_config.json").read_text())["eos_token_id"]
+    assert end == tokenizer.eos_token_id == json.loads(Path("out/config.json").read_text())["eos_token_id"]
+
+
+def test_transformers_reads_what_is_exported(run):
+    transformers = pytest.importorskip("transformers")
+    assert main(["export", "run", "--out-dir", "out"]) == 0
+    model, tokenizer = (kind.from_pretrained("out") for kind in (transformers.AutoModelForCausalLM,
+                                                                 transformers.AutoTokenizer))
+    ours, own, _ = load_model(run, "best", "cpu", print)
+    text = "To be, or not to be: 12345's the question\n\n  <|endoftext|> äöü 日本"
+    ids  = tokenizer(text)["input_ids"]
+    assert ids == own.encode(text, allowed_special="all") and tokenizer.decode(ids) == text
+    assert tokenizer.eos_token_id == own.eos_token_id == model.generation_config.eos_token_id
+    prompt = tokenizer("to be", return_tensors="pt")["input_ids"]
+    logits = model(prompt).logits.detach().numpy()
+    np.testing.assert_allclose(ours.forward(prompt.numpy())[0], logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral", "qwen3", "npgpt"])
+@pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
+def test_transformers_splits_text_as_the_tokenizer_beside_the_model_does(pattern, model_type, tmp_path):
+    """And not as the family usually does: numbers, marks and capitals are where the patterns differ."""
+    transformers = pytest.importorskip("transformers")
+    text = "The cat's 12345, DON'T... äöü 日本語 double  spaces\n\n\ttab <|endoftext|>x HTTPServer 3.14"
+    ours = npgpt.BPETokenizer.train([text * 3], 420, pattern)
+    ours.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs(text)["input_ids"] == ours.encode(text, allowed_special="all")
+    assert theirs.decode(theirs(text)["input_ids"]) == text
+    assert theirs.eos_token_id == theirs.bos_token_id == ours.eos_token_id and len(theirs) == ours.vocab_size
+    npgpt.BPETokenizer.train([text], 300, pattern, special_tokens=()).save(tmp_path)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).eos_token is None
+
+
+def test_what_is_wrong_is_told_in_one_line(run, capsys):
+    assert "out_dir" in said_by(capsys, 2, "export", "run").replace("-", "_")
+    assert "no checkpoint '7'" in said_by(capsys, 1, "export", "run", "--out-dir", "o", "--checkpoint", "7")
+    assert "dtype must be" in said_by(capsys, 1, "export", "run", "--out-dir", "o", "--dtype", "int4")
+    assert "max_shard_size" in said_by(capsys, 1, "export", "run", "--out-dir", "o", "--max-shard-size", "x")
+    assert "absent is not a run's folder" in said_by(capsys, 1, "export", "absent", "--out-dir", "o")
+    assert "absent is no folder" in said_by(capsys, 1, "sample", run.parent / "absent")
+    assert main(["export", "run", "--out-dir", "out"]) == 0
+    assert "already holds a config.json" in said_by(capsys, 1, "export", "run", "--out-dir", "out")
+    config = Path("out/config.json")
+    sound  = config.read_text()
+    for command in (["sample", "out"], ["export", "out", "--out-dir", "o"]):
+        config.write_text(sound.replace('"gpt2"', '"mamba"'))
+        assert "out/config.json cannot be used: its model_type is 'mamba'" in said_by(capsys, 1, *command)
+        config.write_text(sound.replace('"n_layer": 2', '"n_layer": 3'))
+        assert "out has no tensor transformer.h.2.ln_1.weight" in said_by(capsys, 1, *command)
+        config.write_text(sound)
+        content = Path("out/model.safetensors").read_bytes()
+        for damaged in (b"", content[:-1], content[:100], b"\xff" * 100):
+            Path("out/model.safetensors").write_bytes(damaged)
+            assert "model.safetensors cannot be used" in said_by(capsys, 1, *command)
+        Path("out/model.safetensors").write_bytes(content)
+    for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt"):
+        Path("out", name).unlink()
+    assert "tokenizer_config.json is missing" in said_by(capsys, 1, "sample", "out")
+    with pytest.raises(TokenizerError):
+        load_model(Path("out"), "best", "cpu", print)
+    assert not Path("o").exists()
+
+
+def test_a_run_that_no_family_holds_is_not_exported(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny.write_text(tmp_path)
+    flags = [*tiny.FLAGS, "--position", "sinusoidal", "--max-iters", "1", "--out-dir", "run"]
+    assert main(["train", "--data", "text.txt", *flags]) == 0
+    assert "position = 'sinusoidal' cannot be exported" in said_by(capsys, 1, "export", "run", "--out-dir",
+                                                                   "out")
+    assert not Path("out").exists()
+
+
+def test_shards_by_hand_are_found_from_the_command(tmp_path, capsys):
+    folder = write_folder(tmp_path / "x")
+    index  = write_shards(folder, gpt2_arrays())
+    npgpt.BPETokenizer.train(["abc"], 257).save(folder)
+    index["weight_map"]["transformer.wte.weight"] = "../../etc/passwd"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "'../../etc/passwd', which is not inside the folder" in said_by(capsys, 1, "sample", folder)
+    write_tensors(folder / "model.safetensors", gpt2_arrays())
+    assert "not in the vocabulary" in said_by(capsys, 1, "sample", folder, "--prompt", "abc")
