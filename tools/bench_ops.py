@@ -43,6 +43,10 @@ def calls() -> dict[str, tuple[Callable, tuple, dict]]:
         "gelu_tanh_forward": (ops.gelu_tanh_forward, (wide,), {}),
         "layernorm_forward": (ops.layernorm_forward, (x, gamma, gamma), {}),
         "layernorm_backward": (ops.layernorm_backward, (x, ops.layernorm_forward(x, gamma, gamma)[1]), {}),
+        "rmsnorm_forward": (ops.rmsnorm_forward, (x, gamma), {}),
+        "rmsnorm_backward": (ops.rmsnorm_backward, (x, ops.rmsnorm_forward(x, gamma)[1]), {}),
+        "swiglu_forward": (ops.swiglu_forward, (wide,), {}),
+        "swiglu_backward": (ops.swiglu_backward, (wide[..., :2 * C].copy(), ops.swiglu_forward(wide)[1]), {}),
         "linear_cross_entropy_forward": (ops.linear_cross_entropy_forward, (x, normal(V, C), tokens), {}),
         "adamw": (ops.adamw, (w, g, m, variance, 3, 1e-3), {"out": (w, m, variance)}),
     }

@@ -4,14 +4,12 @@
     python tools/bench_step.py A C D64 --rounds 9
     python tools/bench_step.py B --formulas --dropout 0.2
 
-Each competitor is a process of its own that stays; they take turns, and all but the one whose turn it is are
-stopped, so that a drift of the machine meets all alike and nobody disturbs another. npgpt, on a thread for
-each physical core, runs twice, to show the noise; `--formulas` adds it without twins. PyTorch runs eagerly
-and compiled, and both again with MKL's check for an Intel processor answered yes (see `unbind_mkl`), for on
-other processors MKL takes slower paths. Ratios are medians of the ratios within each round. "sgemm" is
-what each competitor's own BLAS reaches in one large product in the same rounds, in GFLOP/s, and "of it" the
-share of that which its step comes to; "faults" are minor page faults a step. Needs PyTorch; run nothing else
-meanwhile.
+The competitors take turns (tools/competitors.py). npgpt, on a thread for each physical core, runs twice, to
+show the noise; `--formulas` adds it without twins. PyTorch runs eagerly and compiled, and both again with
+MKL's check for an Intel processor answered yes (see `unbind_mkl`), for on other processors MKL takes slower
+paths. Ratios are medians of the ratios within each round. "sgemm" is what each competitor's own BLAS reaches
+in one large product in the same rounds, in GFLOP/s, and "of it" the share of that which its step comes to;
+"faults" are minor page faults a step. Needs PyTorch; run nothing else meanwhile.
 """
 
 import argparse
@@ -20,9 +18,7 @@ import math
 import mmap
 import os
 import resource
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from competitors import paired, take_turns
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -90,21 +87,11 @@ def main() -> None:
 def compare(name: str, names: list[str], rounds: int, dropout: float, console: Console) -> None:
     """Prints the table of one configuration."""
     shape = SHAPES[name]
-    workers = {competitor: start(competitor, name, dropout) for competitor in names}
-    times: dict[str, list[float]] = {competitor: [] for competitor in names}
-    limits: dict[str, list[float]] = {competitor: [] for competitor in names}
-    faults, memory = {}, {}
-    try:
-        for _ in range(rounds):
-            for competitor, process in workers.items():
-                process.send_signal(signal.SIGCONT)
-                seconds, faults[competitor], memory[competitor], limit = map(float, ask(process).split())
-                process.send_signal(signal.SIGSTOP)
-                times[competitor].append(seconds)
-                limits[competitor].append(limit)
-    finally:
-        for process in workers.values():
-            process.kill()
+    turns = take_turns({competitor: [sys.executable, __file__, "--work", competitor, name,
+                                     "--dropout", str(dropout)] for competitor in names}, rounds)
+    columns = {competitor: list(zip(*turns[competitor], strict=True)) for competitor in names}
+    times, faults, memory, limits = ({competitor: columns[competitor][n] for competitor in names}
+                                     for n in range(4))
     tokens = shape.B * shape.T
     flops  = shape.settings().model(shape.V).flops_per_token
     title = ", ".join(f"{k}={v}" for k, v in shape._asdict().items())
@@ -114,42 +101,16 @@ def compare(name: str, names: list[str], rounds: int, dropout: float, console: C
         rate, rates = tokens / statistics.median(times[competitor]), [tokens / t for t in times[competitor]]
         limit = statistics.median(limits[competitor])
         table.add_row(competitor, f"{rate:,.0f}", f"{min(rates):,.0f}–{max(rates):,.0f}",
-                      f"{ratio(times, competitor):.2f}", f"{limit / 1e9:.0f}",
+                      f"{paired(times['npgpt'], times[competitor]):.2f}", f"{limit / 1e9:.0f}",
                       f"{flops * rate / limit:.0%}",
-                      f"{faults[competitor]:,.0f}", f"{memory[competitor]:.0f}")
+                      f"{faults[competitor][-1]:,.0f}", f"{memory[competitor][-1]:.0f}")
     console.print(table)
     kinds = {"PyTorch": [n for n in names if n in PYTORCH[:2]],
              "PyTorch with MKL unbound": [n for n in names if n in PYTORCH[2:]]}
     for kind, group in kinds.items():
         best = min(group, key=lambda competitor: statistics.median(times[competitor]))
-        console.print(f"npgpt over the best of {kind} ({best}): {ratio(times, best):.2f}")
+        console.print(f"npgpt over the best of {kind} ({best}): {paired(times['npgpt'], times[best]):.2f}")
     console.print()
-
-
-def ratio(times: dict[str, list[float]], competitor: str) -> float:
-    """npgpt's tokens/s over the competitor's, the median over rounds."""
-    return statistics.median(theirs / ours for ours, theirs
-                             in zip(times["npgpt"], times[competitor], strict=True))
-
-
-def start(competitor: str, name: str, dropout: float) -> subprocess.Popen:
-    """The competitor's process, warmed up and stopped."""
-    command = [sys.executable, __file__, "--work", competitor, name, "--dropout", str(dropout)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    ask(process)
-    process.send_signal(signal.SIGSTOP)
-    return process
-
-
-def ask(process: subprocess.Popen) -> str:
-    """One turn: the median seconds of its steps, page faults a step, peak MB, and its sgemm."""
-    assert process.stdin and process.stdout
-    process.stdin.write("\n")
-    process.stdin.flush()
-    answer = process.stdout.readline()
-    if not answer:
-        raise SystemExit(f"a competitor ended early: {process.args}")
-    return answer
 
 
 def work(competitor: str, shape: Shape, dropout: float) -> None:

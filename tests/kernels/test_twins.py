@@ -13,6 +13,7 @@ import npgpt.kernels.cpu
 from npgpt import ops
 from npgpt.inspection.examples import OPS, Sizes, as_type, map_arrays
 from npgpt.kernels.cpu.tiles import flat_tiles, row_tiles
+from npgpt.tensor import Key
 from npgpt.tensor.twins import find_twin
 from npgpt.testing import LAYOUTS, axes, seeds
 
@@ -65,8 +66,8 @@ def case_in(label, dtype, n, seed, layout="C"):
 
 def test_the_costly_ops_have_twins():
     assert {"attention_forward", "attention_backward", "gelu_tanh_forward", "layernorm_forward",
-            "layernorm_backward", "embedding_backward",
-            "adamw"} <= set(TWINS)
+            "layernorm_backward", "embedding_backward", "rmsnorm_forward", "rmsnorm_backward",
+            "swiglu_forward", "swiglu_backward", "adamw"} <= set(TWINS)
 
 
 def test_every_function_of_the_kernels_is_the_twin_of_an_op():
@@ -162,7 +163,11 @@ def test_the_twin_of_adamw_leaves_other_places_to_the_formula():
 @pytest.mark.parametrize(("name", "arguments"), [
     ("gelu_tanh_forward", (np.ones((3, 4)).T,)),
     ("attention_forward", (np.ones((1, 1, 3, 2)), np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2)))),    # blind
-    ("attention_forward", (*[np.ones((1, 1, 2, 2))] * 3, True, np.array([[True, False]]))),
+    ("attention_forward", (*[np.ones((1, 1, 2, 2))] * 3, True, None, 0.5, Key(1))),
+    ("rmsnorm_forward", (np.ones((3, 4)).T, np.ones(3))),
+    ("rmsnorm_backward", (np.ones((3, 4)).T, ops.rmsnorm_forward(np.ones((4, 3)), np.ones(3))[1])),
+    ("swiglu_forward", (np.ones((4, 6)).T,)),
+    ("swiglu_backward", (np.ones((3, 4)).T, ops.swiglu_forward(np.ones((4, 6)))[1])),
     ("layernorm_forward", (np.ones((3, 4)).T, np.ones(3))),
     ("layernorm_forward", (np.ones((0, 4)), np.ones(4))),
     ("layernorm_backward", (np.ones((3, 4)).T, ops.layernorm_forward(np.ones((4, 3)), np.ones(3))[1])),

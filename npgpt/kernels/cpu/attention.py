@@ -2,7 +2,7 @@
 keys after the block's last query are never touched, nearly half of all. The row sum divides y, which has D
 columns, instead of the probabilities, which have S.
 
-Left to the formula: a key mask, dropout on the probabilities, and queries that may look at nothing.
+Left to the formula: dropout on the probabilities, and causal attention of more queries than keys.
 """
 
 import numpy as np
@@ -15,17 +15,22 @@ QUERIES = 64        # of a block; more skips less of the upper triangle, fewer m
 
 def attention_forward(q, k, v, causal=True, key_mask=None, dropout=0.0, dropout_key=None):
     B, H, T, D = q.shape
-    if not _covered(q, k, causal, key_mask, dropout and dropout_key):
+    if not _covered(q, k, causal, dropout and dropout_key):
         return NotImplemented
     y   = np.empty((B, T, H, D), q.dtype).swapaxes(1, 2)                      # so that merging heads is free
     lse = np.empty((B, H, T, 1), q.dtype)
-    for part, block, keys, hidden in _blocks(q, k, causal):
-        a = _scores(q[part, :, block], k[part, :, keys], hidden)              # (b, G, H/G·t, s)
+    for part, block, keys, ahead in _blocks(q, k, causal):
+        a = _scores(q[part, :, block], k[part, :, keys], ahead, key_mask, part, keys)     # (b, G, H/G·t, s)
         top = a.max(-1, keepdims=True)
+        if key_mask is not None:
+            np.maximum(top, np.finfo(top.dtype).min, out=top)                 # of a row that sees nothing, −∞
         a -= top
         e = np.exp(a, out=a)
         total = e @ np.ones((e.shape[-1], 1), e.dtype)                        # BLAS sums faster than NumPy
         y_ = e @ v[part, :, keys]
+        if key_mask is not None:
+            blind = total == 0
+            top[blind], total[blind] = np.inf, 1
         y_ /= total
         top += np.log(total)
         y[part, :, block]   = y_.reshape(y[part, :, block].shape)
@@ -35,14 +40,14 @@ def attention_forward(q, k, v, causal=True, key_mask=None, dropout=0.0, dropout_
 
 def attention_backward(dy, saved):
     q, k, v, causal, key_mask, dropout, dropout_key, y, lse = saved
-    if not _covered(q, k, causal, key_mask, dropout and dropout_key):
+    if not _covered(q, k, causal, dropout and dropout_key):
         return NotImplemented
     dq, dk, dv = np.empty(q.shape, q.dtype), np.zeros(k.shape, k.dtype), np.zeros(v.shape, v.dtype)
     scale, G = q.shape[-1] ** -0.5, k.shape[1]
     delta = np.vecdot(dy, y)[..., None]                                       # Σₛ dP P   (B, H, T, 1)
-    for part, block, keys, hidden in _blocks(q, k, causal):
+    for part, block, keys, ahead in _blocks(q, k, causal):
         k_, dy_ = k[part, :, keys], grouped(dy[part, :, block], G)
-        p = _scores(q[part, :, block], k_, hidden)                            # (b, G, H/G·t, s)
+        p = _scores(q[part, :, block], k_, ahead, key_mask, part, keys)       # (b, G, H/G·t, s)
         p -= grouped(lse[part, :, block], G)
         np.exp(p, out=p)
         dv[part, :, keys] += p.swapaxes(-1, -2) @ dy_
@@ -55,13 +60,12 @@ def attention_backward(dy, saved):
     return dq, dk, dv
 
 
-def _covered(q, k, causal, key_mask, dropout) -> bool:
-    return key_mask is None and not dropout and not (causal and k.shape[2] < q.shape[2]) \
-        and q.size > 0 and k.size > 0
+def _covered(q, k, causal, dropout) -> bool:
+    return not dropout and not (causal and k.shape[2] < q.shape[2]) and q.size > 0 and k.size > 0
 
 
 def _blocks(q, k, causal):
-    """Slices of examples, of queries, of the keys they may see; and what hides the last of these, or None."""
+    """Slices of examples, of queries, of the keys they may see; and what hides those ahead, or None."""
     B, H, T, _ = q.shape
     S = k.shape[2]
     examples = max(1, tiles.TILE_BYTES // (H * min(QUERIES, T) * S * q.itemsize))
@@ -75,11 +79,13 @@ def _blocks(q, k, causal):
                 ahead[:end - t, :end - t] if causal else None
 
 
-def _scores(q, k, hidden):
+def _scores(q, k, ahead, key_mask, part, keys):
     """A = Q Kᵀ/√D + mask for one block, the heads of a group one after the other: (b, G, H/G·t, s)"""
     a = grouped(q, k.shape[1]) @ k.swapaxes(-1, -2)
     a *= q.shape[-1] ** -0.5
-    if hidden is not None:
+    if ahead is not None:
         by_head = a.reshape(*q.shape[:-1], a.shape[-1])                       # (b, H, t, s), a view
-        by_head[..., -hidden.shape[1]:] += hidden
+        by_head[..., -ahead.shape[1]:] += ahead
+    if key_mask is not None:
+        a += np.where(key_mask[part, keys], 0, a.dtype.type(-np.inf))[:, None, None]
     return a
