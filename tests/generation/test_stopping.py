@@ -80,3 +80,10 @@ def test_beams_end_with_stop_strings():
                       tokenizer=tokenizer, pad_token_id=2, length_penalty=0.0)
     several = {(i, j) for i in (1, 2) for j in (0, 1, 2)}
     assert {tuple(row) for row in output[:, 1:].tolist()} == {(0, 2), *several}
+
+
+def test_beams_that_have_all_ended_do_not_go_on():
+    tokenizer, model = CharacterTokenizer("ab"), Hashed(2)
+    result = generate(model, [[1]], num_beams=2, num_return_sequences=2, max_new_tokens=3,
+                      stop_strings=["a", "b"], tokenizer=tokenizer, pad_token_id=0, length_penalty=5.0)
+    assert sorted(result.tolist()) == [[1, 0], [1, 1]] and len(model.read) == 1
