@@ -93,16 +93,17 @@ def test_sample_takes_all_settings_of_generation(folder, capsys):
             ("--repetition-penalty 5", {"repetition_penalty": 5.0}),
             ("--no-repeat-ngram-size 2", {"no_repeat_ngram_size": 2}),
             ("--bad-words e e\\n", {"bad_words_ids": [letter, word]}),
-            ("--stop-strings q e\\n e", {"stop_strings": ["q", "e\n", "e"], "tokenizer": tokenizer}),
+            ("--stop-strings \\n", {"stop_strings": ["\n"], "tokenizer": tokenizer}),
             ("--num-beams 3", {"num_beams": 3}), ("--no-do-sample --num-beams 3", beams),
-            ("--no-do-sample --num-beams 3 --early-stopping yes --length-penalty 2",
-             beams | {"early_stopping": True, "length_penalty": 2.0}),
+            ("--no-do-sample --num-beams 3 --early-stopping never --length-penalty -9 --stop-strings o",
+             beams | {"early_stopping": "never", "length_penalty": -9.0, "stop_strings": "o",
+                      "tokenizer": tokenizer, "pad_token_id": 0}),
             ("--no-do-sample --no-repeat-ngram-size 3", {"do_sample": False, "no_repeat_ngram_size": 3})):
         assert main(["sample", "run", "--prompt", "to be", "--max-new-tokens", "30", *flags.split()]) == 0
         texts.append(capsys.readouterr().out)
         ids = tokenizer.encode_ordinary("to be")
         assert texts[-1] == tokenizer.decode(model.generate([ids], **plain | settings)[0]) + "\n", flags
-    assert texts[0] == texts[1] and len(set(texts)) >= 9 and len(texts[7]) < 36
+    assert texts[0] == texts[1] and len(set(texts)) >= 9 and len(texts[7]) < 36 and len(texts[10]) < 36
 
     several = ["sample", "run", "--prompt", "to be", "--no-do-sample", "--num-beams", "3", "--num-samples"]
     assert main([*several, "3"]) == 0

@@ -56,6 +56,15 @@ def test_a_stop_string_begun_in_the_prompt_ends_and_one_that_is_in_it_does_not()
         assert result.shape[1] - len(ids) == length, prompt
 
 
+def test_a_stop_string_inside_the_token_before_does_not_end():
+    ids = TOKENIZER.encode(" stop")
+    inside = TOKENIZER.token_bytes(ids[-1]).decode()[:-1]
+    assert len(inside) > 1
+    result = generate(saying([0, 0, 5, 6, 7]), [ids], stop_strings=inside, tokenizer=TOKENIZER,
+                      max_new_tokens=3)
+    assert result.shape == (1, len(ids) + 3)
+
+
 def test_characters_have_no_bytes_of_their_own_and_stop_all_the_same():
     tokenizer = CharacterTokenizer("abé")
     ending = Ending(GenerationSettings(stop_strings="éa"), tokenizer)
