@@ -56,7 +56,8 @@ SPLIT_PATTERNS = {
 
 
 STRETCHES = (5000, 200)     # characters, at least: of stretches, and of those in one that is not all ASCII
-LINE_END  = re.compile(r"(?<=\S)\n(?=[A-Za-z])")           # one line break, between what is seen and a letter
+# One line break between what is seen and a letter. It leads, so that `re` leaps from one to the next.
+LINE_END  = re.compile(r"\n(?<=\S\n)(?=[A-Za-z])")
 ASCII = {           # what is left of a class among the first 128 characters, as it stands in brackets
     r"\p{L}": "A-Za-z", r"\p{Lu}": "A-Z", r"\p{Ll}": "a-z", r"\p{Lt}": "", r"\p{Lm}": "", r"\p{Lo}": "",
     r"\p{M}": "", r"\p{N}": "0-9", r"\s": r" \t\n\r\f\v", r"\S": r"^ \t\n\r\f\v"}

@@ -214,3 +214,11 @@ def test_tiles_cover_every_element_once(tile):
             assert x_.shape == y_.shape and (len(x_) == 1 or x_.nbytes <= tile)
             y_ += 1
         assert (x == 1).all() and (y == 1).all()
+
+
+@pytest.mark.parametrize("function", [ops.attention_forward, ops.attention_forward.reference])
+def test_a_row_whose_scores_are_all_far_below_zero_still_sees_what_it_may(function):
+    q, k, v = 60 * np.ones((1, 1, 2, 4)), -60 * np.ones((1, 1, 3, 4)), np.arange(12.0).reshape(1, 1, 3, 4)
+    y, _ = function(q, k, v, False, np.array([[True, False, True]]))
+    seen = v[:, :, [0, 2]].mean(2, keepdims=True)
+    np.testing.assert_allclose(y, np.broadcast_to(seen, y.shape), rtol=1e-13)

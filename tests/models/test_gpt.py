@@ -299,6 +299,16 @@ def test_grouped_queries_and_gates_have_their_shapes_and_an_untied_head_its_name
         "h.0.mlp.c_proj.weight": (5, 8), "ln_f.weight": (8,), "lm_head.weight": (13, 8)}
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("qkv_bias", [None, True, False])
+@pytest.mark.parametrize("attn_proj_bias", [None, True, False])
+def test_attentions_biases_are_as_the_others_unless_told_otherwise(bias, qkv_bias, attn_proj_bias):
+    names = gpt(bias=bias, qkv_bias=qkv_bias, attn_proj_bias=attn_proj_bias).parameters
+    assert ("h.1.mlp.c_fc.bias" in names) == ("h.1.ln_1.bias" in names) == bias
+    assert ("h.1.attn.c_attn.bias" in names) == (bias if qkv_bias is None else qkv_bias)
+    assert ("h.1.attn.c_proj.bias" in names) == (bias if attn_proj_bias is None else attn_proj_bias)
+
+
 @pytest.mark.parametrize("mask", [np.ones((3, 5)), np.ones((2, 6)), np.ones(6)])
 def test_an_attention_mask_must_be_of_the_shape_of_the_tokens(mask):
     with pytest.raises(DataError, match=r"attention_mask must be of shape \(3, 6\)"):
