@@ -73,6 +73,9 @@ def run(arguments: list[str]) -> int:
             raise ConfigError(f"{name} must be at least {least}, not {getattr(options, name)}")
     if not 0 <= options.seed < 2**64:
         raise ConfigError(f"seed must be at least 0 and below 2⁶⁴, not {options.seed}")
+    if options.num_samples > options.num_beams > 1 and not options.do_sample:
+        raise ConfigError(f"num_samples must be at most num_beams = {options.num_beams} without sampling, "
+                          f"not {options.num_samples}")
     loaded    = load_model(options.model, options.checkpoint, options.device, _warn)
     tokenizer = loaded.tokenizer
     prompt    = _unescaped(options.prompt)

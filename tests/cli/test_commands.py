@@ -22,6 +22,7 @@ from npgpt.data.plans import PrepareConfig
 from npgpt.layers import Block
 from npgpt.training.checkpoint import list_checkpoints
 from npgpt.training.config import TrainConfig
+from npgpt.training.runs import load_model
 
 
 @pytest.fixture
@@ -75,6 +76,44 @@ def test_sample_reads_each_position_once_and_every_text_with_a_cache_of_its_own(
                         read.append(x.shape[1]) or forward(self, x, *inputs, **options))
     assert main(["sample", "run", "--prompt", "to be", "--max-new-tokens", "4", "--num-samples", "2"]) == 0
     assert read == 2 * [5, 1, 1, 1]
+
+
+def test_sample_takes_all_settings_of_generation(folder, capsys):
+    """What is written is what the model generates with the settings that the flags name."""
+    assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "run"]) == 0
+    model, tokenizer, _ = load_model(Path("run"), "best", "cpu", print)
+    letter, word = (tokenizer.encode_ordinary(text) for text in ("e", "e\n"))
+    capsys.readouterr()
+    plain  = {"do_sample": True, "temperature": 0.8, "top_k": 50, "max_new_tokens": 30}
+    beams  = {"do_sample": False, "num_beams": 3, "max_new_tokens": 30}
+    texts = []
+    for flags, settings in (
+            ("", {}), ("--no-use-cache", {}),
+            ("--min-p 0.5", {"min_p": 0.5}), ("--top-p 0.2", {"top_p": 0.2}),
+            ("--repetition-penalty 5", {"repetition_penalty": 5.0}),
+            ("--no-repeat-ngram-size 2", {"no_repeat_ngram_size": 2}),
+            ("--bad-words e e\\n", {"bad_words_ids": [letter, word]}),
+            ("--stop-strings \\n", {"stop_strings": ["\n"], "tokenizer": tokenizer}),
+            ("--num-beams 3", {"num_beams": 3}), ("--no-do-sample --num-beams 3", beams),
+            ("--no-do-sample --num-beams 3 --early-stopping never --length-penalty -9 --stop-strings o",
+             beams | {"early_stopping": "never", "length_penalty": -9.0, "stop_strings": "o",
+                      "tokenizer": tokenizer, "pad_token_id": 0}),
+            ("--no-do-sample --no-repeat-ngram-size 3", {"do_sample": False, "no_repeat_ngram_size": 3})):
+        assert main(["sample", "run", "--prompt", "to be", "--max-new-tokens", "30", *flags.split()]) == 0
+        texts.append(capsys.readouterr().out)
+        ids = tokenizer.encode_ordinary("to be")
+        assert texts[-1] == tokenizer.decode(model.generate([ids], **plain | settings)[0]) + "\n", flags
+    assert texts[0] == texts[1] and len(set(texts)) >= 9 and len(texts[7]) < 36 and len(texts[10]) < 36
+
+    several = ["sample", "run", "--prompt", "to be", "--no-do-sample", "--num-beams", "3", "--num-samples"]
+    assert main([*several, "3"]) == 0
+    best = model.generate([ids], num_beams=3, num_return_sequences=3, max_new_tokens=200)
+    assert capsys.readouterr().out == "\n---\n".join(map(tokenizer.decode, best.tolist())) + "\n"
+    refused(capsys, 1, "num_samples must be at most num_beams = 3 without sampling, not 4", *several, "4")
+    refused(capsys, 1, "min_new_tokens = 300 asks for 300", "sample", "run", "--min-new-tokens", "300")
+    refused(capsys, 1, "repetition_penalty must be above 0", "sample", "run", "--repetition-penalty", "0")
+    refused(capsys, 2, "early-stopping|early_stopping", "sample", "run", "--early-stopping", "perhaps")
+    assert "to be" not in capsys.readouterr().out
 
 
 def test_train_alone_is_the_preset_quick(folder, capsys, monkeypatch):

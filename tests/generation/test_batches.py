@@ -1,5 +1,7 @@
 """A batch of prompts of different lengths is its members alone; and a cache changes nothing but the time."""
 
+import functools
+
 import gpt_options
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ def are_the_same(generate, prompts, **settings):
     for (one, prompt), (other, same) in zip(alone, together, strict=True):
         shorter = min(len(one), len(other))
         assert prompt == same and one[:shorter] == other[:shorter]
-        assert not set(one[shorter:] + other[shorter:]) - {PAD}               # each is filled up for its batch
+        assert not set(one[shorter:] + other[shorter:]) - {PAD}          # each is filled up for its batch
     return together
 
 
@@ -46,8 +48,8 @@ def are_the_same(generate, prompts, **settings):
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_of_a_model_that_sees_every_token(settings, use_cache):
     model = Hashed(11, seed=2)
-    together = are_the_same(lambda prompts, **how: generate(model, prompts, **how), PROMPTS, **settings,
-                            max_new_tokens=12, use_cache=use_cache)
+    together = are_the_same(functools.partial(generate, model), PROMPTS, **settings, max_new_tokens=12,
+                            use_cache=use_cache)
     assert len({tuple(new) for new, _ in together}) == len(together)
 
 

@@ -7,7 +7,9 @@ import pytest
 from generating import Hashed
 
 from npgpt.errors import ConfigError
+from npgpt.generation.beam_search import followers
 from npgpt.generation.decoding import generate
+from npgpt.generation.settings import GenerationSettings
 
 PROMPTS = [[2, 1], [0, 2]]
 
@@ -134,3 +136,10 @@ def test_drawn_beams_are_a_function_of_the_seed():
     def texts(seed):
         return generate(Hashed(9), PROMPTS, do_sample=True, num_beams=3, max_new_tokens=6, seed=seed).tolist()
     assert texts(1) == texts(1) != texts(2)
+
+
+@pytest.mark.parametrize(("eos", "V", "count"), [
+    (None, 9, 4), (1, 9, 4), ([1, 2, 3], 9, 8), ([1, 2, 3], 3, 6)])
+def test_so_many_follow_that_as_many_as_beams_go_on_whatever_ends(eos, V, count):
+    s = GenerationSettings(num_beams=2, eos_token_id=eos)
+    assert [array.shape for array in followers(np.zeros((2, V)), np.zeros((1, 2)), s, 0)] == [(1, count)] * 3

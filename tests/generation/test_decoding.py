@@ -208,6 +208,19 @@ def test_where_all_are_forbidden_it_says_so(how):
         generate(Hashed(4), [[1, 2]], no_repeat_ngram_size=1, max_new_tokens=20, **how)
 
 
+def test_a_streamer_gets_the_prompts_then_each_steps_tokens_then_the_end():
+    class Recorder(list):
+        def put(self, value):
+            self.append(value.tolist())
+
+        def end(self):
+            self.append("end")
+
+    told = Recorder()
+    generate(counting, [[3], [6]], max_new_tokens=3, eos_token_id=8, pad_token_id=1, streamer=told)
+    assert told == [[[3], [6]], [4, 7], [5, 8], [6, 1], "end"]
+
+
 def test_unsigned_and_narrow_ids_stay_what_they_are():
     result = generate(counting, np.array([[3]], "uint16"), max_new_tokens=2)
     assert result.dtype == np.uint16 and result.tolist() == [[3, 4, 5]]

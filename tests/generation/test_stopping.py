@@ -56,6 +56,15 @@ def test_a_stop_string_begun_in_the_prompt_ends_and_one_that_is_in_it_does_not()
         assert result.shape[1] - len(ids) == length, prompt
 
 
+def test_a_stop_string_inside_the_token_before_does_not_end():
+    ids = TOKENIZER.encode(" stop")
+    inside = TOKENIZER.token_bytes(ids[-1]).decode()[:-1]
+    assert len(inside) > 1
+    result = generate(saying([0, 0, 5, 6, 7]), [ids], stop_strings=inside, tokenizer=TOKENIZER,
+                      max_new_tokens=3)
+    assert result.shape == (1, len(ids) + 3)
+
+
 def test_characters_have_no_bytes_of_their_own_and_stop_all_the_same():
     tokenizer = CharacterTokenizer("abé")
     ending = Ending(GenerationSettings(stop_strings="éa"), tokenizer)
@@ -80,3 +89,10 @@ def test_beams_end_with_stop_strings():
                       tokenizer=tokenizer, pad_token_id=2, length_penalty=0.0)
     several = {(i, j) for i in (1, 2) for j in (0, 1, 2)}
     assert {tuple(row) for row in output[:, 1:].tolist()} == {(0, 2), *several}
+
+
+def test_beams_that_have_all_ended_do_not_go_on():
+    tokenizer, model = CharacterTokenizer("ab"), Hashed(2)
+    result = generate(model, [[1]], num_beams=2, num_return_sequences=2, max_new_tokens=3,
+                      stop_strings=["a", "b"], tokenizer=tokenizer, pad_token_id=0, length_penalty=5.0)
+    assert sorted(result.tolist()) == [[1, 0], [1, 1]] and len(model.read) == 1
