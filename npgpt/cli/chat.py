@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from npgpt.cli.arguments import parse
-from npgpt.errors import NpgptError
+from npgpt.errors import ConfigError, NpgptError
 from npgpt.generation.chat import Conversation
 from npgpt.terminal import printable
 from npgpt.training.runs import load_model
@@ -47,6 +47,8 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, "chat", arguments)
+    if options.max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens must be at least 1, not {options.max_new_tokens}")
     loaded  = load_model(options.model, options.checkpoint, options.device, _warn)
     conversation = Conversation(
         loaded.model, loaded.tokenizer, loaded.model.config.block_size, loaded.chat_template, options.system,

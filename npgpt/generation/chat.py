@@ -17,6 +17,7 @@ import numpy as np
 
 from npgpt.errors import ConfigError, NpgptError
 from npgpt.generation.decoding import stream
+from npgpt.generation.settings import GenerationSettings
 
 TRANSCRIPT = ("{% for message in messages %}"
               "{{ message.role | capitalize }}: {{ message.content }}\n{% endfor %}"
@@ -75,6 +76,7 @@ class Conversation:
         self._render = chat_template(template)
         self._settings = settings | ({} if template else {"stop_strings": TRANSCRIPT_STOPS})
         self._max_new_tokens = min(max_new_tokens, block_size // 2)
+        GenerationSettings.of(**self._settings)                               # what is wrong is told at once
         self._system = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = list(self._system)
 

@@ -81,7 +81,7 @@ def test_sample_reads_each_position_once_and_every_text_with_a_cache_of_its_own(
 def test_sample_takes_all_settings_of_generation(folder, capsys):
     """What is written is what the model generates with the settings that the flags name."""
     assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "run"]) == 0
-    model, tokenizer, _ = load_model(Path("run"), "best", "cpu", print)
+    model, tokenizer, *_ = load_model(Path("run"), "best", "cpu", print)
     letter, word = (tokenizer.encode_ordinary(text) for text in ("e", "e\n"))
     capsys.readouterr()
     plain  = {"do_sample": True, "temperature": 0.8, "top_k": 50, "max_new_tokens": 30}
@@ -235,7 +235,7 @@ def test_every_option_is_listed_and_documented(command, capsys):
     for kind in [options, *settings.get(command, [])]:
         body = ast.parse(inspect.getsource(kind)).body[0].body
         for field, text in zip(body, [*body[1:], None], strict=True):
-            if isinstance(field, ast.AnnAssign) and field.target.id not in ("settings", "run", "names",
+            if isinstance(field, ast.AnnAssign) and field.target.id not in ("settings", "model", "names",
                                                                             "paths"):
                 assert isinstance(text.value, ast.Constant), f"{field.target.id} has no text"
                 assert f"--{field.target.id.replace('_', '-')}" in said

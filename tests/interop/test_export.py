@@ -22,8 +22,9 @@ import npgpt
 from npgpt.cli.main import main
 from npgpt.errors import CheckpointError, ConfigError, TokenizerError
 from npgpt.interop import huggingface
+from npgpt.interop.huggingface import read_chat_template, read_ends
 from npgpt.tokenizers.patterns import SPLIT_PATTERNS
-from npgpt.training.runs import load_model
+from npgpt.training.runs import load_model, load_run
 
 
 def load(folder):
@@ -176,9 +177,10 @@ def test_a_run_is_exported_and_sampled_from_like_the_run(run, capsys):
         assert main(["sample", source, "--prompt", "to be", "--max-new-tokens", "9", "--no-do-sample"]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] and texts[2].startswith("to be")
-    ours, tokenizer, checkpoint = load_model(run, "best", "cpu", print)
-    back, again, none = load_model(Path("out"), "best", "cpu", print)
-    assert checkpoint.step == 2 and none is None and again.vocab_size == tokenizer.vocab_size
+    ours, tokenizer, checkpoint = load_run(run, "best", "cpu", print)
+    back, again, ends, template = load_model(Path("out"), "best", "cpu", print)
+    assert checkpoint.step == 2 and ends == (tokenizer.eos_token_id,) and template is None
+    assert again.vocab_size == tokenizer.vocab_size
     np.testing.assert_array_equal(ours.flat.data, back.flat.data)
     end = json.loads(Path("out/generation_config.json").read_text())["eos_token_id"]
     assert end == tokenizer.eos_token_id == json.loads(Path("out/config.json").read_text())["eos_token_id"]
@@ -189,7 +191,7 @@ def test_transformers_reads_what_is_exported(run):
     assert main(["export", "run", "--out-dir", "out"]) == 0
     model, tokenizer = (kind.from_pretrained("out") for kind in (transformers.AutoModelForCausalLM,
                                                                  transformers.AutoTokenizer))
-    ours, own, _ = load_model(run, "best", "cpu", print)
+    ours, own, *_ = load_model(run, "best", "cpu", print)
     text = "To be, or not to be: 12345's the question\n\n  <|endoftext|> äöü 日本"
     ids  = tokenizer(text)["input_ids"]
     assert ids == own.encode(text, allowed_special="all") and tokenizer.decode(ids) == text
@@ -265,3 +267,32 @@ def test_shards_by_hand_are_found_from_the_command(tmp_path, capsys):
     assert "'../../etc/passwd', which is not inside the folder" in said_by(capsys, 1, "sample", folder)
     write_tensors(folder / "model.safetensors", gpt2_arrays())
     assert "not in the vocabulary" in said_by(capsys, 1, "sample", folder, "--prompt", "abc")
+
+
+@pytest.mark.parametrize(("said", "ends"), [(3, (3,)), ([3, 1], (3, 1)), (None, (2,)), ([], (2,))])
+def test_what_ends_a_text_is_read_from_generation_config_and_else_from_config(tmp_path, said, ends):
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 2}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": said}))
+    assert read_ends(tmp_path) == ends
+
+
+@pytest.mark.parametrize("wrong", ["2", -1, 2.5, True, [1, None], {}])
+def test_an_end_that_is_no_token_is_refused(tmp_path, wrong):
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+    with pytest.raises(CheckpointError, match=r"generation_config.json cannot be used: its eos_token_id"):
+        read_ends(tmp_path)
+
+
+def test_a_chat_template_stands_in_its_own_file_or_in_the_tokenizers(tmp_path):
+    assert read_chat_template(tmp_path) is None
+    config = tmp_path / "tokenizer_config.json"
+    for template, found in (("a", "a"), ([{"name": "rag", "template": "r"}, {"name": "default",
+                                                                            "template": "d"}], "d"),
+                            ([{"name": "rag", "template": "r"}], None), (7, None)):
+        config.write_text(json.dumps({"chat_template": template}))
+        assert read_chat_template(tmp_path) == found
+    (tmp_path / "chat_template.jinja").write_text("own")
+    assert read_chat_template(tmp_path) == "own"
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match="chat_template.jinja"):
+        read_chat_template(tmp_path)
