@@ -132,7 +132,7 @@ DAMAGE = {
     "id is true": (VOCABULARY, change_json(**{'"': True}), "has the id True"),
     "id is negative": (VOCABULARY, change_json(a=-1), "'a' has the id -1"),
     "id is huge": (VOCABULARY, change_json(a=2**31), "'a' has the id 2147483648"),
-    "a byte is exchanged": (VOCABULARY, change_json(a=..., xx=64), "no line of merges.txt makes its token 'x"),
+    "a byte is exchanged": (VOCABULARY, change_json(a=..., xx=64), "no line of merges.txt makes its token"),
     "a token too many": (VOCABULARY, change_json(xyz=260), "no line of merges.txt makes its token 'xyz'"),
     "a token not in bytes": (VOCABULARY, change_json(**{"▁x": 260}), "'▁x' is not written in GPT-2's"),
     "an empty token": (VOCABULARY, change_json(**{"": 260}), "'' is not written in GPT-2's"),
