@@ -1,4 +1,4 @@
-"""A run's metrics.jsonl read as curves: a line that a crash cut is left out, a step that came twice counts once."""
+"""A run's metrics.jsonl as curves: a cut line is left out, of a step that came twice the later counts."""
 
 import json
 from pathlib import Path
@@ -55,8 +55,8 @@ def read_metrics(run: Path) -> dict[str, Curve]:
 def smooth(values: np.ndarray) -> np.ndarray:
     """A moving mean over a 25th of the values, of those that are numbers; NaN stays where it is.
 
-    values: (N,) → (N,).  At the start the window is narrower, to stay centred: there the loss falls steeply, and
-    one that looks only ahead would draw it too low.
+    values: (N,) → (N,).  At the start the window is narrower, to stay centred: there the loss falls steeply,
+    and one that looks only ahead would draw it too low.
     """
     N      = len(values)
     places = np.arange(N)

@@ -1,7 +1,7 @@
 """Pictures by matplotlib (extra `plot`), which only this file imports.
 
-Figures are made without pyplot and under matplotlib's own defaults, whatever the user's matplotlibrc says: the
-same input gives the same bytes.
+Figures are made without pyplot and under matplotlib's own defaults, whatever the user's matplotlibrc says:
+the same input gives the same bytes.
 """
 
 from collections.abc import Sequence
@@ -113,7 +113,8 @@ def _line(ax: Any, curve: Curve, key: str, x: str, unit: float, look: dict[str, 
             ax.plot(places[best], values[best], color=look["color"], marker="o", markersize=11,
                     markerfacecolor="none", markeredgewidth=1.6, zorder=4)
             ax.annotate(f"{values[best]:.3f}", (places[best], values[best]), (0, 10), zorder=5,
-                        textcoords="offset points", ha="center", color=look["color"], fontweight="bold")
+                        textcoords="offset points", ha="center", color=look["color"], fontweight="bold",
+                        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8})
     elif key == "train_loss":
         ax.plot(places, values, **look, linewidth=0.8, alpha=0.3, marker="o", markersize=4, markevery=alone)
         ax.plot(places, smooth(values), **look, linewidth=1.8, marker="o", markersize=4, markevery=alone)
