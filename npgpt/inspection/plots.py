@@ -75,7 +75,7 @@ def plot_runs(runs: Sequence[PlottedRun], path: Path, x: str = "step") -> None:
 def _draw(figure: Any, runs: Sequence[PlottedRun], x: str) -> None:
     shown  = {title: panel for title, panel in PANELS.items()
               if any(key in run.curves for run in runs for key in panel[0])}
-    legend = 0.24 * max(len(runs), 3)                                                       # inches
+    legend = 0.24 * max(len(runs), 4)                                                       # inches
     figure.set_size_inches(10, 1.9 * sum(height for _, height in shown.values()) + 0.5 + legend)
     figure.get_layout_engine().set(hspace=0.03, h_pad=0.06, w_pad=0.08)
     axes = figure.subplots(len(shown), sharex=True, squeeze=False,
@@ -185,7 +185,7 @@ def _legends(figure: Any, runs: Sequence[PlottedRun]) -> None:
     if any(np.isnan(curve.value).any() for run in runs for curve in run.curves.values()):
         keys["not a finite number"] = Line2D([], [], color=INK, linestyle="none", marker="x")
     if keys:
-        figure.legend(keys.values(), keys.keys(), loc="outside upper right", ncols=2)
+        figure.legend(keys.values(), keys.keys(), loc="outside upper right")
 
 
 def _name(run: PlottedRun) -> str:
