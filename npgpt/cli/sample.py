@@ -29,6 +29,8 @@ class Options:
     """Tokens to write, at most; a text that ends, ends earlier."""
     min_new_tokens: int = 0
     """Tokens to write, at least: until then no text ends."""
+    eos_token_id: tuple[int, ...] = ()
+    """Tokens that end a text; by default those that end one for this model."""
     stop_strings: tuple[str, ...] = ()
     """End as soon as one of these was written; \\n is a newline."""
     num_samples: int = 1
@@ -77,6 +79,8 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(f"num_samples must be at most num_beams = {options.num_beams} without sampling, "
                           f"not {options.num_samples}")
     loaded    = load_model(options.model, options.checkpoint, options.device, _warn)
+    if options.eos_token_id:
+        loaded = loaded._replace(eos_token_ids=options.eos_token_id)
     tokenizer = loaded.tokenizer
     prompt    = _unescaped(options.prompt)
     ids  = tokenizer.encode_ordinary(prompt) or [tokenizer.eos_token_id or 0]     # 0 often is the newline

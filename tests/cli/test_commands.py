@@ -103,6 +103,9 @@ def test_sample_takes_all_settings_of_generation(folder, capsys):
         texts.append(capsys.readouterr().out)
         ids = tokenizer.encode_ordinary("to be")
         assert texts[-1] == tokenizer.decode(model.generate([ids], **plain | settings)[0]) + "\n", flags
+    ends = ["--eos-token-id", str(letter[0])]
+    assert main(["sample", "run", "--prompt", "to be", "--max-new-tokens", "30", *ends]) == 0
+    assert capsys.readouterr().out == texts[0][:texts[0].index("e", 5)] + "\n"        # the end is not shown
     assert texts[0] == texts[1] and len(set(texts)) >= 9 and len(texts[7]) < 36 and len(texts[10]) < 36
 
     several = ["sample", "run", "--prompt", "to be", "--no-do-sample", "--num-beams", "3", "--num-samples"]
