@@ -16,10 +16,9 @@ from rich.table import Table
 
 from npgpt.cli.arguments import parse
 from npgpt.errors import ConfigError
-from npgpt.evaluation import documents, language_modelling
+from npgpt.evaluation import documents, language_modelling, multiple_choice
 from npgpt.evaluation.bootstrap import Interval
 from npgpt.evaluation.results import model_sha256, write_lines, write_result
-from npgpt.evaluation.scoring import batch_size_for
 from npgpt.tokenizers.files import Tokenizer
 from npgpt.training.runs import Loaded, load_model, open_run
 
@@ -28,27 +27,29 @@ LONGEST = 2048          # tokens of context where nobody says: a Llama's 131,072
 
 @dataclass(frozen=True)
 class Options:
-    """Measure how well a GPT foretells a text: loss, perplexity and bits per byte, each with its 95 %
-    interval by bootstrap."""
+    """Measure how well a GPT foretells a text (loss, perplexity, bits per byte) or finds the right ending
+    (accuracy), each number with its 95 % interval by bootstrap."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """The folder of a run or of a model in Hugging Face's layout, or the name of one on its hub."""
     data: str = ""
     """A text file, a folder of texts, python-docs, or a folder that npgpt prepare made (its validation
-    tokens). By default a run's own validation tokens."""
-    task: Literal["language-modelling"] = "language-modelling"
+    tokens). By default a run's own validation tokens. For multiple-choice: JSONL in HellaSwag's layout."""
+    task: Literal["language-modelling", "multiple-choice"] = "language-modelling"
     """What to measure."""
     context: int | None = None
     """Tokens read at once; by default the model's block_size, and at most 2048."""
     stride: int | None = None
     """By how many tokens the window slides on; by default half the context. A small one gives each token more
     to go by, and takes longer."""
+    delimiter: str = " "
+    """Of multiple-choice: what stands between a context and an ending."""
     limit: int | None = None
-    """Score only so many tokens, the first."""
+    """Score only so many tokens, or questions, the first."""
     batch_size: int | None = None
-    """Windows that go through the model at once; by default as many as need little memory."""
+    """Windows or endings that go through the model at once; by default as many as need little memory."""
     surprisal: Path | None = None
-    """Write each scored token's surprisal in bits into this file, as JSONL."""
+    """Write each scored token's surprisal in bits into this file, as JSONL; of language-modelling."""
     out: Path | None = None
     """Write the result into this file, as JSON."""
     resamples: int = 1000
@@ -66,7 +67,11 @@ def run(arguments: list[str]) -> int:
     _check(options)
     loaded  = load_model(options.model, options.checkpoint, options.device, _warn)
     console = Console(highlight=False, soft_wrap=True)
-    _language_modelling(options, loaded, console)
+    measure = _language_modelling if options.task == "language-modelling" else _multiple_choice
+    measure(options, loaded, console)
+    for path, what in ((options.out, "result"), (options.surprisal, "surprisals")):
+        if path is not None:
+            console.print(f"{what}: {path}", markup=False)
     return 0
 
 
@@ -77,6 +82,12 @@ def _check(options: Options) -> None:
             raise ConfigError(f"{name} must be at least 1, not {getattr(options, name)}")
     if not 0 <= options.seed < 2**64:
         raise ConfigError(f"seed must be at least 0 and below 2⁶⁴, not {options.seed}")
+    if options.task == "multiple-choice":
+        for name in ("stride", "surprisal"):
+            if getattr(options, name) is not None:
+                raise ConfigError(f"{name} is of language-modelling: leave it out with --task {options.task}")
+        if not options.data:
+            raise ConfigError("say by --data in which file the questions are, JSONL in HellaSwag's layout")
     for path in (options.out, options.surprisal):
         if path is not None and not path.parent.is_dir():
             raise ConfigError(f"{path} cannot be written: there is no folder {path.parent}")
@@ -91,14 +102,8 @@ def _check(options: Options) -> None:
 
 
 def _language_modelling(options: Options, loaded: Loaded, console: Console) -> None:
-    tokenizer, config = loaded.tokenizer, loaded.model.config
-    context = options.context or min(config.block_size, LONGEST)
-    if context > config.block_size:
-        raise ConfigError(f"context must be at most the model's block_size of {config.block_size}, "
-                          f"not {context}")
+    tokenizer, context, prefix = loaded.tokenizer, _context(options, loaded), _prefix(loaded)
     stride = options.stride or max(1, context // 2)
-    ends   = [id for id in (tokenizer.eos_token_id, *loaded.eos_token_ids) if id is not None]
-    prefix = ends[0] if ends else None
     data   = documents.read(options.data, tokenizer, options.limit) if options.data else \
         _own_documents(options.model, tokenizer)
     kept   = documents.limited(data.tokens, options.limit, prefix is not None)
@@ -106,7 +111,7 @@ def _language_modelling(options: Options, loaded: Loaded, console: Console) -> N
         task   = progress.add_task("tokens scored", total=None)
         result = language_modelling.measure(
             loaded.model, kept, documents.byte_lengths(kept, tokenizer), context, stride, prefix,
-            options.batch_size or batch_size_for(context, config.vocab_size), options.seed, options.resamples,
+            options.batch_size, options.seed, options.resamples,
             lambda done, total: progress.update(task, completed=done, total=total))
     units, count = result.units
     protocol = {"context": context, "stride": stride, "documents": len(kept), "tokens": result.tokens,
@@ -115,7 +120,8 @@ def _language_modelling(options: Options, loaded: Loaded, console: Console) -> N
     numbers  = {name: getattr(result, name) for name in ("loss", "perplexity", "bits_per_byte")}
     if options.surprisal is not None:
         write_lines(options.surprisal, _surprisal_rows(kept, result.surprisals, tokenizer))
-    _write(options, loaded, data, numbers, result.intervals, protocol)
+    _write(options, loaded, {"source": options.data or options.model / "data" / "val.bin", "kind": data.kind,
+                             "sha256": data.sha256}, numbers, result.intervals, protocol)
 
     console.print(_table({"loss": "nats a token", "perplexity": "", "bits_per_byte": ""}, numbers,
                          result.intervals))
@@ -124,12 +130,53 @@ def _language_modelling(options: Options, loaded: Loaded, console: Console) -> N
         f"context {context:,}, stride {stride:,}: each token has at least {context - stride:,} before it "
         f"where there are so many; the first of a document {first}\n{_counted(len(kept), 'document')}, "
         f"{_counted(result.tokens, 'token')} scored, {_counted(result.bytes, 'byte')}", markup=False)
+    _print_bootstrap(options, units, count, console)
+
+
+def _multiple_choice(options: Options, loaded: Loaded, console: Console) -> None:
+    context = _context(options, loaded)
+    data    = multiple_choice.read_questions(Path(options.data), options.limit)
+    with _progress() as progress:
+        task   = progress.add_task("tokens scored", total=None)
+        result = multiple_choice.measure(
+            loaded.model, data.questions, loaded.tokenizer, context, _prefix(loaded), options.delimiter,
+            options.batch_size, options.seed, options.resamples,
+            lambda done, total: progress.update(task, completed=done, total=total))
+    count, endings = len(data.questions), sum(map(len, result.log_likelihoods))
+    protocol = {"context": context, "delimiter": options.delimiter, "questions": count, "endings": endings,
+                "tokens": result.tokens, "truncated": result.truncated, "acc_norm_per": "character",
+                "acc_bytes_per": "byte", "bootstrap_units": "questions", "bootstrap_number": count,
+                "confidence": 0.95}
+    _write(options, loaded, {"source": options.data, "kind": "questions", "sha256": data.sha256},
+           result.numbers, result.intervals, protocol)
+
+    console.print(_table({"acc": "the likeliest ending", "acc_norm": "the likeliest per character",
+                          "acc_bytes": "the likeliest per byte"}, result.numbers, result.intervals))
+    console.print(f"{_counted(count, 'question')}, {_counted(endings, 'ending')} of "
+                  f"{_counted(result.tokens, 'token')} in all, {options.delimiter!r} before each; context "
+                  f"{context:,}, which cut the text before {_counted(result.truncated, 'ending')}\n"
+                  "tokenised and normalised as lm-evaluation-harness does it", markup=False)
+    _print_bootstrap(options, "questions", count, console)
+
+
+def _context(options: Options, loaded: Loaded) -> int:
+    block_size = loaded.model.config.block_size
+    context    = options.context or min(block_size, LONGEST)
+    if context > block_size:
+        raise ConfigError(f"context must be at most the model's block_size of {block_size}, not {context}")
+    return context
+
+
+def _prefix(loaded: Loaded) -> int | None:
+    """What stands before a text that has nothing before it: the end of another."""
+    ends = [id for id in (loaded.tokenizer.eos_token_id, *loaded.eos_token_ids) if id is not None]
+    return ends[0] if ends else None
+
+
+def _print_bootstrap(options: Options, units: str, count: int, console: Console) -> None:
     console.print(f"intervals: bootstrap over {count:,} {units}, {_counted(options.resamples, 'resample')}, "
-                  f"seed {options.seed}" if result.intervals["loss"] else
+                  f"seed {options.seed}" if count > 1 else
                   f"no intervals: there is but one of the {units} that a bootstrap would draw", markup=False)
-    for path, what in ((options.out, "result"), (options.surprisal, "surprisals")):
-        if path is not None:
-            console.print(f"{what}: {path}", markup=False)
 
 
 def _own_documents(path: Path, tokenizer: Tokenizer) -> documents.Documents:
@@ -146,7 +193,7 @@ def _surprisal_rows(tokens: list, surprisals: list, tokenizer: Tokenizer) -> Ite
                    "bits": s / math.log(2)}
 
 
-def _write(options: Options, loaded: Loaded, data: documents.Documents, numbers: dict[str, Any],
+def _write(options: Options, loaded: Loaded, data: dict[str, Any], numbers: dict[str, Any],
            intervals: dict[str, Interval | None], protocol: dict[str, Any]) -> None:
     if options.out is None:
         return
@@ -154,9 +201,7 @@ def _write(options: Options, loaded: Loaded, data: documents.Documents, numbers:
     write_result(options.out, {
         "task": options.task, "numbers": numbers, "intervals": intervals, "protocol": protocol,
         "model": {"path": options.model, "sha256": model_sha256(arrays)},
-        "data": {"source": options.data or options.model / "data" / "val.bin", "kind": data.kind,
-                 "sha256": data.sha256},
-        "settings": asdict(options)})
+        "data": data, "settings": asdict(options)})
 
 
 def _table(units: dict[str, str], numbers: dict[str, Any], intervals: dict[str, Interval | None]) -> Table:

@@ -45,8 +45,8 @@ class LanguageModelling(NamedTuple):
 
 
 def measure(model: Model, documents: Sequence[np.ndarray], lengths: np.ndarray, context: int, stride: int,
-            prefix: int | None = None, batch_size: int = 8, seed: int = 0, resamples: int = 1000,
-            progress: Progress | None = None) -> LanguageModelling:
+            prefix: int | None = None, batch_size: int | None = None, seed: int = 0,
+            resamples: int = 1000, progress: Progress | None = None) -> LanguageModelling:
     """documents: the ids of each, (n,).  lengths: id → bytes.  context: tokens read at once, at most the
     model's block_size.  prefix: the id that a document's first token follows.
 
@@ -55,8 +55,6 @@ def measure(model: Model, documents: Sequence[np.ndarray], lengths: np.ndarray, 
     """
     if not 1 <= stride <= context:
         raise ConfigError(f"stride must be 1 to the context of {context} tokens, not {stride}")
-    if batch_size < 1 or resamples < 1:
-        raise ConfigError(f"batch_size and resamples must be at least 1, not {batch_size} and {resamples}")
     if prefix is not None:
         documents = [np.concatenate([[prefix], tokens]) for tokens in documents]
     documents = [tokens for tokens in documents if len(tokens) > 1]

@@ -36,18 +36,21 @@ class Span(NamedTuple):
     scored: int
 
 
-def surprisals(model: Model, spans: Sequence[Span], batch_size: int,
+def surprisals(model: Model, spans: Sequence[Span], batch_size: int | None = None,
                progress: Progress | None = None) -> list[np.ndarray]:
     """For each span the surprisals of its scored tokens: (scored,), nats, float64.
 
-    The longest come first, so that lengths within a batch differ little. Raises DataError for a token that
-    the model does not know, CheckpointError where it gives no finite number.
+    The longest come first, so that lengths within a batch differ little. batch_size: spans that go through
+    the model at once; None: one, then as many as `batch_size_for` allows of their length.
+    Raises DataError for a token that the model does not know, CheckpointError where it gives no finite
+    number.
     """
     result: list[np.ndarray] = [np.empty(0)] * len(spans)
     order = sorted(range(len(spans)), key=lambda n: -len(spans[n].tokens))
-    done, total = 0, sum(span.scored for span in spans)
-    for first in range(0, len(order), batch_size):
-        batch  = order[first:first + batch_size]
+    first, size, done, total = 0, batch_size or 1, 0, sum(span.scored for span in spans)
+    while first < len(order):
+        batch  = order[first:first + size]
+        first += size
         inputs = np.zeros((len(batch), len(spans[batch[0]].tokens) - 1), np.int64)           # (B, T)
         for row, n in enumerate(batch):
             inputs[row, :len(spans[n].tokens) - 1] = spans[n].tokens[:-1]
@@ -57,15 +60,17 @@ def surprisals(model: Model, spans: Sequence[Span], batch_size: int,
             end = len(tokens) - 1
             result[n] = _surprisal(logits[row, end - scored:end], tokens[end + 1 - scored:])
             done += scored
+        if batch_size is None and first < len(order):
+            size = batch_size_for(len(spans[order[first]].tokens) - 1, logits.shape[-1])
         if progress is not None:
             progress(done, total)
         del logits                                                # before the next batch's are made
     return result
 
 
-def batch_size_for(context: int, vocab_size: int) -> int:
-    """How many windows of `context` tokens go through a model at once, where nobody says."""
-    return max(1, min(TOKENS_AT_ONCE // context, LOGITS_AT_ONCE // (context * vocab_size)))
+def batch_size_for(length: int, vocab_size: int) -> int:
+    """How many spans of `length` tokens go through a model at once, where nobody says."""
+    return max(1, min(TOKENS_AT_ONCE // length, LOGITS_AT_ONCE // (length * vocab_size)))
 
 
 def _surprisal(logits: Any, targets: np.ndarray) -> np.ndarray:

@@ -154,3 +154,46 @@ def test_a_single_unit_has_no_interval(capsys):
 def test_what_is_refused(capsys, status, sentence, arguments):
     refused(capsys, status, sentence, *arguments)
     assert not Path("result.json").exists()
+
+
+def test_multiple_choice(capsys):
+    lines = [{"ctx": "to be", "endings": ["or not", "question"], "label": 0},
+             {"query": "that is", "choices": ["the", "to be", "é€"], "gold": 1}]
+    Path("questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = evaluate("run-bpe", "--task", "multiple-choice", "--data", "questions.jsonl")
+    said   = capsys.readouterr().out
+    model, tokenizer, *_ = load_model(Path("run-bpe"), "best", "cpu", print)
+    hits, truncated = [], 0
+    for line in lines:
+        context, endings, answer = (line.get(a, line.get(b)) for a, b in (
+            ("ctx", "query"), ("endings", "choices"), ("label", "gold")))
+        scores = []
+        for ending in endings:
+            ids = tokenizer.encode_ordinary(f"{context} {ending}")
+            cut = len(tokenizer.encode_ordinary(context))
+            truncated += len(ids) > 9
+            ids, own = ids[-9:], len(ids) - cut
+            scores.append(-sum(nats(model, ids, 0, n) for n in range(len(ids) - own, len(ids))))
+        hits.append(scores.index(max(scores)) == answer)
+    assert result["numbers"]["acc"] == sum(hits) / 2
+    assert result["task"] == "multiple-choice" and result["intervals"].keys() == result["numbers"].keys()
+    assert result["protocol"]["questions"] == 2 and result["protocol"]["endings"] == 5
+    assert result["protocol"]["truncated"] == truncated > 0
+    assert result["data"] == {"source": "questions.jsonl", "kind": "questions",
+                              "sha256": hashlib.sha256(Path("questions.jsonl").read_bytes()).hexdigest()}
+    for shown in ("acc norm", "per character", "per byte", "2 questions, 5 endings", "lm-evaluation-harness",
+                  f"{result['numbers']['acc']:.4f}", "bootstrap over 2 questions"):
+        assert shown in said, shown
+    few = evaluate("run-bpe", "--task", "multiple-choice", "--data", "questions.jsonl", "--limit", 1,
+                   "--delimiter", "")
+    assert few["protocol"] | {"tokens": 0, "truncated": 0} == result["protocol"] | {
+        "questions": 1, "endings": 2, "delimiter": "", "bootstrap_number": 1, "tokens": 0, "truncated": 0}
+
+
+@pytest.mark.parametrize(("sentence", "arguments"), [
+    ("say by --data in which file", []), ("stride is of language-modelling", ["--stride", "4"]),
+    ("surprisal is of language-modelling", ["--surprisal", "x"]),
+    ("texts/a.txt:1 is no JSON", ["--data", "texts/a.txt"]),
+    ("cannot read the questions 'nowhere'", ["--data", "nowhere"])])
+def test_what_multiple_choice_refuses(capsys, sentence, arguments):
+    refused(capsys, 1, sentence, "run", "--task", "multiple-choice", *arguments)
