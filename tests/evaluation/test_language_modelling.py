@@ -5,6 +5,7 @@ import math
 import numpy as np
 import preparing
 import pytest
+import strict_cupy
 from model_folders import random_model
 
 from npgpt import BPETokenizer, CharacterTokenizer, GPTConfig
@@ -197,6 +198,20 @@ def test_large_logits_do_not_overflow_and_broken_ones_are_told():
             surprisals(Fixed(0, wrong), span, 1)
     with pytest.raises(DataError, match="token 5 is not in the model's vocabulary of 2"):
         surprisals(Fixed(0, 1), [Span(np.array([0, 5]), 1)], 1)
+
+
+def test_logits_may_lie_on_a_gpu(model, monkeypatch):
+    """The stand-in for CuPy refuses what that would; only the surprisals are fetched, not the logits."""
+    expected = measure(model, DOCUMENTS, LENGTHS, CONTEXT, 2, batch_size=2)
+    cupy = strict_cupy.install(monkeypatch)
+
+    class OnGPU:
+        def forward(self, tokens):
+            return cupy.asarray(model.forward(tokens)[0]), ()
+
+    result = measure(OnGPU(), DOCUMENTS, LENGTHS, CONTEXT, 2, batch_size=2)
+    for own, theirs in zip(result.surprisals, expected.surprisals, strict=True):
+        np.testing.assert_allclose(own, theirs, rtol=1e-13)
 
 
 @pytest.mark.parametrize(("settings", "sentence"), [
