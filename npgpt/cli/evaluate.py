@@ -24,6 +24,8 @@ from npgpt.training.runs import Loaded, load_model, open_run
 
 LONGEST = 2048          # tokens of context where nobody says: a Llama's 131,072 at once fit no memory
 
+FEW     = 20            # units: the bootstrap's intervals are too narrow by about √(1 − 1/N)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -175,7 +177,7 @@ def _prefix(loaded: Loaded) -> int | None:
 
 def _print_bootstrap(options: Options, units: str, count: int, console: Console) -> None:
     console.print(f"intervals: bootstrap over {count:,} {units}, {_counted(options.resamples, 'resample')}, "
-                  f"seed {options.seed}" if count > 1 else
+                  f"seed {options.seed}{'; of so few, they are too narrow' * (count < FEW)}" if count > 1 else
                   f"no intervals: there is but one of the {units} that a bootstrap would draw", markup=False)
 
 

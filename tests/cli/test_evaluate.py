@@ -19,7 +19,7 @@ from npgpt.training.runs import load_model, open_run
 def folder(tmp_path_factory):
     """run: characters, without an end of text.  run-bpe: with one.  model: the second, exported."""
     folder = tmp_path_factory.mktemp("evaluate")
-    tiny.train_quietly(tiny.new_run(folder))
+    tiny.train_quietly(tiny.new_run(folder, val_fraction=0.3))
     tiny.train_quietly(tiny.new_run(folder, "run-bpe", tokenizer="bpe", vocab_size=270))
     assert main(["export", str(folder / "run-bpe"), "--out-dir", str(folder / "model")]) == 0
     (folder / "texts").mkdir()
@@ -75,9 +75,9 @@ def test_a_run_is_measured_on_its_own_validation_tokens(capsys):
     low, high = result["intervals"]["loss"]
     assert low < loss < high
 
-    for shown in (f"{loss:.3f}", f"{math.exp(loss):.2f}", f"{low:.4f} to {high:.4f}", "context 8, stride 1",
-                  "at least 7 before it", "is not scored", f"{len(val) - 1} tokens scored",
-                  "result: result.json"):
+    for shown in (*(f" {number:,.4f} " for number in result["numbers"].values()),
+                  f"{low:.4f} to {high:.4f}", "context 8, stride 1", "at least 7 before it",
+                  "is not scored", f"{len(val) - 1} tokens scored", "result: result.json"):
         assert shown in said, shown
     rows = [json.loads(line) for line in Path("surprisal.jsonl").read_text().splitlines()]
     assert [row["token"] for row in rows] == val[1:]
@@ -133,6 +133,10 @@ def test_a_single_unit_has_no_interval(capsys):
     result = evaluate("run", "--limit", 5)
     assert result["intervals"] == {"loss": None, "perplexity": None, "bits_per_byte": None}
     assert "no intervals" in capsys.readouterr().out
+    evaluate("run", "--limit", 19 * 8)
+    assert "over 19 stretches" in (said := capsys.readouterr().out) and "too narrow" in said
+    evaluate("run", "--limit", 19 * 8 + 1, "--context", 8)
+    assert "over 20 stretches" in (said := capsys.readouterr().out) and "too narrow" not in said
 
 
 @pytest.mark.parametrize(("status", "sentence", "arguments"), [
