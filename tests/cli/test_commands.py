@@ -227,7 +227,7 @@ def test_the_commands_are_listed_and_wrong_ones_refused(capsys):
     refused(capsys, 2, "unknown command 'tarin'; did you mean 'train'", "tarin")
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "prepare", "bench", "gradcheck"])
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "prepare", "bench", "gradcheck"])
 def test_every_option_is_listed_and_documented(command, capsys):
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])
