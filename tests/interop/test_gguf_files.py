@@ -10,6 +10,7 @@ from npgpt.cli.main import main
 from npgpt.interop.gguf_files import read_gguf
 from npgpt.models import GPTConfig
 from npgpt.tokenizers.byte_alphabet import BYTE_ORDER, to_symbols
+from npgpt.training.runs import load_model
 
 gguf = pytest.importorskip("gguf")
 
@@ -129,6 +130,8 @@ def test_the_tokenizer_and_the_chat_template_come_along(tmp_path):
     assert tokenizer.decode(tokenizer.encode_ordinary("a\x04b")) == "ab"      # no token stands for that byte
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 1
+    loaded = load_model(tmp_path / "out", "best", "cpu", print)
+    assert loaded.eos_token_ids == (1,) and loaded.chat_template == TEMPLATE  # not the tokenizer's <|endoftext|>
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in ("hello hello\x04hello", "a\x04b ünïcode 123", "héllo\n"):
