@@ -131,7 +131,7 @@ def test_the_tokenizer_and_the_chat_template_come_along(tmp_path):
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 1
     loaded = load_model(tmp_path / "out", "best", "cpu", print)
-    assert loaded.eos_token_ids == (1,) and loaded.chat_template == TEMPLATE  # not the tokenizer's <|endoftext|>
+    assert loaded.eos_token_ids == (1,) and loaded.chat_template == TEMPLATE  # not <|endoftext|>
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in ("hello hello\x04hello", "a\x04b ünïcode 123", "héllo\n"):
