@@ -1,7 +1,6 @@
 """`npgpt evaluate`: what a model has learned, in numbers with their protocol beside them."""
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +18,10 @@ from npgpt.errors import ConfigError
 from npgpt.evaluation import documents, language_modelling, multiple_choice
 from npgpt.evaluation.bootstrap import Interval
 from npgpt.evaluation.results import model_sha256, write_lines, write_result
+from npgpt.terminal import warn
 from npgpt.tokenizers.files import Tokenizer
-from npgpt.training.runs import Loaded, load_model, open_run
+from npgpt.training.loading import Loaded, load_model
+from npgpt.training.runs import open_run
 
 LONGEST = 2048          # tokens of context where nobody says: a Llama's 131,072 at once fit no memory
 
@@ -33,7 +34,8 @@ class Options:
     (accuracy), each number with its 95 % interval by bootstrap."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
-    """The folder of a run or of a model in Hugging Face's layout, or the name of one on its hub."""
+    """The folder of a run or of a model in Hugging Face's layout, the name of one on its hub, or a GGUF
+    file."""
     data: str = ""
     """A text file, a folder of texts, python-docs, or a folder that npgpt prepare made (its validation
     tokens). By default a run's own validation tokens. For multiple-choice: JSONL in HellaSwag's layout."""
@@ -67,7 +69,7 @@ class Options:
 def run(arguments: list[str]) -> int:
     options = parse(Options, "evaluate", arguments)
     _check(options)
-    loaded  = load_model(options.model, options.checkpoint, options.device, _warn)
+    loaded  = load_model(options.model, options.checkpoint, options.device, warn)
     console = Console(highlight=False, soft_wrap=True)
     measure = _language_modelling if options.task == "language-modelling" else _multiple_choice
     measure(options, loaded, console)
@@ -225,7 +227,3 @@ def _progress() -> Progress:
 
 def _counted(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'s' * (count != 1)}"
-
-
-def _warn(text: str) -> None:
-    print(f"npgpt: warning: {text}", file=sys.stderr)

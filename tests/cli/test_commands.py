@@ -22,7 +22,7 @@ from npgpt.data.plans import PrepareConfig
 from npgpt.layers import Block
 from npgpt.training.checkpoint import list_checkpoints
 from npgpt.training.config import TrainConfig
-from npgpt.training.runs import load_model
+from npgpt.training.loading import load_model
 
 
 @pytest.fixture

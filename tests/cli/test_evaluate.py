@@ -12,7 +12,8 @@ import tiny
 
 import npgpt
 from npgpt.cli.main import main
-from npgpt.training.runs import load_model, open_run
+from npgpt.training.loading import load_model
+from npgpt.training.runs import open_run
 
 
 @pytest.fixture(scope="module")
