@@ -4,15 +4,17 @@ import inspect
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import npgpt
 from npgpt import GradientError
 from npgpt.cli.main import COMMANDS
 from npgpt.ops import layernorm
 from npgpt.training.config import preset_names
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-EXCERPT, SWISH, PROPERTY, LIBRARY = re.findall(r"```python\n(.*?)```", README, re.S)
+EXCERPT, SWISH, PROPERTY, CHECKPOINTS, LIBRARY = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_excerpt_is_the_code():
@@ -31,6 +33,15 @@ def test_the_property_test_finds_it_too():
     exec(SWISH.partition("npgpt.check_gradients")[0] + PROPERTY, names)
     with pytest.raises(GradientError):
         names["test_the_gradient_of_swish_is_right"]()
+
+
+def test_the_example_of_checkpoints_loads_and_saves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = npgpt.GPT(npgpt.GPTConfig(vocab_size=11, block_size=8, n_layer=1, n_head=2, n_embd=8))
+    model.save_pretrained("path/to/gpt2")
+    exec(CHECKPOINTS, {"npgpt": npgpt})
+    saved = npgpt.GPT.from_pretrained("my-model")
+    np.testing.assert_allclose(saved.flat.data, model.flat.data, rtol=2**-8)
 
 
 def test_the_library_example_overfits_its_batch():

@@ -2,6 +2,7 @@
 
 import warnings
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -410,7 +411,8 @@ def test_a_cache_on_the_device_waits_for_nothing_and_gives_the_logits_of_the_hos
 
 
 def test_a_step_of_decoding_uploads_tokens_and_their_place_and_downloads_the_logits(cupy):
-    decode, (tokens, _) = GPT(CONFIG, device="cuda").decoder(), batch(CONFIG)
+    model, (tokens, _) = GPT(CONFIG, device="cuda"), batch(CONFIG)
+    decode = partial(model.next_logits, kv_cache=model.new_cache(5))
     decode(tokens[:, :3])
     strict_cupy.machine.uploads.clear()
     assert decode(tokens[:, :4]).shape == (3, 17)

@@ -10,8 +10,8 @@ import tyro
 from npgpt.cli.arguments import parse
 from npgpt.errors import ConfigError, NpgptError
 from npgpt.generation.chat import Conversation
-from npgpt.terminal import printable
-from npgpt.training.runs import load_model
+from npgpt.terminal import printable, warn
+from npgpt.training.loading import load_model
 
 HELP = "Type a message and Enter. Ctrl-C stops an answer; /reset forgets all, /quit or Ctrl-D ends."
 
@@ -22,7 +22,8 @@ class Options:
     by word, and Ctrl-C stops one. A model that has no chat template is given a transcript to go on with."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
-    """The folder of a run or of a model in Hugging Face's layout, or the name of one on its hub."""
+    """The folder of a run or of a model in Hugging Face's layout, the name of one on its hub, or a GGUF
+    file."""
     system: str = ""
     """What the model is told before all else."""
     max_new_tokens: int = 256
@@ -49,7 +50,7 @@ def run(arguments: list[str]) -> int:
     options = parse(Options, "chat", arguments)
     if options.max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be at least 1, not {options.max_new_tokens}")
-    loaded  = load_model(options.model, options.checkpoint, options.device, _warn)
+    loaded  = load_model(options.model, options.checkpoint, options.device, warn)
     conversation = Conversation(
         loaded.model, loaded.tokenizer, loaded.model.config.block_size, loaded.chat_template, options.system,
         options.max_new_tokens, eos_token_id=loaded.eos_token_ids or None, do_sample=options.do_sample,
@@ -94,8 +95,4 @@ def _answer(conversation: Conversation, text: str) -> None:
         parts.close()
         print(" …")
     except NpgptError as error:
-        _warn(str(error))
-
-
-def _warn(text: str) -> None:
-    print(f"npgpt: {text}", file=sys.stderr)
+        warn(str(error))

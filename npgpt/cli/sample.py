@@ -13,8 +13,8 @@ import tyro
 from npgpt.cli.arguments import parse
 from npgpt.errors import ConfigError
 from npgpt.generation.decoding import generate, stream
-from npgpt.terminal import printable
-from npgpt.training.runs import Loaded, load_model
+from npgpt.terminal import printable, warn
+from npgpt.training.loading import Loaded, load_model
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,16 @@ class Options:
     """Let a trained GPT write on from a prompt. The text goes to standard output as it comes."""
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
-    """The folder of a run or of a model in Hugging Face's layout, or the name of one on its hub."""
+    """The folder of a run or of a model in Hugging Face's layout, the name of one on its hub, or a GGUF
+    file."""
     prompt: str = ""
     """What to write on from; \\n is a newline. Empty: a new document."""
     max_new_tokens: int = 200
     """Tokens to write, at most; a text that ends, ends earlier."""
     min_new_tokens: int = 0
     """Tokens to write, at least: until then no text ends."""
+    eos_token_id: tuple[int, ...] = ()
+    """Tokens that end a text; by default those that end one for this model."""
     stop_strings: tuple[str, ...] = ()
     """End as soon as one of these was written; \\n is a newline."""
     num_samples: int = 1
@@ -76,7 +79,9 @@ def run(arguments: list[str]) -> int:
     if options.num_samples > options.num_beams > 1 and not options.do_sample:
         raise ConfigError(f"num_samples must be at most num_beams = {options.num_beams} without sampling, "
                           f"not {options.num_samples}")
-    loaded    = load_model(options.model, options.checkpoint, options.device, _warn)
+    loaded    = load_model(options.model, options.checkpoint, options.device, warn)
+    if options.eos_token_id:
+        loaded = loaded._replace(eos_token_ids=options.eos_token_id)
     tokenizer = loaded.tokenizer
     prompt    = _unescaped(options.prompt)
     ids  = tokenizer.encode_ordinary(prompt) or [tokenizer.eos_token_id or 0]     # 0 often is the newline
@@ -115,7 +120,3 @@ def _texts(loaded: Loaded, prompt, options: Options) -> Iterator[Iterable[int]]:
 
 def _unescaped(text: str) -> str:
     return text.replace("\\n", "\n")
-
-
-def _warn(text: str) -> None:
-    print(f"npgpt: warning: {text}", file=sys.stderr)

@@ -7,9 +7,7 @@ GPT-2's: Normal(0, 0.02²), the projections that end in a residual addition scal
 are 2·n_layer of them; biases 0, gains 1.
 """
 
-import functools
 import math
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -150,10 +148,6 @@ class GPT(Module):
         x, _ = self._body_forward(tokens, None, kv_cache, attention_mask)
         logits, _ = self.lm_head.forward(x[:, -1:])
         return to_numpy(logits)[:, 0]
-
-    def decoder(self) -> Callable[..., np.ndarray]:
-        """`next_logits` with a cache of its own: for one batch of sequences, asked again as they grow."""
-        return functools.partial(self.next_logits, kv_cache=self.new_cache(self.config.block_size))
 
     def new_cache(self, max_length: int) -> KVCache:
         """An empty cache for a batch of sequences of up to max_length tokens, and at most block_size."""

@@ -49,6 +49,10 @@ class CharacterTokenizer:
         """Always empty."""
         return {}
 
+    def token_bytes(self, id: int) -> bytes:
+        """The UTF-8 bytes of a token's character."""
+        return self.decode([id]).encode()
+
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text. Raises TokenizerError at the first character that is not in the vocabulary."""
         text = checked_text(text)

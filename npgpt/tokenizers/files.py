@@ -8,7 +8,7 @@ from npgpt.errors import TokenizerError
 from npgpt.tokenizers.byte_pair import BPETokenizer
 from npgpt.tokenizers.character import CharacterTokenizer
 from npgpt.tokenizers.foreign import is_foreign, read_foreign
-from npgpt.tokenizers.formats import CONFIG, from_json, read_config, read_text
+from npgpt.tokenizers.formats import CONFIG, checked_byte_pair, from_json, read_config, read_text
 
 
 class Tokenizer(Protocol):
@@ -23,6 +23,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str, allowed_special: str | Collection[str] = (),
                disallowed_special: str | Collection[str] = "all") -> list[int]: ...
     def encode_ordinary(self, text: str) -> list[int]: ...
+    def token_bytes(self, id: int) -> bytes: ...
     def decode(self, ids: Iterable[int]) -> str: ...
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]: ...
     def save(self, folder: str | Path) -> None: ...
@@ -48,6 +49,17 @@ def load_tokenizer(path: str | Path, pattern: str | None = None,
     if kind == "character":
         return CharacterTokenizer.load(path)
     raise TokenizerError(f"{path / CONFIG} cannot be used: its tokenizer is of the unknown kind {kind!r}")
+
+
+def assemble_tokenizer(path: Path, tokens: Mapping[str, int], special_tokens: Mapping[str, int],
+                       merges: Iterable[tuple[str, str]], pattern: str) -> Tokenizer:
+    """A byte-level BPE tokenizer whose parts came out of another file, `path`, as that of a model.
+
+    tokens: all but the special ones, in GPT-2's characters for bytes.  Raises TokenizerError, naming it.
+    """
+    numbered = ((f"merge {number}", left, right) for number, (left, right) in enumerate(merges))
+    return BPETokenizer(*checked_byte_pair(path, tokens, path, numbered, special_tokens, pattern,
+                                           ignore_merges=pattern == "llama3"))
 
 
 def _is_own(path: Path) -> bool:

@@ -17,7 +17,6 @@ from npgpt.data.prepared import is_prepared, open_prepared
 from npgpt.data.shards import open_shard, write_shard
 from npgpt.errors import CheckpointError, DataError, TrainingError
 from npgpt.files import atomic_write
-from npgpt.interop.huggingface import find_folder, is_model, read_chat_template, read_ends
 from npgpt.models import GPT
 from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
 from npgpt.tokenizers.files import Tokenizer
@@ -35,15 +34,6 @@ class Run(NamedTuple):
     tokenizer: Tokenizer
     train: np.ndarray
     val: np.ndarray
-
-
-class Loaded(NamedTuple):
-    """A model to write with. eos_token_ids: each ends a text.  chat_template: in Jinja, or None."""
-
-    model: GPT
-    tokenizer: Tokenizer
-    eos_token_ids: tuple[int, ...]
-    chat_template: str | None
 
 
 def new_run_path(config: TrainConfig, name: str) -> Path:
@@ -148,24 +138,6 @@ def write_config(path: Path, config: TrainConfig) -> None:
     """Writes config.toml, whole or not at all."""
     with atomic_write(path / "config.toml", "w") as file:
         file.write(config.to_toml())
-
-
-def load_model(path: Path, which: str, device: str, warn: Callable[[str], None]) -> Loaded:
-    """The model of a run as `load_run` gives it, or one in Hugging Face's layout: a folder or "owner/name".
-
-    Raises TokenizerError too, if there is no tokenizer beside the model.
-    """
-    if (path / "config.toml").exists() or not (is_model(path) or ("/" in str(path) and not path.exists())):
-        model, tokenizer, _ = load_run(path, which, device, warn)
-        return Loaded(model, tokenizer, _ends(tokenizer), None)
-    folder    = find_folder(str(path))
-    tokenizer = load_tokenizer(folder)
-    return Loaded(GPT.from_pretrained(folder, device), tokenizer,
-                  read_ends(folder) or _ends(tokenizer), read_chat_template(folder))
-
-
-def _ends(tokenizer: Tokenizer) -> tuple[int, ...]:
-    return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
 
 
 def load_run(path: Path, which: str, device: str,

@@ -22,7 +22,7 @@ from npgpt.data.plans import PrepareConfig
 from npgpt.layers import Block
 from npgpt.training.checkpoint import list_checkpoints
 from npgpt.training.config import TrainConfig
-from npgpt.training.runs import load_model
+from npgpt.training.loading import load_model
 
 
 @pytest.fixture
@@ -103,6 +103,9 @@ def test_sample_takes_all_settings_of_generation(folder, capsys):
         texts.append(capsys.readouterr().out)
         ids = tokenizer.encode_ordinary("to be")
         assert texts[-1] == tokenizer.decode(model.generate([ids], **plain | settings)[0]) + "\n", flags
+    ends = ["--eos-token-id", str(letter[0])]
+    assert main(["sample", "run", "--prompt", "to be", "--max-new-tokens", "30", *ends]) == 0
+    assert capsys.readouterr().out == texts[0][:texts[0].index("e", 5)] + "\n"        # the end is not shown
     assert texts[0] == texts[1] and len(set(texts)) >= 9 and len(texts[7]) < 36 and len(texts[10]) < 36
 
     several = ["sample", "run", "--prompt", "to be", "--no-do-sample", "--num-beams", "3", "--num-samples"]
@@ -224,7 +227,7 @@ def test_the_commands_are_listed_and_wrong_ones_refused(capsys):
     refused(capsys, 2, "unknown command 'tarin'; did you mean 'train'", "tarin")
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "prepare", "plot", "bench", "gradcheck"])
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "prepare", "plot", "bench", "gradcheck"])
 def test_every_option_is_listed_and_documented(command, capsys):
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])

@@ -5,7 +5,7 @@ import pytest
 
 from npgpt import BPETokenizer
 from npgpt.errors import ConfigError, NpgptError
-from npgpt.generation.chat import Conversation, chat_template
+from npgpt.generation.chat import Conversation, _before, chat_template
 from npgpt.generation.kv_cache import KVCache
 
 pytest.importorskip("jinja2")
@@ -101,6 +101,14 @@ def test_without_a_template_the_answer_ends_where_it_would_speak_for_the_other_s
     model, talk = conversation(" Goethe.\nUs it is.\nUser: And", template=None)
     assert "".join(talk.answer("Who wrote Faust?")) == " Goethe.\nUs it is."
     assert TOKENIZER.decode(model.read[0]) == "User: Who wrote Faust?\nAssistant:"
+
+
+def test_of_several_stops_the_first_in_the_text_counts_however_the_text_arrives():
+    text, stops = "one\nUs: two\nUser: three\nSystem: four", ("\nSystem:", "\nUser:")
+    for cut in range(len(text) + 1):
+        parts = [*_before(iter([text[:cut], text[cut:]]), stops)]
+        assert "".join(parts) == "one\nUs: two", cut
+    assert "".join(_before(iter("a\nUse"), stops)) == "a\nUse"
 
 
 def test_an_answer_has_at_most_so_many_tokens_and_half_the_context_at_most():

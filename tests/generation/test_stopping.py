@@ -65,7 +65,7 @@ def test_a_stop_string_inside_the_token_before_does_not_end():
     assert result.shape == (1, len(ids) + 3)
 
 
-def test_characters_have_no_bytes_of_their_own_and_stop_all_the_same():
+def test_characters_stop_as_well():
     tokenizer = CharacterTokenizer("abé")
     ending = Ending(GenerationSettings(stop_strings="éa"), tokenizer)
     sequences = np.array([[0, 2], [2, 1], [-1, 2], [2, -1]])

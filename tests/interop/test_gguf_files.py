@@ -10,6 +10,7 @@ from npgpt.cli.main import main
 from npgpt.interop.gguf_files import read_gguf
 from npgpt.models import GPTConfig
 from npgpt.tokenizers.byte_alphabet import BYTE_ORDER, to_symbols
+from npgpt.training.loading import load_model
 
 gguf = pytest.importorskip("gguf")
 
@@ -101,6 +102,8 @@ def test_the_exported_model_computes_what_llama_computes(tmp_path, tied):
     with torch.no_grad():
         expected = llama(torch.from_numpy(tokens)).logits.numpy()
     exported = GPT.from_pretrained(tmp_path / "out")
+    direct   = load_model(tmp_path / "model.gguf", "best", "cpu", print).model
+    assert np.abs(direct.forward(tokens)[0] - expected).max() <= 1e-4 and direct.config.rope_interleaved
     assert np.abs(exported.forward(tokens)[0] - expected).max() <= 1e-4
     assert exported.config.norm_eps == 1e-5 and exported.config.tie_word_embeddings == tied
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -129,6 +132,10 @@ def test_the_tokenizer_and_the_chat_template_come_along(tmp_path):
     assert tokenizer.decode(tokenizer.encode_ordinary("a\x04b")) == "ab"      # no token stands for that byte
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 1
+    for path in ("model.gguf", "out"):
+        loaded = load_model(tmp_path / path, "best", "cpu", print)
+        assert loaded.eos_token_ids == (1,) and loaded.chat_template == TEMPLATE      # not <|endoftext|>
+        assert loaded.tokenizer.encode("hello<|im_end|>", allowed_special="all") == [TOKENS.index("hello"), 1]
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in ("hello hello\x04hello", "a\x04b ünïcode 123", "héllo\n"):

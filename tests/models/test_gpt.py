@@ -3,13 +3,11 @@
 import dataclasses
 import math
 
-import gpt_options
 import numpy as np
 import pytest
 
-from npgpt import GPT, GPTConfig, NpgptError, check_gradients
+from npgpt import GPT, GPTConfig, NpgptError
 from npgpt.errors import ConfigError, DataError, DeviceError
-from npgpt.inspection.examples import Draw
 from npgpt.tensor import Key
 
 CONFIG = GPTConfig(vocab_size=13, block_size=8, n_layer=2, n_head=2, n_embd=8)
@@ -265,66 +263,10 @@ def test_float32_stays_float32_through_the_whole_step():
     assert {gradient.dtype for gradient in all_gradients.values()} == {np.dtype("f4")}
 
 
-@pytest.mark.parametrize("options", [*gpt_options.ALONE, *gpt_options.together(12, seed=2)],
-                         ids=gpt_options.label)
-def test_with_every_option_gradients_are_right(options):
-    """Dropout acts in every place; its masks stay as they are while the parameters are moved."""
-    shape = {"block_size": 4, "attention_dropout": 0.2, "dropout": 0.1}
-    model = GPT(GPTConfig(**gpt_options.SHAPE | options | shape), dtype="float64")
-    Draw(np.random.default_rng(0)).parameters(model)
-    x, y, key = tokens(2, 4, V=11), tokens(2, 4, seed=1, V=11), Key(1)
-    check_gradients(lambda: model.loss(x, y, key), lambda dy, saved: model.backward(saved, dy),
-                    parameters=model.parameters)
-
-
-@pytest.mark.parametrize("options", [*gpt_options.ALONE, *gpt_options.together(12, seed=5)],
-                         ids=gpt_options.label)
-def test_with_every_option_a_future_token_never_changes_the_past(options):
-    model, before = lively(GPT(GPTConfig(**gpt_options.SHAPE | options), dtype="float64")), tokens(V=11)
-    logits, _ = model.forward(before)
-    for t in range(1, 6):
-        changed = before.copy()
-        changed[:, t:] = (changed[:, t:] + 1) % 11
-        assert np.array_equal(model.forward(changed)[0][:, :t], logits[:, :t])
-
-
-def test_grouped_queries_and_gates_have_their_shapes_and_an_untied_head_its_name():
-    parameters = gpt(n_kv_head=1, head_dim=6, n_inner=5, activation="swiglu", qk_norm=True, norm="rmsnorm",
-                     position="rotary", tie_word_embeddings=False, qkv_bias=True, bias=False).parameters
-    shapes = {name: parameter.shape for name, parameter in parameters.items() if "h.1" not in name}
-    assert shapes == {
-        "wte.weight": (13, 8), "h.0.ln_1.weight": (8,), "h.0.attn.c_attn.weight": (8, 24),
-        "h.0.attn.c_attn.bias": (24,), "h.0.attn.q_norm.weight": (6,), "h.0.attn.k_norm.weight": (6,),
-        "h.0.attn.c_proj.weight": (12, 8), "h.0.ln_2.weight": (8,), "h.0.mlp.c_fc.weight": (8, 10),
-        "h.0.mlp.c_proj.weight": (5, 8), "ln_f.weight": (8,), "lm_head.weight": (13, 8)}
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("qkv_bias", [None, True, False])
-@pytest.mark.parametrize("attn_proj_bias", [None, True, False])
-def test_attentions_biases_are_as_the_others_unless_told_otherwise(bias, qkv_bias, attn_proj_bias):
-    names = gpt(bias=bias, qkv_bias=qkv_bias, attn_proj_bias=attn_proj_bias).parameters
-    assert ("h.1.mlp.c_fc.bias" in names) == ("h.1.ln_1.bias" in names) == bias
-    assert ("h.1.attn.c_attn.bias" in names) == (bias if qkv_bias is None else qkv_bias)
-    assert ("h.1.attn.c_proj.bias" in names) == (bias if attn_proj_bias is None else attn_proj_bias)
-
-
 @pytest.mark.parametrize("mask", [np.ones((3, 5)), np.ones((2, 6)), np.ones(6)])
 def test_an_attention_mask_must_be_of_the_shape_of_the_tokens(mask):
     with pytest.raises(DataError, match=r"attention_mask must be of shape \(3, 6\)"):
         gpt().forward(tokens(), attention_mask=mask)
-
-
-def test_operations_are_counted_by_the_weights_of_the_products():
-    """Six for each weight but those of the embeddings, and attention's."""
-    for options in ({}, {"n_kv_head": 1, "head_dim": 6, "n_inner": 5, "activation": "swiglu",
-                         "position": "none", "norm": "rmsnorm", "tie_word_embeddings": False}):
-        model = gpt(**options)
-        products = sum(math.prod(p.shape) for name, p in model.parameters.items()
-                       if len(p.shape) == 2 and name not in ("wte.weight", "wpe.weight"))
-        head = 0 if options else 13 * 8
-        attention = 2 * 12 * 2 * (options.get("head_dim") or 4) * 8
-        assert model.config.flops_per_token == 6 * (products + head) + attention
 
 
 # ---- errors ----
