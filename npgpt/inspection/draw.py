@@ -53,6 +53,10 @@ class Draw:
         mask[:1, 0] = False
         return mask
 
+    def segments(self, B: int, S: int) -> np.ndarray:
+        """Numbers that rise along each row by 0 or 1."""
+        return np.cumsum(self.rng.random((B, S)) < 0.4, 1)
+
     def parameters(self, module: layers.Module) -> None:
         """Weights that keep activations of order 1, gains around 1, offsets of order 1."""
         for parameter in module.parameters.values():

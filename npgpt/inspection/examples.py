@@ -140,7 +140,11 @@ OPS: dict[str, Build] = {
     "attention, all to all, one key head, key mask": _attention(
         lambda n, r: (*_qkv(n._replace(H=1), r, n.S, n.H), False, r.key_mask(n.B, n.S))),
     "attention, causal, grouped queries, dropout": _attention(
-        lambda n, r: (*_qkv(n, r, n.T, 3), True, None, 0.3, Key(6, step=1, example=4))),
+        lambda n, r: (*_qkv(n, r, n.T, 3), True, None, None, 0.3, Key(6, step=1, example=4))),
+    "attention, causal, segments": _attention(
+        lambda n, r: (*_qkv(n, r, n.T + n.S, 3), True, None, r.segments(n.B, n.T + n.S))),
+    "attention, all to all, segments, key mask, dropout": _attention(
+        lambda n, r: (*_qkv(n, r, n.T), False, r.key_mask(n.B, n.T), r.segments(n.B, n.T), 0.3, Key(6))),
     "rotary": _op(ops.rotary_forward, ops.rotary_backward,
                   lambda n, r: (r.normal(n.B, n.H, n.T, 2 * n.D), _angles(r, n.T, n.D))),
     "rotary, interleaved, places of their own": _op(
@@ -223,6 +227,9 @@ LAYERS: dict[str, Build] = {
     "SelfAttention": _layer(lambda n: _attention_layer(n, dropout=0.2),
                             lambda n, r: (r.normal(n.B, n.T, n.H * n.D), Key(1), None,
                                           r.key_mask(n.B, n.T))),
+    "SelfAttention, segments": _layer(lambda n: _attention_layer(n),
+                                      lambda n, r: (r.normal(n.B, n.T, n.H * n.D), None, None, None,
+                                                    r.segments(n.B, n.T))),
     "SelfAttention, not causal": _layer(lambda n: _attention_layer(n, bias=False, causal=False),
                                         lambda n, r: (r.normal(n.B, n.T, n.H * n.D),)),
     "SelfAttention, one key head, rotary, interleaved": _layer(

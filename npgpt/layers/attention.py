@@ -21,9 +21,10 @@ class SelfAttention(Module):
     rope_interleaved: which channels a rotation turns together, see npgpt.ops.rotary.
 
     In forward:  rotation: cos and sin of npgpt.layers.RotaryPosition, for queries and keys.
-    key_mask: bool (B, T), False hides a position.
+    key_mask: bool (B, T), False hides a position.  segments: integers (B, T): each position asks those of its
+    own segment alone.
     kv_cache: keys and values of the positions before these T, which join them there
-    (npgpt.generation.kv_cache.LayerCache). The queries then ask all S positions, and key_mask is (B, S).
+    (npgpt.generation.kv_cache.LayerCache). The queries then ask all S positions, and both masks are (B, S).
     Only for causal attention, and there is no backward from such a forward.
     """
 
@@ -47,15 +48,15 @@ class SelfAttention(Module):
         self.c_proj = Linear(n_head * D, n_embd, bias if proj_bias is None else proj_bias, std=proj_std)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x, key=None, rotation=None, key_mask=None, kv_cache=None):
+    def forward(self, x, key=None, rotation=None, key_mask=None, segments=None, kv_cache=None):
         qkv, s1 = self.c_attn.forward(x)                                      # (B, T, (H + 2G) D)
         q, k, v = split_heads(qkv, self.heads)                                # (B, H or G, T, D)
         q, s2   = self._place(q, self.q_norm, rotation)
         k, s3   = self._place(k, self.k_norm, rotation)
         if kv_cache is not None:
             k, v = kv_cache.append(k, v)                                      # (B, G, S, D) each
-        y, s4   = attention_forward(q, k, v, self.causal, key_mask, self.attention_dropout,
-                                    key and key.child(0))                     # (B, H, T, D)
+        y, s4   = attention_forward(q, k, v, self.causal, key_mask, segments,
+                                    self.attention_dropout, key and key.child(0))     # (B, H, T, D)
         y, s5   = self.c_proj.forward(merge_heads([y]))                       # (B, T, C)
         y, s6   = self.dropout.forward(y, key)
         return y, (s1, s2, s3, s4, s5, s6)

@@ -2,7 +2,8 @@
 one follows the other, tells the four kinds apart.
 
 A block is put together from its parts, and knows nothing of their options.   x, y: (B, T, C)
-`context`, in forward: what attention alone takes: rotation, key_mask, kv_cache (npgpt.layers.SelfAttention).
+`context`, in forward: what attention alone takes: rotation, key_mask, segments, kv_cache
+(npgpt.layers.SelfAttention).
 """
 
 from npgpt.layers.attention import SelfAttention

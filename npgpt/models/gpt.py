@@ -49,6 +49,8 @@ class GPT(Module):
     `key` (npgpt.tensor.Key) turns dropout on; without it nothing is dropped.
     `attention_mask`: bool or 0 and 1, (B, T), or (B, S) with the S − T positions of the cache before them; 0
     is padding, which nobody attends to and which counts no place: the first real token of a row stands at 0.
+    In training it may tell packed texts apart: each has a number of its own, such as 1 1 1 2 2 3 3 0, begins
+    at place 0 and sees nothing of the others.
     """
 
     def __init__(self, config: GPTConfig, seed: int | None = 1337, device: str = "cpu",
@@ -163,7 +165,8 @@ class GPT(Module):
 
     def _body_forward(self, tokens, key, kv_cache=None, attention_mask=None):
         """tokens: (B, T)  →  x: (B, T, C), what the head reads"""
-        places, key_mask = self._places(tokens.shape, kv_cache.length if kv_cache else 0, attention_mask)
+        places, key_mask, segments = self._places(tokens.shape, kv_cache.length if kv_cache else 0,
+                                                  attention_mask)
         s_wpe = s_ln_f = rotation = None
         x, s_wte = self.wte.forward(tokens)                                   # (B, T, C)
         if self.wpe:
@@ -174,7 +177,7 @@ class GPT(Module):
         s_h = []
         for n, block in enumerate(self.h):
             x, s = block.forward(x, key and key.child(1 + n), rotation=rotation, key_mask=key_mask,
-                                 kv_cache=kv_cache and kv_cache.layers[n])
+                                 segments=segments, kv_cache=kv_cache and kv_cache.layers[n])
             s_h.append(s)
         if self.ln_f:
             x, s_ln_f = self.ln_f.forward(x)
@@ -191,21 +194,25 @@ class GPT(Module):
             dx = self.wpe.backward(dx, s_wpe)
         self.wte.backward(dx, s_wte)
 
-    def _places(self, shape, held: int, attention_mask) -> tuple[np.ndarray, Any]:
-        """The places of T tokens after `held` others, (T,), or (B, T) where padding makes rows differ; and
-        the mask on the model's device, None where nothing is hidden.
+    def _places(self, shape, held: int, attention_mask) -> tuple[np.ndarray, Any, Any]:
+        """The places of T tokens after `held` others, (T,), or (B, T) where rows differ in them; then, on the
+        model's device, key_mask and segments for attention, each None where it would hide nothing.
         """
         B, T = shape
         if attention_mask is None:
-            return np.arange(held, held + T), None
-        mask = to_numpy(attention_mask).astype(bool)
+            return np.arange(held, held + T), None, None
+        mask = to_numpy(attention_mask)
         if mask.shape != (B, held + T):
             raise DataError(f"attention_mask must be of shape {B, held + T}, as the tokens with those in the "
                             f"cache, not {mask.shape}")
+        places = np.cumsum(mask != 0, 1) - 1                                  # real tokens before it
+        if mask.max() > 1:
+            new     = np.diff(mask.astype(np.int64), axis=1, prepend=0) != 0  # where a text begins
+            places -= np.maximum.accumulate(np.where(new, places, 0), 1)
+            return np.maximum(places, 0), None, to_device(mask, self.flat.device)
         if mask.all():
-            return np.arange(held, held + T), None
-        places = np.maximum(np.cumsum(mask, 1) - 1, 0)                        # real tokens before it
-        return places[:, held:], to_device(mask, self.flat.device)
+            return np.arange(held, held + T), None, None
+        return np.maximum(places, 0)[:, held:], to_device(mask.astype(bool), self.flat.device), None
 
     def _checked(self, tokens, what="token", kv_cache=None):
         """The tokens on the model's device. Those in host memory are checked, a GPU's taken as they are."""

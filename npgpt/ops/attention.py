@@ -20,6 +20,9 @@ Grouped queries (Ainslie et al. 2023): H query heads share G key and value heads
 key head its group's queries are simply more queries: Q becomes (H/G·T, D), and the formulas above stand as
 they are; that dK and dV sum over the group is part of their matrix products.
 
+Segments: several texts packed into one row, each to be read as if it stood alone. A key of another segment
+than the query's has mask = −∞ like any other that is hidden, and nothing else changes.
+
 Dropout on the probabilities:          y = P̃ V with P̃ = M P/q, M and q as in dropout.py
 Backward.                              dV = P̃ᵀ dy             dP = M (dy Vᵀ)/q
 and still Σₛ dPₜₛ Pₜₛ = Σₛ (dy Vᵀ)ₜₛ P̃ₜₛ = Σᵢ dyₜᵢ yₜᵢ. M is a function of the key, and made again.
@@ -30,14 +33,15 @@ from npgpt.tensor import accelerated, array_module
 
 
 @accelerated
-def attention_forward(q, k, v, causal=True, key_mask=None, dropout=0.0, dropout_key=None):
+def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropout=0.0, dropout_key=None):
     """q: (B, H, T, D)  k, v: (B, G, S, D), H a multiple of G  →  y: (B, H, T, D)
 
     key_mask: bool (B, S), False hides a key from every query; None hides none.
+    segments: integers (B, S), T ≤ S, of the keys; the queries are the last T. Each sees its own alone.
     dropout: the chance that a probability becomes 0; dropout_key: npgpt.tensor.Key, or None for no dropout.
     """
     xp, G = array_module(q), k.shape[1]
-    a     = attention_scores(q, k, causal, key_mask)                          # A   (B, H, T, S)
+    a     = attention_scores(q, k, causal, key_mask, segments)                          # A   (B, H, T, S)
     top   = a.max(-1, keepdims=True)                                          # (B, H, T, 1)
     e     = xp.exp(a - xp.where(top == -xp.inf, 0, top))
     total = e.sum(-1, keepdims=True)
@@ -46,16 +50,16 @@ def attention_forward(q, k, v, causal=True, key_mask=None, dropout=0.0, dropout_
     if dropout and dropout_key:
         e, _ = dropout_forward(e, dropout, dropout_key)
     y     = (grouped(e, G) @ v).reshape(q.shape) / (total + blind)
-    return y, (q, k, v, causal, key_mask, dropout, dropout_key, y, lse)
+    return y, (q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse)
 
 
 @accelerated
 def attention_backward(dy, saved):
     """dy: (B, H, T, D)  →  dq: (B, H, T, D)  dk, dv: (B, G, S, D)"""
-    q, k, v, causal, key_mask, dropout, dropout_key, y, lse = saved
+    q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse = saved
     xp, G = array_module(q), k.shape[1]
     scale = q.shape[-1] ** -0.5
-    p  = xp.exp(attention_scores(q, k, causal, key_mask) - lse)               # P   (B, H, T, S)
+    p  = xp.exp(attention_scores(q, k, causal, key_mask, segments) - lse)               # P   (B, H, T, S)
     dp = (grouped(dy, G) @ v.swapaxes(-1, -2)).reshape(p.shape)
     kept = p                                                                  # P̃
     if dropout and dropout_key:
@@ -66,7 +70,7 @@ def attention_backward(dy, saved):
     return (da @ k).reshape(q.shape) * scale, (da.swapaxes(-1, -2) @ grouped(q, G)) * scale, dv
 
 
-def attention_scores(q, k, causal, key_mask):
+def attention_scores(q, k, causal, key_mask=None, segments=None):
     """A = Q Kᵀ/√D + mask   (B, H, T, S)"""
     xp = array_module(q)
     a = (grouped(q, k.shape[1]) @ k.swapaxes(-1, -2)).reshape(*q.shape[:-1], k.shape[2]) * q.shape[-1] ** -0.5
@@ -75,6 +79,9 @@ def attention_scores(q, k, causal, key_mask):
         a = xp.where(xp.arange(S) <= xp.arange(T)[:, None] + (S - T), a, -xp.inf)
     if key_mask is not None:
         a = xp.where(key_mask[:, None, None, :], a, -xp.inf)
+    if segments is not None:
+        own = segments[:, -q.shape[2]:]                                       # of the queries   (B, T)
+        a = xp.where(own[:, None, :, None] == segments[:, None, None, :], a, -xp.inf)
     return a
 
 

@@ -163,7 +163,7 @@ def test_the_twin_of_adamw_leaves_other_places_to_the_formula():
 @pytest.mark.parametrize(("name", "arguments"), [
     ("gelu_tanh_forward", (np.ones((3, 4)).T,)),
     ("attention_forward", (np.ones((1, 1, 3, 2)), np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2)))),    # blind
-    ("attention_forward", (*[np.ones((1, 1, 2, 2))] * 3, True, None, 0.5, Key(1))),
+    ("attention_forward", (*[np.ones((1, 1, 2, 2))] * 3, True, None, None, 0.5, Key(1))),
     ("rmsnorm_forward", (np.ones((3, 4)).T, np.ones(3))),
     ("rmsnorm_backward", (np.ones((3, 4)).T, ops.rmsnorm_forward(np.ones((4, 3)), np.ones(3))[1])),
     ("swiglu_forward", (np.ones((4, 6)).T,)),
@@ -197,6 +197,19 @@ def test_long_attention_takes_several_blocks_of_queries(T, S, causal):
     q, k, v = (rng.standard_normal((3, 2, length, 8)) for length in (T, S, S))
     y, saved = ops.attention_forward(q, k, v, causal)
     expected_y, expected_saved = ops.attention_forward.reference(q, k, v, causal)
+    assert_same((y, saved), (expected_y, expected_saved), TOLERANCE["float64"])
+    dy = rng.standard_normal(y.shape)
+    assert_same(ops.attention_backward(dy, saved), ops.attention_backward.reference(dy, expected_saved),
+                TOLERANCE["float64"])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_long_packed_attention_leaves_out_keys_that_none_of_a_block_may_see(causal):
+    rng = np.random.default_rng(0)
+    q, k, v  = rng.standard_normal((3, 2, 3, 300, 8))
+    segments = np.repeat([[1, 2, 3], [4, 9, 2]], [130, 100, 70], 1)
+    y, saved = ops.attention_forward(q, k, v, causal, None, segments)
+    expected_y, expected_saved = ops.attention_forward.reference(q, k, v, causal, None, segments)
     assert_same((y, saved), (expected_y, expected_saved), TOLERANCE["float64"])
     dy = rng.standard_normal(y.shape)
     assert_same(ops.attention_backward(dy, saved), ops.attention_backward.reference(dy, expected_saved),

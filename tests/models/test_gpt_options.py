@@ -48,6 +48,31 @@ def test_with_every_option_a_future_token_never_changes_the_past(options):
         assert np.array_equal(model.forward(changed)[0][:, :t], logits[:, :t])
 
 
+@pytest.mark.parametrize("options", [*gpt_options.ALONE, *gpt_options.together(12, seed=7)],
+                         ids=gpt_options.label)
+def test_with_every_option_a_packed_text_is_read_as_if_it_stood_alone(options):
+    """Loss and gradients of three texts in one row, and one in another, are the sums of their own."""
+    model, lengths = lively(options), [[3, 2, 1], [4]]
+    x, y = tokens(2, 6), tokens(2, 6, seed=1)
+    mask = np.array([[1, 1, 1, 2, 2, 3], [7, 7, 7, 7, 0, 0]])
+    y[1, 4:] = -100
+    logits, _ = model.forward(x, attention_mask=mask)
+    loss, saved = model.loss(x, y, None, 10, mask)
+    model.backward(saved)
+    packed = model.flat.grad.copy()
+    model.zero_grad()
+    total = 0
+    for row, parts in enumerate(lengths):
+        for n in range(len(parts)):
+            part = np.s_[row:row + 1, sum(parts[:n]):sum(parts[:n + 1])]
+            np.testing.assert_allclose(logits[part], model.forward(x[part])[0], rtol=0, atol=1e-12)
+            alone, saved = model.loss(x[part], y[part], None, 10)
+            model.backward(saved)
+            total += alone
+    assert abs(loss - total) < 1e-13
+    np.testing.assert_allclose(packed, model.flat.grad, rtol=0, atol=1e-12 * np.abs(packed).max())
+
+
 def test_grouped_queries_and_gates_have_their_shapes_and_an_untied_head_its_name():
     parameters = gpt(n_kv_head=1, head_dim=6, n_inner=5, activation="swiglu", qk_norm=True, norm="rmsnorm",
                      position="rotary", tie_word_embeddings=False, qkv_bias=True, bias=False).parameters

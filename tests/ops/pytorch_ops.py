@@ -15,7 +15,7 @@ from npgpt.tensor.random import keep_mask
 NUMBERS = Path(__file__).with_name("oracle_numbers.json")
 
 
-def attention(q, k, v, causal=True, key_mask=None, dropout_p=0.0, dropout_key=None):
+def attention(q, k, v, causal=True, key_mask=None, segments=None, dropout_p=0.0, dropout_key=None):
     """Written out: PyTorch's own kernels do not agree among themselves on rows that may look at nothing."""
     import torch
     (T, D), S = q.shape[-2:], k.shape[-2]
@@ -25,6 +25,8 @@ def attention(q, k, v, causal=True, key_mask=None, dropout_p=0.0, dropout_key=No
         may_look &= torch.ones(T, S, dtype=torch.bool).tril(S - T)
     if key_mask is not None:
         may_look &= key_mask[:, None, None, :]
+    if segments is not None:
+        may_look &= (segments[:, S - T:, None] == segments[:, None, :])[:, None]
     sees = may_look.any(-1, keepdim=True)
     scores = torch.einsum("bhtd,bhsd->bhts", q, k) / D ** 0.5
     weights = torch.softmax(scores.masked_fill(~may_look & sees, -torch.inf), -1) * sees
@@ -139,8 +141,10 @@ STORED = {      # label → op and its inputs
                                           np.array([[True, False, True], [False, True, True]]))),
     "attention, grouped queries": ("attention", (waves(1, 4, 2, 2), waves(1, 2, 3, 2, start=1),
                                                  waves(1, 2, 3, 2, start=2))),
+    "attention, segments": ("attention", (waves(1, 2, 3, 2), waves(1, 1, 4, 2, start=1),
+                                          waves(1, 1, 4, 2, start=2), True, None, np.array([[1, 2, 2, 3]]))),
     "attention, grouped queries, dropout": ("attention", (
-        waves(2, 2, 3, 2), waves(2, 1, 3, 2, start=1), waves(2, 1, 3, 2, start=2), True, None, 0.3,
+        waves(2, 2, 3, 2), waves(2, 1, 3, 2, start=1), waves(2, 1, 3, 2, start=2), True, None, None, 0.3,
         Key(5, step=1, site=9))),
     "dropout": ("dropout", (waves(2, 3, 4), 0.3, Key(5, step=3, example=2, site=7))),
     "cross_entropy": ("cross_entropy", (waves(2, 2, 3), np.array([[2, -100], [0, 2]]))),

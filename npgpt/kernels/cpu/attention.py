@@ -1,6 +1,7 @@
 """Attention, a block of queries at a time: scores and probabilities live in cache only. Where it is causal,
-keys after the block's last query are never touched, nearly half of all. The row sum divides y, which has D
-columns, instead of the probabilities, which have S.
+keys after the block's last query are never touched, nearly half of all; nor are, where segments are packed,
+the keys before the block's first. The row sum divides y, which has D columns, instead of the probabilities,
+which have S.
 
 Left to the formula: dropout on the probabilities, and causal attention of more queries than keys.
 """
@@ -13,14 +14,14 @@ from npgpt.ops.attention import grouped
 QUERIES = 64        # of a block; more skips less of the upper triangle, fewer makes the products thin
 
 
-def attention_forward(q, k, v, causal=True, key_mask=None, dropout=0.0, dropout_key=None):
+def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropout=0.0, dropout_key=None):
     B, H, T, D = q.shape
     if not _covered(q, k, causal, dropout and dropout_key):
         return NotImplemented
     y   = np.empty((B, T, H, D), q.dtype).swapaxes(1, 2)                      # so that merging heads is free
     lse = np.empty((B, H, T, 1), q.dtype)
-    for part, block, keys, ahead in _blocks(q, k, causal):
-        a = _scores(q[part, :, block], k[part, :, keys], ahead, key_mask, part, keys)     # (b, G, H/G·t, s)
+    for part, block, keys, ahead, own in _blocks(q, k, causal, segments):
+        a = _scores(q[part, :, block], k[part, :, keys], ahead, own, key_mask, part, keys)  # (b, G, H/G·t, s)
         top = a.max(-1, keepdims=True)
         if key_mask is not None:
             np.maximum(top, np.finfo(top.dtype).min, out=top)                 # of a row that sees nothing, −∞
@@ -35,19 +36,19 @@ def attention_forward(q, k, v, causal=True, key_mask=None, dropout=0.0, dropout_
         top += np.log(total)
         y[part, :, block]   = y_.reshape(y[part, :, block].shape)
         lse[part, :, block] = top.reshape(lse[part, :, block].shape)
-    return y, (q, k, v, causal, key_mask, dropout, dropout_key, y, lse)
+    return y, (q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse)
 
 
 def attention_backward(dy, saved):
-    q, k, v, causal, key_mask, dropout, dropout_key, y, lse = saved
+    q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse = saved
     if not _covered(q, k, causal, dropout and dropout_key):
         return NotImplemented
     dq, dk, dv = np.empty(q.shape, q.dtype), np.zeros(k.shape, k.dtype), np.zeros(v.shape, v.dtype)
     scale, G = q.shape[-1] ** -0.5, k.shape[1]
     delta = np.vecdot(dy, y)[..., None]                                       # Σₛ dP P   (B, H, T, 1)
-    for part, block, keys, ahead in _blocks(q, k, causal):
+    for part, block, keys, ahead, own in _blocks(q, k, causal, segments):
         k_, dy_ = k[part, :, keys], grouped(dy[part, :, block], G)
-        p = _scores(q[part, :, block], k_, ahead, key_mask, part, keys)       # (b, G, H/G·t, s)
+        p = _scores(q[part, :, block], k_, ahead, own, key_mask, part, keys)       # (b, G, H/G·t, s)
         p -= grouped(lse[part, :, block], G)
         np.exp(p, out=p)
         dv[part, :, keys] += p.swapaxes(-1, -2) @ dy_
@@ -64,28 +65,35 @@ def _covered(q, k, causal, dropout) -> bool:
     return not dropout and not (causal and k.shape[2] < q.shape[2]) and q.size > 0 and k.size > 0
 
 
-def _blocks(q, k, causal):
-    """Slices of examples, of queries, of the keys they may see; and what hides those ahead, or None."""
+def _blocks(q, k, causal, segments):
+    """Slices of examples, of queries, of the keys they may see; what hides those ahead, or None; and which
+    are of the query's own segment, bool (b, t, s), or None."""
     B, H, T, _ = q.shape
     S = k.shape[2]
     examples = max(1, tiles.TILE_BYTES // (H * min(QUERIES, T) * S * q.itemsize))
     later = min(QUERIES, T)
     ahead = np.triu(np.full((later, later), -np.inf, q.dtype), 1)             # −∞ where the key comes later
     for b in range(0, B, examples):
+        part = slice(b, b + examples)
         for t in range(0, T, QUERIES):
             end = min(t + QUERIES, T)
-            seen = S - T + end if causal else S
-            yield slice(b, b + examples), slice(t, end), slice(0, seen), \
-                ahead[:end - t, :end - t] if causal else None
+            first, seen, own = 0, S - T + end if causal else S, None
+            if segments is not None:
+                own   = segments[part, S - T + t:S - T + end, None] == segments[part, None, :seen]
+                first = int(own.any((0, 1)).argmax())                         # each query sees itself
+                own   = own[:, :, first:]
+            yield part, slice(t, end), slice(first, seen), ahead[:end - t, :end - t] if causal else None, own
 
 
-def _scores(q, k, ahead, key_mask, part, keys):
+def _scores(q, k, ahead, own, key_mask, part, keys):
     """A = Q Kᵀ/√D + mask for one block, the heads of a group one after the other: (b, G, H/G·t, s)"""
     a = grouped(q, k.shape[1]) @ k.swapaxes(-1, -2)
     a *= q.shape[-1] ** -0.5
+    by_head = a.reshape(*q.shape[:-1], a.shape[-1])                           # (b, H, t, s), a view
     if ahead is not None:
-        by_head = a.reshape(*q.shape[:-1], a.shape[-1])                       # (b, H, t, s), a view
         by_head[..., -ahead.shape[1]:] += ahead
+    if own is not None:
+        by_head += np.where(own, 0, a.dtype.type(-np.inf))[:, None]
     if key_mask is not None:
         a += np.where(key_mask[part, keys], 0, a.dtype.type(-np.inf))[:, None, None]
     return a
