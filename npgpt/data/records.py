@@ -1,0 +1,156 @@
+"""What a model is taught or measured by, one record a line of a JSONL file:
+
+    {"text": "…"}                                                   a text
+    {"prompt": "…", "completion": "…"}                              a text and how it goes on
+    {"messages": [{"role": "user", "content": "…"}, …]}             a conversation
+    {"instruction": "…", "input": "…", "output": "…"}               a conversation of two, as Alpaca has it
+    {"text": "…", "label": "…"}                                     a text and its class
+
+The names are those of Hugging Face's datasets. A prompt with several right completions has
+{"prompt": "…", "completions": ["…", …]}: the first is learned, each counts as right in evaluation. Other
+fields are left alone. Empty lines are passed over.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from npgpt.errors import DataError
+
+Message = dict[str, str]        # role, content
+
+
+class Text(NamedTuple):
+    text: str
+
+
+class Pair(NamedTuple):
+    """completions: at least one; the first is what is learned."""
+
+    prompt: str
+    completions: tuple[str, ...]
+
+
+class Dialogue(NamedTuple):
+    """messages: at least one, the oldest first."""
+
+    messages: tuple[Message, ...]
+
+
+class Labelled(NamedTuple):
+    text: str
+    label: str
+
+
+Record = Text | Pair | Dialogue | Labelled
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a JSONL file. Raises DataError, naming the line, for one that is none of the above, or
+    where only some have a label."""
+    try:
+        lines = path.read_bytes().decode("utf-8").removeprefix("\ufeff").split("\n")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 at byte {error.start}: convert it to UTF-8") from error
+    records = [_record(line, f"{path}, line {number}")
+               for number, line in enumerate(lines, 1) if line.strip()]
+    if not records:
+        raise DataError(f"{path} is empty: give it a record a line, such as {_LAYOUTS[1][1]}")
+    labelled = sum(isinstance(record, Labelled) for record in records)
+    if labelled not in (0, len(records)):
+        raise DataError(f"{path} has {labelled:,} records with a label and {len(records) - labelled:,} "
+                        "without: give every one a label, or none")
+    return records
+
+
+def texts_of(records: Sequence[Record]) -> Iterator[str]:
+    """All that a tokenizer will be given of them."""
+    for record in records:
+        match record:
+            case Pair(prompt, completions):
+                yield prompt + completions[0]
+            case Dialogue(messages):
+                yield from (message["content"] for message in messages)
+            case _:
+                yield record.text
+
+
+def _record(line: str, where: str) -> Record:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise DataError(f"{where} is no JSON object with fields, such as {_LAYOUTS[1][1]}")
+    for names, _, make in _LAYOUTS:
+        if names <= fields.keys():
+            return make(fields, where)
+    raise DataError(f"{where} has the fields {', '.join(sorted(fields)) or 'none'}; a record is one of "
+                    + " ".join(example for _, example, _ in _LAYOUTS))
+
+
+def _labelled(fields: dict[str, Any], where: str) -> Labelled:
+    label = fields["label"]
+    if type(label) is int:
+        label = str(label)
+    if not isinstance(label, str) or not label:
+        raise DataError(f"{where}: its label must be a text or a whole number, not {label!r}")
+    return Labelled(_text(fields, "text", where), label)
+
+
+def _pair(fields: dict[str, Any], where: str) -> Pair | Dialogue:
+    prompt, completion = fields["prompt"], fields["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return Dialogue(_messages([*prompt, *completion], where))
+    return Pair(_text(fields, "prompt", where), (_text(fields, "completion", where),))
+
+
+def _pair_of_several(fields: dict[str, Any], where: str) -> Pair:
+    several = fields["completions"]
+    if not isinstance(several, list) or not several or not all(isinstance(text, str) for text in several):
+        raise DataError(f"{where}: its completions must be a list of texts, not {_shown(several)}")
+    return Pair(_text(fields, "prompt", where), tuple(several))
+
+
+def _alpaca(fields: dict[str, Any], where: str) -> Dialogue:
+    question = _text(fields, "instruction", where)
+    if fields.get("input"):
+        question += "\n\n" + _text(fields, "input", where)
+    return Dialogue(({"role": "user", "content": question},
+                     {"role": "assistant", "content": _text(fields, "output", where)}))
+
+
+def _messages(messages: Any, where: str) -> tuple[Message, ...]:
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"{where}: its messages must be a list of at least one, not {_shown(messages)}")
+    for message in messages:
+        if not isinstance(message, dict) or not all(isinstance(message.get(name), str)
+                                                    for name in ("role", "content")):
+            raise DataError(f"{where}: a message must have a role and a content, both texts, not "
+                            f"{_shown(message)}")
+    return tuple({"role": message["role"], "content": message["content"]} for message in messages)
+
+
+def _text(fields: dict[str, Any], name: str, where: str) -> str:
+    if not isinstance(fields[name], str):
+        raise DataError(f"{where}: its {name} must be a text, not {_shown(fields[name])}")
+    return fields[name]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+_LAYOUTS: list[tuple[set[str], str, Callable[[dict[str, Any], str], Record]]] = [
+    ({"messages"}, '{"messages": [{"role": "user", "content": "…"}, …]}',
+     lambda fields, where: Dialogue(_messages(fields["messages"], where))),
+    ({"prompt", "completion"}, '{"prompt": "…", "completion": "…"}', _pair),
+    ({"prompt", "completions"}, '{"prompt": "…", "completions": ["…", …]}', _pair_of_several),
+    ({"instruction", "output"}, '{"instruction": "…", "output": "…"}', _alpaca),
+    ({"text", "label"}, '{"text": "…", "label": "…"}', _labelled),
+    ({"text"}, '{"text": "…"}', lambda fields, where: Text(_text(fields, "text", where))),
+]
