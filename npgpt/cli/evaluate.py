@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from npgpt.cli.arguments import parse
+from npgpt.data.examples import Examples
 from npgpt.errors import ConfigError
 from npgpt.evaluation import documents, language_modelling, multiple_choice
 from npgpt.evaluation.bootstrap import Interval
@@ -184,7 +185,10 @@ def _print_bootstrap(options: Options, units: str, count: int, console: Console)
 
 
 def _own_documents(path: Path, tokenizer: Tokenizer) -> documents.Documents:
-    return documents.read_stream(path / "data" / "val.bin", open_run(path).val, tokenizer)
+    val = open_run(path).val
+    if isinstance(val, Examples):
+        raise ConfigError(f"{path} was trained on examples: say by --data what to evaluate it on")
+    return documents.read_stream(path / "data" / "val.bin", val, tokenizer)
 
 
 def _surprisal_rows(tokens: list, surprisals: list, tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:

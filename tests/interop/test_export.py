@@ -24,8 +24,7 @@ from npgpt.errors import CheckpointError, ConfigError, TokenizerError
 from npgpt.interop import huggingface
 from npgpt.interop.huggingface import read_chat_template, read_ends
 from npgpt.tokenizers.patterns import SPLIT_PATTERNS
-from npgpt.training.loading import load_model
-from npgpt.training.runs import load_run
+from npgpt.training.loading import load_model, load_run
 
 
 def load(folder):
