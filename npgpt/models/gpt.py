@@ -52,7 +52,7 @@ class GPT(Module):
     """
 
     def __init__(self, config: GPTConfig, seed: int | None = 1337, device: str = "cpu",
-                 dtype: str = "float32", data: Any = None):
+                 dtype: str = "float32"):
         self.config = c = config
         self.wte  = Embedding(c.vocab_size, c.n_embd)
         self.wpe: LearnedPosition | SinusoidalPosition | None = None
@@ -72,7 +72,7 @@ class GPT(Module):
         self.ln_f = None if c.block in ("post", "parallel_post") else make_norm(c)     # those end with one
         self.lm_head = LanguageModelHead(self.wte.weight if c.tie_word_embeddings else
                                          Parameter(c.vocab_size, c.n_embd, std=0.02), c.logit_softcap)
-        self.initialise(seed, device, dtype, data)
+        self.initialise(seed, device, dtype)
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | Path, device: str = "cpu", dtype: str = "float32") -> "GPT":
@@ -90,11 +90,6 @@ class GPT(Module):
         """Writes such a folder, whole or not at all. dtype, max_shard_size: see `write_model`."""
         arrays = {name: parameter.data for name, parameter in self.parameters.items()}
         write_model(path, asdict(self.config), arrays, dtype, max_shard_size)
-
-    def replica(self) -> "GPT":
-        """A GPT on the very same parameters with gradients of its own: what another thread's rank trains."""
-        flat = self.flat
-        return GPT(self.config, device=flat.device, dtype=str(flat.data.dtype), data=flat.data)
 
     def forward(self, tokens, key=None, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T)  →  logits: (B, T, vocab_size), saved for `backward_logits`
@@ -171,25 +166,37 @@ class GPT(Module):
         if self.rotary:
             rotation = self.rotary.rotation(places, x)
         x, s_drop = self.drop.forward(x, key and key.child(0))
-        s_h = []
+        lowest, s_h = self._lowest_that_learns(), []
         for n, block in enumerate(self.h):
             x, s = block.forward(x, key and key.child(1 + n), rotation=rotation, key_mask=key_mask,
                                  kv_cache=kv_cache and kv_cache.layers[n])
-            s_h.append(s)
+            s_h.append(s if n >= lowest else None)
         if self.ln_f:
             x, s_ln_f = self.ln_f.forward(x)
-        return x, (s_wte, s_wpe, s_drop, s_h, s_ln_f)
+        return x, (s_wte, s_wpe, s_drop, s_h, s_ln_f) if lowest < 0 else (None, None, None, s_h, s_ln_f)
 
     def _body_backward(self, dx, saved) -> None:
         s_wte, s_wpe, s_drop, s_h, s_ln_f = saved
         if self.ln_f:
             dx = self.ln_f.backward(dx, s_ln_f)
         for block, s in zip(reversed(self.h), reversed(s_h), strict=True):
+            if s is None:
+                return
             dx = block.backward(dx, s)
+        if s_wte is None:
+            return
         dx = self.drop.backward(dx, s_drop)
         if self.wpe:
             dx = self.wpe.backward(dx, s_wpe)
         self.wte.backward(dx, s_wte)
+
+    def _lowest_that_learns(self) -> int:
+        """The number of the lowest block that learns, −1 for the embeddings: backward goes no further down,
+        so nothing is saved for it there.
+        """
+        if self.wte.learns or (self.wpe and self.wpe.learns):
+            return -1
+        return next((n for n, block in enumerate(self.h) if block.learns), len(self.h))
 
     def _places(self, shape, held: int, attention_mask) -> tuple[np.ndarray, Any]:
         """The places of T tokens after `held` others, (T,), or (B, T) where padding makes rows differ; and

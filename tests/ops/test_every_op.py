@@ -187,7 +187,7 @@ def test_gradients_come_in_the_order_and_shape_of_the_inputs(name):
 @pytest.mark.parametrize("name", sorted({name for name in ops.__all__ if name.endswith("_backward")}))
 def test_backward_takes_dy_then_saved(name):
     dy, saved, *rest = inspect.signature(getattr(ops, name)).parameters
-    assert dy in ("dy", "dloss") and saved == "saved" and rest in ([], ["out"], ["add_to"])
+    assert dy in ("dy", "dloss") and saved == "saved" and rest in ([], ["out", "learned"], ["add_to"])
 
 
 @pytest.mark.parametrize("name", ["linear", "linear, no bias", "linear_cross_entropy",
