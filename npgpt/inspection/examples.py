@@ -108,6 +108,12 @@ OPS: dict[str, Build] = {
                   lambda n, r: (r.normal(n.B, n.T, n.C), r.normal(n.C, n.D), r.normal(n.D))),
     "linear, no bias": _op(ops.linear_forward, ops.linear_backward,
                            lambda n, r: (r.normal(n.T, n.C), r.normal(n.C, n.C))),
+    "lora": _op(ops.lora_forward, ops.lora_backward,
+                lambda n, r: (r.normal(n.B, n.T, n.C), r.normal(n.C, n.D), r.normal(n.D), r.normal(n.C, n.H),
+                              r.normal(n.H, n.D), 0.7)),
+    "lora, no bias": _op(ops.lora_forward, ops.lora_backward,
+                         lambda n, r: (r.normal(n.T, n.C), r.normal(n.C, n.C), None, r.normal(n.C, n.B),
+                                       r.normal(n.B, n.C), 1.5)),
     "embedding": _op(ops.embedding_forward, ops.embedding_backward,
                      lambda n, r: (r.tokens(n.V, n.B, n.T), r.normal(n.V, n.C))),
     "layernorm": _op(ops.layernorm_forward, ops.layernorm_backward,
@@ -199,6 +205,17 @@ def _parallel_post_norm(n: Sizes) -> layers.ParallelPostNormBlock:
     return layers.ParallelPostNormBlock(attn, mlp, norm)
 
 
+def _frozen(make: Callable[[Sizes], Any], trained: Callable[[str], bool],
+            inputs: Callable[[Sizes, Any], tuple]) -> Build:
+    """A layer of which some parameters only are learned."""
+    def build(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case:
+        case = _layer(make, inputs)(n, rng, device)
+        module = case.forward.__self__                       # type: ignore[attr-defined]
+        module.freeze(trained)
+        return case._replace(parameters=module.flat.parameters)
+    return build
+
+
 def _head(n: Sizes, softcap: float = 0.0) -> layers.LanguageModelHead:
     return layers.LanguageModelHead(layers.Parameter(n.V, n.C, std=0.02), softcap)
 
@@ -214,6 +231,13 @@ def _head_loss(softcap: float) -> Build:
 
 LAYERS: dict[str, Build] = {
     "Linear": _layer(lambda n: layers.Linear(n.C, n.D), lambda n, r: (r.normal(n.B, n.T, n.C),)),
+    "Linear, frozen but for its bias": _frozen(lambda n: layers.Linear(n.C, n.D), lambda name: name == "bias",
+                                               lambda n, r: (r.normal(n.B, n.T, n.C),)),
+    "LoRALinear": _layer(lambda n: layers.LoRALinear(layers.Linear(n.C, n.D), n.H, 1.5 * n.H),
+                         lambda n, r: (r.normal(n.B, n.T, n.C),)),
+    "LoRALinear, frozen but for the addition": _frozen(
+        lambda n: layers.LoRALinear(layers.Linear(n.C, n.D, bias=False), n.H, 0.7),
+        lambda name: "lora" in name, lambda n, r: (r.normal(n.B, n.T, n.C),)),
     "Embedding": _layer(lambda n: layers.Embedding(n.V, n.C), lambda n, r: (r.tokens(n.V, n.B, n.T),)),
     "LayerNorm": _layer(lambda n: layers.LayerNorm(n.C), lambda n, r: (r.rows(n.B, n.T, n.C),)),
     "RMSNorm": _layer(lambda n: layers.RMSNorm(n.C), lambda n, r: (r.rows(n.B, n.T, n.C),)),
