@@ -73,6 +73,13 @@ def is_model(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+def is_classifier(folder: Path) -> bool:
+    """Whether such a folder has a model for `read_classifier`."""
+    classes = read_json(member(folder, CONFIG)).get("architectures")
+    return isinstance(classes, list) and bool(classes) and isinstance(classes[0], str) and \
+        (classes[0] == OWN_CLASSIFIER or classes[0].endswith("ForSequenceClassification"))
+
+
 def read_model(folder: Path, make_config: Callable[..., C]) -> tuple[C, dict[str, Assembled]]:
     """The configuration, and the tensors by npgpt's names, still in the file.
 

@@ -7,14 +7,14 @@ so that it depends on nothing outside. Its checkpoints hold what is learned and 
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from npgpt.errors import ConfigError
-from npgpt.interop.huggingface import read_model
-from npgpt.models import GPT, GPTConfig
+from npgpt.interop.huggingface import is_classifier, read_classifier, read_model
+from npgpt.layers import add_lora
+from npgpt.models import GPT, GPTConfig, SequenceClassifier
 from npgpt.tokenizers.files import Tokenizer
 from npgpt.training.config import Settings, StepSettings
 
@@ -25,10 +25,11 @@ LONGEST = 1024          # tokens of context where nobody says: a Llama's 131,072
 class Loaded(NamedTuple):
     """A model to use, or to begin from.
 
-    eos_token_ids: each ends a text.  chat_template: in Jinja, or None.
+    model: a GPT, or from `load_any` a SequenceClassifier.  eos_token_ids: each ends a text.
+    chat_template: in Jinja, or None.
     """
 
-    model: GPT
+    model: Any
     tokenizer: Tokenizer
     eos_token_ids: tuple[int, ...]
     chat_template: str | None
@@ -115,20 +116,44 @@ class FinetuneConfig(StepSettings, FinetuneSettings):
                                    eval_interval=self.eval_interval or max(1, updates // 10))
 
 
-def finetuned_model(base: Path, config: FinetuneConfig):
+def finetuned_model(base: Path, config: FinetuneConfig) -> GPT | SequenceClassifier:
     """The model of base/ with everything in place that learns, before it has learned anything.
 
     Raises ConfigError, CheckpointError.
     """
-    shape, tensors = read_model(base, GPTConfig)
-    shape = dataclasses.replace(shape, dropout=config.dropout,
-                                gradient_checkpointing=config.gradient_checkpointing)
-    model = GPT(shape, None, config.device, config.dtype)
+    def shape(**settings: Any) -> GPTConfig:
+        return GPTConfig(**settings | {"dropout": config.dropout,
+                                       "gradient_checkpointing": config.gradient_checkpointing})
+
+    model: GPT | SequenceClassifier
+    if is_classifier(base):
+        found, labels, tensors = read_classifier(base, shape)
+        model = SequenceClassifier(found, labels.names, None, config.device, config.dtype,
+                                   labels.pad_token_id)
+    else:
+        found, tensors = read_model(base, shape)
+        model = GPT(found, None, config.device, config.dtype)
     model.flat.load(tensors)
+    prepare(model, config)
     return model
 
 
-def matches(patterns: str) -> Callable[[str], bool]:
-    """Whether a name fits one of the patterns, which have commas between."""
-    each = [pattern.strip() for pattern in patterns.split(",") if pattern.strip()]
-    return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in each)
+def prepare(model: GPT | SequenceClassifier, config: FinetuneConfig) -> None:
+    """Puts in LoRA's adapters, or freezes what does not learn; a classifier's head always does."""
+    def head(name: str) -> bool:
+        return name.startswith("score.")
+
+    if config.lora_rank:
+        add_lora(model, config.lora_rank, config.lora_alpha, _parts(config.lora_targets), config.seed, head)
+    elif config.trainable != "*":
+        names = list(model.parameters)
+        for pattern in _parts(config.trainable):
+            if not fnmatch.filter(names, pattern):
+                raise ConfigError(f"trainable: {pattern!r} is the name of no parameter; they are called "
+                                  f"{names[0]}, {names[-2]}, {names[-1]}, …")
+        model.freeze(lambda name: head(name) or any(fnmatch.fnmatchcase(name, pattern)
+                                                    for pattern in _parts(config.trainable)))
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

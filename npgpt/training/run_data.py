@@ -17,7 +17,9 @@ from npgpt.data.records import Dialogue, Labelled, Record, Text, read_records, t
 from npgpt.data.shards import write_shard
 from npgpt.errors import ConfigError, DataError
 from npgpt.generation.chat import TRANSCRIPT, chat_template
+from npgpt.interop.classifiers import Labels
 from npgpt.interop.huggingface import CHAT_TEMPLATE, write_model
+from npgpt.models import SequenceClassifier
 from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
 from npgpt.tokenizers.files import Tokenizer
 from npgpt.training.config import TrainConfig
@@ -161,9 +163,11 @@ def _save_tokenizer(path: Path, tokenizer: Tokenizer, start: Loaded | None, temp
     if not start:
         beside(path / "tokenizer")
         return
-    arrays = {name: parameter.data for name, parameter in start.model.parameters.items()}
-    write_model(path / BASE, asdict(start.model.config), arrays, eos_token_ids=start.eos_token_ids,
-                beside=beside)
+    model  = SequenceClassifier.from_gpt(start.model, labels, seed) if labels else start.model
+    arrays = {name: parameter.data for name, parameter in model.parameters.items()}
+    first  = start.eos_token_ids[0] if start.eos_token_ids else None
+    write_model(path / BASE, asdict(model.config), arrays, eos_token_ids=start.eos_token_ids,
+                beside=beside, labels=Labels(tuple(labels), first) if labels else None)
 
 
 def _save_tokens(path: Path, config: Config, tokenizer: Tokenizer, train: Iterable[np.ndarray],
