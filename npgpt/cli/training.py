@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -65,9 +66,15 @@ def _show_result(path: Path, opened: Run, console: Console) -> None:
         after = "the first example" if isinstance(opened.val, Examples) else "the start"
         console.print(f"after {after} of the validation data it writes:\n")
         console.print(show_sample(*sample) + "\n")
-    prompt = "The" if isinstance(opened.tokenizer, BPETokenizer) else "\\n"
-    following = f"evaluate {path} --task classification --data FILE.jsonl" if sample is None else \
-        f"chat {path}" if read_chat_template(tokenizer_folder(path)) else f"sample {path} --prompt '{prompt}'"
+    if sample is None:
+        following = f"evaluate {path} --task classification --data FILE.jsonl"
+    elif read_chat_template(tokenizer_folder(path)):
+        following = f"chat {path}"
+    elif isinstance(opened.val, Examples):
+        following = f"sample {path} --no-do-sample --prompt {shlex.quote(sample[0])}"
+    else:
+        prompt    = "The" if isinstance(opened.tokenizer, BPETokenizer) else "\\n"
+        following = f"sample {path} --prompt '{prompt}'"
     console.print(f"next:  npgpt {following}", markup=False)
 
 

@@ -61,9 +61,8 @@ class Examples:
 
     @property
     def masked_ratio(self) -> float:
-        """The share of targets that do not count."""
-        targets = self.tokens.size - len(self)
-        return 1 - float(self.counted.sum()) / max(targets, 1)
+        """The share of tokens that are given, and not learned."""
+        return 1 - float(self.counted.mean()) if self.tokens.size else 0.0
 
 
 def encode_records(records: Sequence[Record], tokenizer: Tokenizer, block_size: int, end: int | None,

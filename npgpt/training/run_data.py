@@ -23,7 +23,7 @@ from npgpt.models import SequenceClassifier
 from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
 from npgpt.tokenizers.files import Tokenizer
 from npgpt.training.config import TrainConfig
-from npgpt.training.finetuning import BASE, LONGEST, FinetuneConfig, Loaded
+from npgpt.training.finetuning import BASE, LONGEST, FinetuneConfig, Loaded, finetuned_model
 
 Config = TrainConfig | FinetuneConfig
 Tokens = np.ndarray | Examples
@@ -48,7 +48,10 @@ def write_data(path: Path, config: Config, note: Note, start: Loaded | None) -> 
         rows = _encode_text(path, config, note, start)
     else:
         rows = _encode_examples(path, config, note, start, sides)
-    return config.resolved(rows) if isinstance(config, FinetuneConfig) else config
+    if isinstance(config, FinetuneConfig):
+        finetuned_model(path / BASE, config)               # what cannot learn as it is told is refused now
+        return config.resolved(rows)
+    return config
 
 
 def _encode_text(path: Path, config: Config, note: Note, start: Loaded | None) -> int:
@@ -106,7 +109,7 @@ def _encode_examples(path: Path, config: Config, note: Note, start: Loaded | Non
     for name, what, side in (("train", "to train on", train), ("val", "to validate", val)):
         examples, left_out = encode_records(side, tokenizer, config.block_size, end, render, labels)
         note(f"{len(examples):,} examples {what}, of {examples.tokens.size:,} tokens"
-             + (f", {examples.masked_ratio:.1%} of which are given and not learned" * (not labels))
+             + f", {examples.masked_ratio:.0%} of them given and not learned" * (not labels)
              + _told(left_out))
         if not len(examples):
             raise DataError(f"no example is left {what}{_told(left_out)}")
