@@ -11,7 +11,7 @@ import numpy as np
 
 from npgpt import layers, ops
 from npgpt.inspection.draw import Draw
-from npgpt.models import GPT, GPTConfig
+from npgpt.models import GPT, GPTConfig, SequenceClassifier
 from npgpt.tensor import Key, to_device
 
 
@@ -87,6 +87,34 @@ def _gpt_logits(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case
     draw.parameters(model)
     tokens = draw.tokens(n.V, n.B, n.T)
     return Case(lambda: model.forward(tokens), model.backward_logits, (), model.parameters)
+
+
+def _in_part(change: Callable[[GPT], None], **options) -> Build:
+    """A GPT of which not all is learned."""
+    def build(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case:
+        config = GPTConfig(n.V, block_size=n.T, n_layer=2, n_head=n.H, n_embd=n.H * n.D, **options)
+        draw, model = Draw(rng), GPT(config, device=device, dtype="float64")
+        change(model)
+        draw.parameters(model)
+        tokens, targets, key = draw.tokens(n.V, n.B, n.T), draw.targets(n.V, n.B, n.T), Key(1, step=2)
+        return Case(lambda: model.loss(tokens, targets, key), lambda dy, saved: model.backward(saved, dy), (),
+                    model.flat.parameters)
+    return build
+
+
+def _classifier(**options) -> Build:
+    def build(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case:
+        config = GPTConfig(n.V, block_size=n.T, n_layer=2, n_head=n.H, n_embd=n.H * n.D, **options)
+        draw   = Draw(rng)
+        model  = SequenceClassifier(config, [str(label) for label in range(n.C + 1)], device=device,
+                                    dtype="float64")
+        draw.parameters(model)
+        tokens, targets, key = draw.tokens(n.V, n.B, n.T), rng.integers(0, n.C + 1, n.B), Key(1, step=2)
+        mask = rng.random((n.B, n.T)) < 0.7
+        mask[np.arange(n.B), rng.integers(0, n.T, n.B)] = True                # one token at least
+        return Case(lambda: model.loss(tokens, targets, key, None, mask),
+                    lambda dy, saved: model.backward(saved, dy), (), model.parameters)
+    return build
 
 
 def _attention(inputs: Callable[[Sizes, Any], tuple]) -> Build:
@@ -298,6 +326,14 @@ MODELS: dict[str, Build] = {
     "GPT, parallel, rotary, interleaved": _gpt(
         block="parallel", position="rotary", rope_interleaved=True, rope_scaling="linear", rope_factor=2.0,
         head_dim=4, attention_dropout=0.2),
+    "GPT, its last block and norm alone": _in_part(
+        lambda model: model.freeze(lambda name: name.startswith(("h.1", "ln_f"))), dropout=0.1),
+    "GPT, LoRA": _in_part(lambda model: layers.add_lora(model, 2, 3.0, ("c_attn", "c_proj")), dropout=0.1),
+    "GPT, as Llama, LoRA, checkpointed": _in_part(
+        lambda model: layers.add_lora(model, 2, 3.0, ("c_attn", "c_fc")), **LLAMA, n_kv_head=1, head_dim=4,
+        gradient_checkpointing=True),
+    "SequenceClassifier": _classifier(dropout=0.1),
+    "SequenceClassifier, as Llama": _classifier(**LLAMA, n_kv_head=1, head_dim=4, n_inner=7),
     "GPT, parallel, post-norm": _gpt(block="parallel_post", norm="rmsnorm", attn_proj_bias=False),
 }
 

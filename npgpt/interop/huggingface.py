@@ -276,16 +276,16 @@ def write_model(path: str | Path, settings: Settings, arrays: Mapping[str, Any],
         shards = list(_shards(tensors, dtype, _bytes(max_shard_size)))
         with atomic_folder(path, last=CONFIG) as folder:
             for file, names in shards:
-                _write(folder / file, safetensors_pieces({name: tensors[name] for name in names}, dtype,
+                write_file(folder / file, safetensors_pieces({name: tensors[name] for name in names}, dtype,
                                                          {"format": "pt"}))
             if len(shards) > 1:
                 total = sum(_size(name, tensor, dtype) for name, tensor in tensors.items())
-                _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": {
+                write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": {
                     name: file for file, names in shards for name in names}})
-            _write_json(folder / GENERATION, generation)
+            write_json(folder / GENERATION, generation)
             if beside is not None:
                 beside(folder)
-            _write_json(folder / CONFIG, config)
+            write_json(folder / CONFIG, config)
     except (OSError, ValueError) as error:      # the disk; a value that no file can hold
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"cannot save the model to {path}: {reason}") from error
@@ -349,11 +349,11 @@ def _bytes(size: int | str) -> int:
     return int(match[1]) * UNITS[match[2]]
 
 
-def _write(path: Path, pieces: Iterator[bytes | memoryview]) -> None:
+def write_file(path: Path, pieces: Iterator[bytes | memoryview]) -> None:
     with path.open("xb") as file:
         for piece in pieces:
             file.write(piece)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

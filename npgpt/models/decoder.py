@@ -8,12 +8,15 @@ are 2·n_layer of them; biases 0, gains 1.
 """
 
 import math
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from npgpt.errors import DataError
+from npgpt.errors import ConfigError, DataError
 from npgpt.generation.kv_cache import KVCache
+from npgpt.interop.peft_files import write_adapter
 from npgpt.layers import (
     Block,
     Checkpointed,
@@ -30,6 +33,7 @@ from npgpt.layers import (
     RotaryPosition,
     SelfAttention,
     SinusoidalPosition,
+    lora_layers,
 )
 from npgpt.models.config import GPTConfig
 from npgpt.tensor import array_module, to_device, to_numpy
@@ -65,6 +69,18 @@ class Decoder(Module):
         if c.gradient_checkpointing:
             self.h = [Checkpointed(block) for block in self.h]
         self.ln_f = None if c.block in ("post", "parallel_post") else make_norm(c)     # those end with one
+
+    def save_adapter(self, path: str | Path, base_model: str | None = None) -> None:
+        """Writes the model's LoRA, and a classifier's head, into a folder that PEFT reads: `write_adapter`.
+
+        base_model: the name or folder of the model without it.  Raises ConfigError, CheckpointError.
+        """
+        arrays = {name: parameter.data for name, parameter in self.parameters.items()
+                  if not parameter.frozen or name == "score.weight"}
+        layers = lora_layers(self)
+        if not layers:
+            raise ConfigError("the model has no LoRA to save")
+        write_adapter(path, asdict(self.config), arrays, next(iter(layers.values())).alpha, base_model)
 
     def body_forward(self, tokens, key=None, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T), as `_checked` gives them  →  x: (B, T, C), saved for `body_backward`"""
