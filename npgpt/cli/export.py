@@ -7,9 +7,15 @@ from typing import Annotated
 import tyro
 
 from npgpt.cli.arguments import parse
+from npgpt.errors import ConfigError
+from npgpt.interop.classifiers import Labels
 from npgpt.interop.huggingface import CHAT_TEMPLATE, write_model
+from npgpt.interop.peft_files import write_adapter
+from npgpt.models import SequenceClassifier
 from npgpt.terminal import warn
-from npgpt.training.loading import load_any
+from npgpt.training.finetuning import BASE, FinetuneConfig
+from npgpt.training.loading import load_any, load_run
+from npgpt.training.runs import read_config
 
 
 @dataclass(frozen=True)
@@ -25,12 +31,17 @@ class Options:
     """float32, float16, bfloat16 or float64; by default as the model is."""
     max_shard_size: str = "5GB"
     """A model larger than this gets several files."""
+    adapter: bool = False
+    """Of a run with LoRA: write its adapters alone, for PEFT to put on the model that was fine-tuned. Without
+    it they are merged into the weights."""
     checkpoint: str = "best"
     """Of a run: best (lowest validation loss), latest, or the number of a step."""
 
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, "export", arguments)
+    if options.adapter:
+        return _adapter(options)
     model, tokenizer, ends, chat_template = load_any(options.model, options.checkpoint, "cpu", warn)
 
     def beside(folder: Path) -> None:
@@ -38,8 +49,20 @@ def run(arguments: list[str]) -> int:
         if chat_template is not None:
             (folder / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
 
+    labels = Labels(model.labels, model.pad_token_id) if isinstance(model, SequenceClassifier) else None
     arrays = {name: parameter.data for name, parameter in model.parameters.items()}
     write_model(options.out_dir, asdict(model.config), arrays, options.dtype or None, options.max_shard_size,
-                ends, exact=False, beside=beside)
+                ends, exact=False, beside=beside, labels=labels)
     print(f"model: {options.out_dir}")
+    return 0
+
+
+def _adapter(options: Options) -> int:
+    config = read_config(options.model)
+    if not isinstance(config, FinetuneConfig) or not config.lora_rank:
+        raise ConfigError(f"{options.model} has no adapters: it was not fine-tuned with --lora-rank")
+    model, _, _ = load_run(options.model, options.checkpoint, "cpu", warn)
+    arrays = {name: parameter.data for name, parameter in model.flat.parameters.items()}
+    write_adapter(options.out_dir, asdict(model.config), arrays, config.lora_alpha, str(options.model / BASE))
+    print(f"adapter: {options.out_dir}, for the model in {options.model / BASE}")
     return 0
