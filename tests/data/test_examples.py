@@ -87,11 +87,19 @@ def test_what_is_left_out_is_counted_by_its_reason():
     assert encoded(said("x", "-y", "z", "-w"), block_size=9)[1] == {"longer than the context": 1}
 
 
-def test_a_template_that_takes_back_what_it_wrote_is_noticed():
-    def without_history(messages, add_generation_prompt=True):
-        return render(messages[-2:], add_generation_prompt)
+def without_history(messages, add_generation_prompt=True):
+    return render(messages[-2:], add_generation_prompt)
 
-    _, left_out = encoded(said("x", "-y", "z", "-w"), said("x", "-y"), render=without_history)
+
+def without_older_answers(messages, add_generation_prompt=True):
+    return render([m if n == len(messages) - 1 or m["role"] == "user" else m | {"content": ""}
+                   for n, m in enumerate(messages)], add_generation_prompt)
+
+
+@pytest.mark.parametrize("template", [without_history, without_older_answers])
+def test_a_template_that_takes_back_what_it_wrote_is_noticed(template):
+    examples, left_out = encoded(said("x", "-y", "z", "-w"), said("x", "-y"), render=template)
+    assert len(examples) == 1
     assert left_out == {"whose messages the chat template writes differently when more are said": 1}
 
 
