@@ -3,10 +3,11 @@
 from rich.console import Console
 
 from npgpt.cli.arguments import parse
-from npgpt.cli.tasks import language_modelling, multiple_choice
+from npgpt.cli.tasks import classification, generation, language_modelling, multiple_choice
 from npgpt.cli.tasks.options import Options, check
 
-TASKS = {"language-modelling": language_modelling.run, "multiple-choice": multiple_choice.run}
+TASKS = {"language-modelling": language_modelling.run, "multiple-choice": multiple_choice.run,
+         "generation": generation.run, "classification": classification.run}
 
 WHAT  = {"out": "result", "surprisal": "surprisals", "predictions": "predictions"}
 

@@ -18,8 +18,13 @@ from npgpt.cli.tasks.report import (
     progress_bar,
     write_out,
 )
+from npgpt.data.records import Dialogue, Pair, Record, read_records, texts_of
+from npgpt.errors import ConfigError
 from npgpt.evaluation import documents, language_modelling
-from npgpt.evaluation.results import write_lines
+from npgpt.evaluation.answers import encode_answers
+from npgpt.evaluation.answers import measure as measure_answers
+from npgpt.evaluation.prompts import make_prompts
+from npgpt.evaluation.results import file_sha256, write_lines
 from npgpt.terminal import warn
 from npgpt.tokenizers.files import Tokenizer
 from npgpt.training.loading import Loaded, load_model
@@ -29,15 +34,25 @@ UNITS = {"loss": "nats a token", "perplexity": "", "bits_per_byte": ""}
 
 
 def run(options: Options, console: Console) -> None:
-    loaded = load_model(options.model, options.checkpoint, options.device, warn)
-    _texts(options, loaded, console)
+    loaded  = load_model(options.model, options.checkpoint, options.device, warn)
+    records = read_records(Path(options.data)) if options.data.endswith(".jsonl") else []
+    if any(isinstance(record, Pair | Dialogue) for record in records):
+        _answers(options, loaded, records, console)
+    else:
+        _texts(options, loaded, list(texts_of(records)), console)
 
 
-def _texts(options: Options, loaded: Loaded, console: Console) -> None:
+def _texts(options: Options, loaded: Loaded, records: Sequence[str], console: Console) -> None:
+    """records: the texts of a file of records, or none where --data is something else."""
     tokenizer, context, prefix = loaded.tokenizer, context_of(options, loaded), prefix_of(loaded)
     stride = options.stride or max(1, context // 2)
-    data   = documents.read(options.data, tokenizer, options.limit) if options.data else \
-        _own_documents(options.model, tokenizer)
+    if records:
+        data = documents.read_texts(records, tokenizer, options.limit)
+    elif options.data:
+        data = documents.read(options.data, tokenizer, options.limit)
+    else:
+        data = documents.read_stream(options.model / "data" / "val.bin", open_run(options.model).val,
+                                     tokenizer)
     kept   = documents.limited(data.tokens, options.limit, prefix is not None)
     with progress_bar() as progress:
         task   = progress.add_task("tokens scored", total=None)
@@ -65,8 +80,39 @@ def _texts(options: Options, loaded: Loaded, console: Console) -> None:
     print_bootstrap(options, units, count, console)
 
 
-def _own_documents(path: Path, tokenizer: Tokenizer) -> documents.Documents:
-    return documents.read_stream(path / "data" / "val.bin", open_run(path).val, tokenizer)
+def _answers(options: Options, loaded: Loaded, records: Sequence[Record], console: Console) -> None:
+    if options.stride is not None:
+        raise ConfigError("stride is of texts: leave it out with prompts and answers, which are read whole")
+    tokenizer, context = loaded.tokenizer, context_of(options, loaded)
+    end     = next(iter(loaded.eos_token_ids), None)
+    prompts = list(make_prompts(records, tokenizer, loaded.chat_template, prefix_of(loaded), options.data))
+    answers = encode_answers(prompts, tokenizer, end, context, options.limit)
+    tokens  = [span.tokens for span in answers.spans]
+    with progress_bar() as progress:
+        task   = progress.add_task("tokens scored", total=None)
+        result = measure_answers(loaded.model, answers.spans, documents.byte_lengths(tokens, tokenizer),
+                                 options.batch_size, options.seed, options.resamples,
+                                 lambda done, total: progress.update(task, completed=done, total=total))
+    count, unanswered = len(answers.spans), len(records) - len(prompts)
+    protocol = {"context": context, "scored": "answers", "answers": count, "tokens": result.tokens,
+                "bytes": result.bytes, "masked_ratio": answers.masked_ratio, "end": end,
+                "too_long": answers.too_long, "without_answer": unanswered, "bootstrap_units": "answers",
+                "bootstrap_number": count, "confidence": 0.95}
+    numbers  = {name: getattr(result, name) for name in UNITS}
+    if options.surprisal is not None:
+        write_lines(options.surprisal, _surprisal_rows(tokens, result.surprisals, tokenizer))
+    write_out(options, loaded.model, {"source": options.data, "kind": "records",
+                                      "sha256": file_sha256(Path(options.data))},
+              numbers, result.intervals, protocol)
+
+    console.print(numbers_table(UNITS, numbers, result.intervals))
+    console.print(
+        f"only answers are scored{'' if end is None else f', with {tokenizer.decode([end])} after each'}: "
+        f"{counted(count, 'answer')}, {counted(result.tokens, 'token')}, {counted(result.bytes, 'byte')}\n"
+        f"masked ratio {answers.masked_ratio:.4f}: the share of tokens that only stand before; context "
+        f"{context:,}\nleft out: {answers.too_long:,} longer than the context, {unanswered:,} without an "
+        "answer", markup=False)
+    print_bootstrap(options, "answers", count, console)
 
 
 def _surprisal_rows(tokens: Sequence[np.ndarray], surprisals: Sequence[np.ndarray],
