@@ -27,11 +27,10 @@ from npgpt.training.loading import Loaded, load_model
 NEW_TOKENS = 128        # where nobody says, and half the block_size is not less
 
 UNITS = {
-    "exact_match": "share that is a reference to the letter",
-    "squad_em": "share that is one after SQuAD's normalising",
-    "squad_f1": "F of words after SQuAD's normalising", "bleu": "0 to 100, of all records together",
-    "chrf": "0 to 100, of all records together", "rouge1": "F of words", "rouge2": "F of pairs of words",
-    "rougeL": "F of the longest common subsequence", "rougeLsum": "the same by lines"}
+    "exact_match": "share, to the letter", "squad_em": "share, normalised as SQuAD does",
+    "squad_f1": "F of words, normalised so", "bleu": "0 to 100, over all records",
+    "chrf": "0 to 100, over all records", "rouge1": "F of words", "rouge2": "F of pairs of words",
+    "rougeL": "F of longest subsequences", "rougeLsum": "the same by lines"}
 
 
 def run(options: Options, console: Console) -> None:
