@@ -21,6 +21,7 @@ from npgpt.terminal import printable, warn
 from npgpt.tokenizers.files import Tokenizer
 
 MOST_SHOWN = 20         # classes of a confusion matrix on the screen
+WIDE       = 1000       # characters, more than a table of so many classes has
 
 UNITS = {"accuracy": "share of texts given their own class"} | {
     f"{name}_{average}": what for average, what in (
@@ -108,7 +109,7 @@ def _classes(result: classification.Classification, labels: Sequence[str]) -> Ta
 def _confusion(matrix: np.ndarray, labels: Sequence[str]) -> Table:
     """A row for each class of the texts; the columns are those they were given, in the same order."""
     names = labels if sum(map(len, labels)) <= 60 else [str(n) for n in range(1, len(labels) + 1)]
-    table = Table("given →", *map(_short, names), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table("own ↓  given →", *map(_short, names), box=box.SIMPLE_HEAD, padding=0)
     for column in table.columns[1:]:
         column.justify = "right"
     for n, (label, row) in enumerate(zip(labels, matrix.tolist(), strict=True)):
@@ -119,9 +120,8 @@ def _confusion(matrix: np.ndarray, labels: Sequence[str]) -> Table:
 
 
 def _print_wide(table: Table, console: Console) -> None:
-    """Whole, though it be wider than the screen."""
-    width = console.measure(table, options=console.options.update(width=1000)).maximum
-    console.print(table, width=max(width, console.width), crop=False)
+    """Whole, though it be wider than the screen: columns that are cut off could be any class's."""
+    Console(file=console.file, width=WIDE, highlight=False).print(table)
 
 
 def _listed(labels: Sequence[str]) -> str:
