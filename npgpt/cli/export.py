@@ -9,7 +9,7 @@ import tyro
 from npgpt.cli.arguments import parse
 from npgpt.interop.huggingface import CHAT_TEMPLATE, write_model
 from npgpt.terminal import warn
-from npgpt.training.loading import load_model
+from npgpt.training.loading import load_any
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, "export", arguments)
-    model, tokenizer, ends, chat_template = load_model(options.model, options.checkpoint, "cpu", warn)
+    model, tokenizer, ends, chat_template = load_any(options.model, options.checkpoint, "cpu", warn)
 
     def beside(folder: Path) -> None:
         tokenizer.save(folder)

@@ -13,6 +13,7 @@ from npgpt.errors import NpgptError, UsageError
 
 COMMANDS = {
     "train": "train a GPT on a text, from scratch or from where a run stopped",
+    "finetune": "teach a GPT that is there: texts, answers, conversations, classes",
     "sample": "let a trained GPT write",
     "chat": "talk with a trained GPT",
     "evaluate": "measure what a GPT has learned: loss, right endings, what it writes, classes",

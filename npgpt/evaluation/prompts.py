@@ -10,31 +10,27 @@ from typing import NamedTuple
 
 from npgpt.data.records import Dialogue, Message, Pair, Record
 from npgpt.errors import DataError
-from npgpt.generation.chat import chat_template
+from npgpt.generation.chat import Render, chat_template
 from npgpt.tokenizers.files import Tokenizer
 
 
 class Prompt(NamedTuple):
-    """record: its number in the file, from 1.  tokens: at least one.  references: at least one, not empty.
-    answer: the first of them, as it stands in the text after the prompt."""
+    """record: its number in the file, from 1.  tokens: at least one.  references: at least one, not empty."""
 
     record: int
     text: str
     tokens: list[int]
     references: tuple[str, ...]
-    answer: str
 
 
-def make_prompts(records: Sequence[Record], tokenizer: Tokenizer, template: str | None, prefix: int | None,
+def make_prompts(records: Sequence[Record], tokenizer: Tokenizer, render: Render | None, prefix: int | None,
                  source: str) -> Iterator[Prompt]:
     """The prompts of all the records that have an answer.
 
-    template: for conversations, or None for a transcript.  prefix: the token that an empty prompt becomes.
+    render: for conversations; see `render_for`.  prefix: the token that an empty prompt becomes.
     source: for errors.  Raises DataError, naming the record, for one that is neither pair nor conversation,
-    has the text of a special token in a message or an empty prompt for which there is no prefix; ConfigError
-    as `chat_template` does.
+    has the text of a special token in a message or an empty prompt for which there is no prefix.
     """
-    render = chat_template(template) if any(isinstance(record, Dialogue) for record in records) else None
     for number, record in enumerate(records, 1):
         where = f"record {number} of {source}"
         if isinstance(record, Dialogue) and render is not None:
@@ -43,9 +39,8 @@ def make_prompts(records: Sequence[Record], tokenizer: Tokenizer, template: str 
                 continue
             *before, answer = messages
             _refuse_special_tokens(before, tokenizer, where)
-            text, said = render(before), answer["content"]
-            yield Prompt(number, text, tokenizer.encode(text, allowed_special="all"), (said,),
-                         said if template else f" {said}")
+            text = render(before)
+            yield Prompt(number, text, tokenizer.encode(text, allowed_special="all"), (answer["content"],))
         elif isinstance(record, Pair):
             references = tuple(text for text in record.completions if text.strip())
             if not references:
@@ -54,10 +49,19 @@ def make_prompts(records: Sequence[Record], tokenizer: Tokenizer, template: str 
             if not tokens and prefix is None:
                 raise DataError(f"the prompt of {where} is empty, and the model has no token that stands "
                                 "before a text: leave the record out")
-            yield Prompt(number, record.prompt, tokens or [prefix or 0], references, references[0])
+            yield Prompt(number, record.prompt, tokens or [prefix or 0], references)
         else:
             raise DataError(f"{where} has no answer to a prompt: give it a prompt and a completion, or "
                             "messages")
+
+
+def render_for(records: Sequence[Record], template: str | None, tokenizer: Tokenizer,
+               ends: Sequence[int]) -> Render | None:
+    """How conversations are written; None if there are none among the records. template: None for a
+    transcript.  ends: the first is what a template may put at an answer's end. Raises as `chat_template`."""
+    if not any(isinstance(record, Dialogue) for record in records):
+        return None
+    return chat_template(template, tokenizer.decode(ends[:1]) if template else "")
 
 
 def _to_the_answer(messages: Sequence[Message]) -> Sequence[Message]:

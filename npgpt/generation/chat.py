@@ -9,9 +9,9 @@ with, and its answer ends where it would speak for the other side:
 """
 
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -20,18 +20,25 @@ from npgpt.generation.decoding import stream
 from npgpt.generation.settings import GenerationSettings
 
 TRANSCRIPT = ("{% for message in messages %}"
-              "{{ message.role | capitalize }}: {{ message.content }}\n{% endfor %}"
+              "{{ message.role | capitalize }}: {{ message.content }}"
+              "{{ eos_token if message.role == 'assistant' }}\n{% endfor %}"
               "{% if add_generation_prompt %}Assistant:{% endif %}")
 TRANSCRIPT_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
 
 Message = dict[str, str]        # role: system, user or assistant; content
 
 
-def chat_template(source: str | None) -> Callable[[Sequence[Message]], str]:
-    """A function from messages to the text after which the model's answer begins.
+class Render(Protocol):
+    """The messages as the model reads them: up to where its answer begins, or to the end of the last."""
 
-    source: the template, or None for a transcript.  Raises ConfigError if it is wrong, or Jinja is missing;
-    so does the function, if the template refuses the messages.
+    def __call__(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str: ...
+
+
+def chat_template(source: str | None, eos_token: str = "") -> Render:
+    """source: the template, or None for a transcript.  eos_token: the text of the token that ends an answer.
+
+    Raises ConfigError if the template is wrong, or Jinja is missing; so does the function, if the template
+    refuses the messages.
     """
     try:
         from jinja2 import TemplateError
@@ -53,10 +60,10 @@ def chat_template(source: str | None) -> Callable[[Sequence[Message]], str]:
     except (TemplateError, RecursionError) as error:
         raise ConfigError(f"the model's chat template is no template: {error}") from error
 
-    def render(messages: Sequence[Message]) -> str:
+    def render(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         try:
-            return template.render(messages=list(messages), add_generation_prompt=True, bos_token="",
-                                   eos_token="")
+            return template.render(messages=list(messages), add_generation_prompt=add_generation_prompt,
+                                   bos_token="", eos_token=eos_token)
         except Exception as error:      # a stranger's program: it may raise anything
             raise ConfigError(f"the model's chat template refuses the conversation: {error}") from error
 
@@ -73,7 +80,9 @@ class Conversation:
     def __init__(self, model: Any, tokenizer: Any, block_size: int, template: str | None = None,
                  system: str = "", max_new_tokens: int = 256, **settings):
         self._model, self._tokenizer, self._block_size = model, tokenizer, block_size
-        self._render = chat_template(template)
+        ends = settings.get("eos_token_id")
+        ends = [ends] if isinstance(ends, int) else list(ends or ())
+        self._render = chat_template(template, tokenizer.decode(ends[:1]) if template else "")
         self._settings = settings | ({} if template else {"stop_strings": TRANSCRIPT_STOPS})
         self._max_new_tokens = min(max_new_tokens, block_size // 2)
         GenerationSettings.of(**self._settings)                               # what is wrong is told at once

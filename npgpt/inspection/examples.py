@@ -11,7 +11,7 @@ import numpy as np
 
 from npgpt import layers, ops
 from npgpt.inspection.draw import Draw
-from npgpt.models import GPT, GPTConfig
+from npgpt.models import GPT, GPTConfig, SequenceClassifier
 from npgpt.tensor import Key, to_device
 
 
@@ -89,6 +89,34 @@ def _gpt_logits(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case
     return Case(lambda: model.forward(tokens), model.backward_logits, (), model.parameters)
 
 
+def _in_part(change: Callable[[GPT], None], **options) -> Build:
+    """A GPT of which not all is learned."""
+    def build(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case:
+        config = GPTConfig(n.V, block_size=n.T, n_layer=2, n_head=n.H, n_embd=n.H * n.D, **options)
+        draw, model = Draw(rng), GPT(config, device=device, dtype="float64")
+        change(model)
+        draw.parameters(model)
+        tokens, targets, key = draw.tokens(n.V, n.B, n.T), draw.targets(n.V, n.B, n.T), Key(1, step=2)
+        return Case(lambda: model.loss(tokens, targets, key), lambda dy, saved: model.backward(saved, dy), (),
+                    model.flat.parameters)
+    return build
+
+
+def _classifier(**options) -> Build:
+    def build(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case:
+        config = GPTConfig(n.V, block_size=n.T, n_layer=2, n_head=n.H, n_embd=n.H * n.D, **options)
+        draw   = Draw(rng)
+        model  = SequenceClassifier(config, [str(label) for label in range(n.C + 1)], device=device,
+                                    dtype="float64")
+        draw.parameters(model)
+        tokens, targets, key = draw.tokens(n.V, n.B, n.T), rng.integers(0, n.C + 1, n.B), Key(1, step=2)
+        mask = rng.random((n.B, n.T)) < 0.7
+        mask[np.arange(n.B), rng.integers(0, n.T, n.B)] = True                # one token at least
+        return Case(lambda: model.loss(tokens, targets, key, None, mask),
+                    lambda dy, saved: model.backward(saved, dy), (), model.parameters)
+    return build
+
+
 def _attention(inputs: Callable[[Sizes, Any], tuple]) -> Build:
     return _op(ops.attention_forward, ops.attention_backward, inputs)
 
@@ -108,6 +136,12 @@ OPS: dict[str, Build] = {
                   lambda n, r: (r.normal(n.B, n.T, n.C), r.normal(n.C, n.D), r.normal(n.D))),
     "linear, no bias": _op(ops.linear_forward, ops.linear_backward,
                            lambda n, r: (r.normal(n.T, n.C), r.normal(n.C, n.C))),
+    "lora": _op(ops.lora_forward, ops.lora_backward,
+                lambda n, r: (r.normal(n.B, n.T, n.C), r.normal(n.C, n.D), r.normal(n.D), r.normal(n.C, n.H),
+                              r.normal(n.H, n.D), 0.7)),
+    "lora, no bias": _op(ops.lora_forward, ops.lora_backward,
+                         lambda n, r: (r.normal(n.T, n.C), r.normal(n.C, n.C), None, r.normal(n.C, n.B),
+                                       r.normal(n.B, n.C), 1.5)),
     "embedding": _op(ops.embedding_forward, ops.embedding_backward,
                      lambda n, r: (r.tokens(n.V, n.B, n.T), r.normal(n.V, n.C))),
     "layernorm": _op(ops.layernorm_forward, ops.layernorm_backward,
@@ -199,6 +233,17 @@ def _parallel_post_norm(n: Sizes) -> layers.ParallelPostNormBlock:
     return layers.ParallelPostNormBlock(attn, mlp, norm)
 
 
+def _frozen(make: Callable[[Sizes], Any], trained: Callable[[str], bool],
+            inputs: Callable[[Sizes, Any], tuple]) -> Build:
+    """A layer of which some parameters only are learned."""
+    def build(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case:
+        case = _layer(make, inputs)(n, rng, device)
+        module = case.forward.__self__                       # type: ignore[attr-defined]
+        module.freeze(trained)
+        return case._replace(parameters=module.flat.parameters)
+    return build
+
+
 def _head(n: Sizes, softcap: float = 0.0) -> layers.LanguageModelHead:
     return layers.LanguageModelHead(layers.Parameter(n.V, n.C, std=0.02), softcap)
 
@@ -214,6 +259,13 @@ def _head_loss(softcap: float) -> Build:
 
 LAYERS: dict[str, Build] = {
     "Linear": _layer(lambda n: layers.Linear(n.C, n.D), lambda n, r: (r.normal(n.B, n.T, n.C),)),
+    "Linear, frozen but for its bias": _frozen(lambda n: layers.Linear(n.C, n.D), lambda name: name == "bias",
+                                               lambda n, r: (r.normal(n.B, n.T, n.C),)),
+    "LoRALinear": _layer(lambda n: layers.LoRALinear(layers.Linear(n.C, n.D), n.H, 1.5 * n.H),
+                         lambda n, r: (r.normal(n.B, n.T, n.C),)),
+    "LoRALinear, frozen but for the addition": _frozen(
+        lambda n: layers.LoRALinear(layers.Linear(n.C, n.D, bias=False), n.H, 0.7),
+        lambda name: "lora" in name, lambda n, r: (r.normal(n.B, n.T, n.C),)),
     "Embedding": _layer(lambda n: layers.Embedding(n.V, n.C), lambda n, r: (r.tokens(n.V, n.B, n.T),)),
     "LayerNorm": _layer(lambda n: layers.LayerNorm(n.C), lambda n, r: (r.rows(n.B, n.T, n.C),)),
     "RMSNorm": _layer(lambda n: layers.RMSNorm(n.C), lambda n, r: (r.rows(n.B, n.T, n.C),)),
@@ -274,6 +326,14 @@ MODELS: dict[str, Build] = {
     "GPT, parallel, rotary, interleaved": _gpt(
         block="parallel", position="rotary", rope_interleaved=True, rope_scaling="linear", rope_factor=2.0,
         head_dim=4, attention_dropout=0.2),
+    "GPT, its last block and norm alone": _in_part(
+        lambda model: model.freeze(lambda name: name.startswith(("h.1", "ln_f"))), dropout=0.1),
+    "GPT, LoRA": _in_part(lambda model: layers.add_lora(model, 2, 3.0, ("c_attn", "c_proj")), dropout=0.1),
+    "GPT, as Llama, LoRA, checkpointed": _in_part(
+        lambda model: layers.add_lora(model, 2, 3.0, ("c_attn", "c_fc")), **LLAMA, n_kv_head=1, head_dim=4,
+        gradient_checkpointing=True),
+    "SequenceClassifier": _classifier(dropout=0.1),
+    "SequenceClassifier, as Llama": _classifier(**LLAMA, n_kv_head=1, head_dim=4, n_inner=7),
     "GPT, parallel, post-norm": _gpt(block="parallel_post", norm="rmsnorm", attn_proj_bias=False),
 }
 

@@ -24,6 +24,7 @@ class Family(NamedTuple):
     """
 
     architectures: tuple[str, ...]
+    classifier: str                             # the architecture with a head `score` on the last token
     prefix: str                                 # of all names but the head's; base models leave it away
     settings: Callable[[Entries], dict[str, Any]]
     places: Callable[[Settings], Iterator[Place]]
@@ -253,13 +254,13 @@ def llama_misfit(settings: Settings) -> str | None:
 
 
 def _llama_like(model_type: str, name: str) -> Family:
-    return Family((f"{name}ForCausalLM", f"{name}Model"), "model.", lambda e: llama_settings(e, model_type),
-                  llama_places, (".rotary_emb.inv_freq",))
+    return Family((f"{name}ForCausalLM", f"{name}Model"), f"{name}ForSequenceClassification", "model.",
+                  lambda e: llama_settings(e, model_type), llama_places, (".rotary_emb.inv_freq",))
 
 
 FAMILIES = {
-    "gpt2": Family(("GPT2LMHeadModel", "GPT2Model"), "transformer.", gpt2_settings, gpt2_places,
-                   (".attn.bias", ".attn.masked_bias")),
+    "gpt2": Family(("GPT2LMHeadModel", "GPT2Model"), "GPT2ForSequenceClassification", "transformer.",
+                   gpt2_settings, gpt2_places, (".attn.bias", ".attn.masked_bias")),
     "llama": _llama_like("llama", "Llama"), "mistral": _llama_like("mistral", "Mistral"),
     "qwen2": _llama_like("qwen2", "Qwen2"), "qwen3": _llama_like("qwen3", "Qwen3"),
 }

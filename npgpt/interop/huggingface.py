@@ -10,7 +10,7 @@ writes under its own names, with model_type npgpt, for itself to read.
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,16 @@ import numpy as np
 
 from npgpt.errors import CheckpointError, ConfigError
 from npgpt.files import atomic_folder
+from npgpt.interop.classifiers import (
+    HEADS,
+    LANGUAGE_MODEL_HEAD,
+    OWN_CLASSIFIER,
+    SCORE,
+    Labels,
+    label_entries,
+    read_labels,
+    with_score,
+)
 from npgpt.interop.entries import Entries
 from npgpt.interop.families import FAMILIES, Family, Settings, family_for
 from npgpt.interop.hub import fetch, is_name
@@ -41,7 +51,7 @@ from npgpt.interop.safetensors_files import (
 CONFIG, GENERATION = "config.json", "generation_config.json"
 CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 OWN, OWN_SETTINGS = "npgpt", "npgpt_config"
-HEAD, EMBEDDING = "lm_head.weight", "wte.weight"
+EMBEDDING = "wte.weight"
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 CHUNK = 1 << 22                 # numbers compared at a time
 
@@ -63,6 +73,13 @@ def is_model(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+def is_classifier(folder: Path) -> bool:
+    """Whether such a folder has a model for `read_classifier`."""
+    classes = read_json(member(folder, CONFIG)).get("architectures")
+    return isinstance(classes, list) and bool(classes) and isinstance(classes[0], str) and \
+        (classes[0] == OWN_CLASSIFIER or classes[0].endswith("ForSequenceClassification"))
+
+
 def read_model(folder: Path, make_config: Callable[..., C]) -> tuple[C, dict[str, Assembled]]:
     """The configuration, and the tensors by npgpt's names, still in the file.
 
@@ -71,18 +88,36 @@ def read_model(folder: Path, make_config: Callable[..., C]) -> tuple[C, dict[str
     """
     path    = member(folder, CONFIG)
     entries = Entries(path, read_json(path))
-    kind    = entries.get("model_type")
-    if kind == OWN:
+    return _read(folder, entries, make_config, None)
+
+
+def read_classifier(folder: Path, make_config: Callable[..., C]) -> tuple[C, Labels, dict[str, Assembled]]:
+    """As read_model, of a classifier, with the names of its labels."""
+    path    = member(folder, CONFIG)
+    entries = Entries(path, read_json(path))
+    labels  = read_labels(entries)
+    config, tensors = _read(folder, entries, make_config, labels)
+    return config, labels, tensors
+
+
+def _read(folder: Path, entries: Entries, make_config: Callable[..., C],
+          labels: Labels | None) -> tuple[C, dict[str, Assembled]]:
+    """labels: of a classifier, None for a language model."""
+    if entries.get("model_type") == OWN:
+        _check_own_kind(entries, labels)
         own     = entries.inside(OWN_SETTINGS)
-        config  = _made(path, make_config, own.entries)
+        config  = _made(entries.path, make_config, own.entries)
         tensors = open_folder(folder)
-        places  = _own_places(own, tensors)
-        return config, {place.name: Assembled(place, tensors) for place in places}
-    family   = _family(entries)
+        own_places = _own_places(own, tensors)
+        return config, {place.name: Assembled(place, tensors) for place in own_places}
+    family   = _family(entries, labels is not None)
     settings = family.settings(entries)
-    config   = _made(path, make_config, settings)
+    config   = _made(entries.path, make_config, settings)
     tensors  = open_folder(folder)
-    return config, _arranged(folder, family, settings, tensors)
+    places   = family.places(settings)
+    if labels:
+        places = with_score(places, settings["n_embd"], labels)
+    return config, _arranged(folder, family, places, tensors, settings["tie_word_embeddings"])
 
 
 def read_ends(folder: Path) -> tuple[int, ...]:
@@ -123,13 +158,28 @@ def _made(path: Path, make_config: Callable[..., C], settings: Settings) -> C:
         raise ConfigError(f"{path} cannot be used: {error}") from error
 
 
-def _family(e: Entries) -> Family:
+def _check_own_kind(e: Entries, labels: Labels | None) -> None:
+    is_classifier = e.get("architectures") == [OWN_CLASSIFIER]
+    if is_classifier and labels is None:
+        raise e.refused(f"its architectures are {[OWN_CLASSIFIER]}, without a language model's head: "
+                        "SequenceClassifier reads it")
+    if labels and not is_classifier:
+        raise e.refused("it is that of a language model, and has no classifier's head: GPT reads it")
+
+
+def _family(e: Entries, classifier: bool) -> Family:
     kind, classes = e.get("model_type"), e.get("architectures", [])
     known = ", ".join(FAMILIES)
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise e.refused(f"its model_type is {shown(kind)}, and npgpt reads {known}")
     family = FAMILIES[kind]
-    if not isinstance(classes, list) or (classes and classes[0] not in family.architectures):
+    if classifier and classes != [family.classifier]:
+        raise e.refused(f"its architectures are {shown(classes)}, and a classifier's is {family.classifier}")
+    if not classifier and classes == [family.classifier]:
+        raise e.refused(f"its architectures are {classes}, without a language model's head: "
+                        "SequenceClassifier reads it")
+    if not classifier and (not isinstance(classes, list) or (classes and
+                                                             classes[0] not in family.architectures)):
         raise e.refused(f"its architectures are {shown(classes)}, and of {kind} npgpt reads "
                         f"{' and '.join(family.architectures)}")
     for name in ("quantization_config", "compression_config"):
@@ -138,11 +188,11 @@ def _family(e: Entries) -> Family:
     return family
 
 
-def _arranged(folder: Path, family: Family, settings: Settings,
-              tensors: dict[str, Tensor]) -> dict[str, Assembled]:
+def _arranged(folder: Path, family: Family, places: Iterable[Place], tensors: dict[str, Tensor],
+              tied: bool) -> dict[str, Assembled]:
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
     arranged, left = {}, set(tensors)
-    for place in family.places(settings):
+    for place in places:
         place = _prefixed(place, prefix)
         for piece in place.pieces:
             if piece.name not in tensors:
@@ -156,9 +206,9 @@ def _arranged(folder: Path, family: Family, settings: Settings,
                                            f"{', '.join(FLOATS)}")
             left.discard(piece.name)
         arranged[place.name] = Assembled(place, tensors)
-    if HEAD in left and settings["tie_word_embeddings"]:
-        _check_tied(tensors[HEAD], next(iter(arranged[EMBEDDING].tensors)))
-        left.discard(HEAD)
+    if LANGUAGE_MODEL_HEAD in left and tied and SCORE not in arranged:
+        _check_tied(tensors[LANGUAGE_MODEL_HEAD], next(iter(arranged[EMBEDDING].tensors)))
+        left.discard(LANGUAGE_MODEL_HEAD)
     for name in sorted(left):
         if not name.endswith(family.ignored):
             raise refused(tensors[name].path, f"it has a tensor {shown(name)}, and the model of {CONFIG} has "
@@ -174,12 +224,12 @@ def _check_tied(head: Tensor, embedding: Tensor) -> None:
         same = all(np.array_equal(one[start:start + CHUNK], other[start:start + CHUNK])
                    for start in range(0, one.size, CHUNK))
     if not same:
-        raise refused(head.path, f"{HEAD} differs from {embedding.name}, and by {CONFIG} they are one "
-                                 "(tie_word_embeddings)")
+        raise refused(head.path, f"{LANGUAGE_MODEL_HEAD} differs from {embedding.name}, and by {CONFIG} they "
+                                 "are one (tie_word_embeddings)")
 
 
 def _prefixed(place: Place, prefix: str) -> Place:
-    return Place(place.name, tuple(piece if piece.name == HEAD else piece._replace(name=prefix + piece.name)
+    return Place(place.name, tuple(piece if piece.name in HEADS else piece._replace(name=prefix + piece.name)
                                    for piece in place.pieces))
 
 
@@ -205,17 +255,17 @@ def _own_places(e: Entries, tensors: dict[str, Tensor]) -> list[Place]:
 
 def write_model(path: str | Path, settings: Settings, arrays: Mapping[str, Any], dtype: str | None = None,
                 max_shard_size: int | str = "5GB", eos_token_ids: Sequence[int] = (), exact: bool = True,
-                beside: Callable[[Path], None] | None = None) -> None:
+                beside: Callable[[Path], None] | None = None, labels: Labels | None = None) -> None:
     """Writes a folder, whole or not at all.  settings: all of GPTConfig's fields.  arrays: by npgpt's names.
 
     dtype: float64, float32, float16 or bfloat16, by default the arrays'.  max_shard_size: bytes of a file, or
     as "200MB"; a larger model gets several.  exact: reading gives just this model back, if need be by npgpt
     alone; else what no family has a place for is refused, and absent biases of GPT-2 become zeros.
-    beside: writes more files into the folder.  Raises ConfigError, CheckpointError.
+    beside: writes more files into the folder.  labels: of a classifier.  Raises ConfigError, CheckpointError.
     """
     if dtype is not None and dtype not in NAMES:
         raise ConfigError(f"dtype must be {', '.join(NAMES)}, not {dtype!r}")
-    config, tensors = _translated(settings, arrays, exact)
+    config, tensors = _translated(settings, arrays, exact, labels)
     kinds = {tensor.dtype.name for tensor in tensors.values()}
     config["torch_dtype"] = dtype or (kinds.pop() if len(kinds) == 1 else "float32")
     first, *others = (*eos_token_ids, None)                 # GPT-2 begins a text with what ends one
@@ -226,39 +276,48 @@ def write_model(path: str | Path, settings: Settings, arrays: Mapping[str, Any],
         shards = list(_shards(tensors, dtype, _bytes(max_shard_size)))
         with atomic_folder(path, last=CONFIG) as folder:
             for file, names in shards:
-                _write(folder / file, safetensors_pieces({name: tensors[name] for name in names}, dtype,
+                write_file(folder / file, safetensors_pieces({name: tensors[name] for name in names}, dtype,
                                                          {"format": "pt"}))
             if len(shards) > 1:
                 total = sum(_size(name, tensor, dtype) for name, tensor in tensors.items())
-                _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": {
+                write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": {
                     name: file for file, names in shards for name in names}})
-            _write_json(folder / GENERATION, generation)
+            write_json(folder / GENERATION, generation)
             if beside is not None:
                 beside(folder)
-            _write_json(folder / CONFIG, config)
+            write_json(folder / CONFIG, config)
     except (OSError, ValueError) as error:      # the disk; a value that no file can hold
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"cannot save the model to {path}: {reason}") from error
 
 
-def _translated(settings: Settings, arrays: Mapping[str, Any],
-                exact: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def _translated(settings: Settings, arrays: Mapping[str, Any], exact: bool,
+                labels: Labels | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """config.json, and the tensors by their names in the file."""
-    found = family_for(settings, exact)
+    if any(name.endswith("lora_A") for name in arrays):
+        raise ConfigError("a model with LoRA cannot be saved as a model: merge it first, with merge_lora, or "
+                          "save the adapter alone")
+    found, told = family_for(settings, exact), label_entries(labels) if labels else {}
     if isinstance(found, str):
         if not exact:
             raise ConfigError(f"a model with {found} = {settings[found]!r} cannot be exported: no family of "
                               f"transformers that npgpt writes ({', '.join(FAMILIES)}) has a place for it")
-        return {"model_type": OWN, OWN_SETTINGS: dict(settings)}, dict(arrays)
+        if labels:
+            told |= {"architectures": [OWN_CLASSIFIER]}
+        return {"model_type": OWN, OWN_SETTINGS: dict(settings), **told}, dict(arrays)
     kind, config = found
     family, tensors = FAMILIES[kind], {}
     interleaved = settings["position"] == "rotary" and settings["rope_interleaved"]
-    for place in family.places(settings):
+    places = family.places(settings)
+    if labels:
+        places = with_score(places, settings["n_embd"], labels)
+    for place in places:
         array = arrays.get(place.name)
         if array is None:
             array = np.zeros(place.shape, arrays[EMBEDDING].dtype)
         tensors.update(taken_apart(_prefixed(place, family.prefix), array, interleaved))
-    return {"model_type": kind, "architectures": [family.architectures[0]], **config}, tensors
+    architecture = family.classifier if labels else family.architectures[0]
+    return {"model_type": kind, "architectures": [architecture], **config, **told}, tensors
 
 
 def _shards(tensors: Mapping[str, Any], dtype: str | None, limit: int) -> Iterator[tuple[str, list[str]]]:
@@ -290,11 +349,11 @@ def _bytes(size: int | str) -> int:
     return int(match[1]) * UNITS[match[2]]
 
 
-def _write(path: Path, pieces: Iterator[bytes | memoryview]) -> None:
+def write_file(path: Path, pieces: Iterator[bytes | memoryview]) -> None:
     with path.open("xb") as file:
         for piece in pieces:
             file.write(piece)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -8,10 +8,12 @@ from npgpt.layers.embedding import Embedding
 from npgpt.layers.feed_forward import FeedForward
 from npgpt.layers.head import LanguageModelHead
 from npgpt.layers.linear import Linear
+from npgpt.layers.lora import LoRALinear, add_lora, lora_layers, merge_lora
 from npgpt.layers.module import Module, Parameter
 from npgpt.layers.norm import LayerNorm, RMSNorm
 from npgpt.layers.position import LearnedPosition, RotaryPosition, SinusoidalPosition
 
 __all__ = ["Block", "Checkpointed", "Dropout", "Embedding", "FeedForward", "LanguageModelHead", "LayerNorm",
-           "LearnedPosition", "Linear", "Module", "ParallelBlock", "ParallelPostNormBlock", "Parameter",
-           "PostNormBlock", "RMSNorm", "RotaryPosition", "SelfAttention", "SinusoidalPosition"]
+           "LearnedPosition", "Linear", "LoRALinear", "Module", "ParallelBlock", "ParallelPostNormBlock",
+           "Parameter", "PostNormBlock", "RMSNorm", "RotaryPosition", "SelfAttention", "SinusoidalPosition",
+           "add_lora", "lora_layers", "merge_lora"]

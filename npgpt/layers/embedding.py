@@ -15,4 +15,5 @@ class Embedding(Module):
 
     def backward(self, dy, saved) -> None:
         """Returns nothing: tokens have no gradient."""
-        embedding_backward(dy, saved, add_to=self.weight.grad)                # V rows, of which few are used
+        if not self.weight.frozen:
+            embedding_backward(dy, saved, add_to=self.weight.grad)            # V rows, of which few are used

@@ -1,4 +1,4 @@
-"""All parameters of a model in one array, and all gradients in another of the same layout.
+"""All learned parameters of a model in one array, and all gradients in another of the same layout.
 
 Zeroing, clipping, the optimiser's update, checkpoints and what ranks exchange are then one call each. The
 matrices, which weight decay shrinks, come first; the vectors (biases, gains), which it leaves alone, follow:
@@ -13,12 +13,12 @@ from typing import Any
 
 from npgpt.errors import CheckpointError
 from npgpt.tensor.device import array_module, empty, to_device
-from npgpt.tensor.random import initial_normal
 
 
 class FlatParameters:
     """`data` and the gradients (see `grad`): flat arrays of `size` elements; every Parameter's arrays are
-    views into them. The first `decayed` elements are the matrices.  data: an array to use, not to make.
+    views into them, and it is not frozen. The first `decayed` elements are the matrices.
+    data: an array to use, not to make.
     """
 
     def __init__(self, parameters: dict[str, Any], device: str, dtype: str, data: Any = None):
@@ -32,7 +32,7 @@ class FlatParameters:
         self._grad = empty(self.size, dtype, device)
         for parameter, data, grad in zip(self.parameters.values(), self.views(self.data).values(),
                                          self.views(self._grad).values(), strict=True):
-            parameter.data, parameter._grad, parameter.unset = data, grad, True
+            parameter.data, parameter._grad, parameter.unset, parameter.frozen = data, grad, True, False
 
     def places(self) -> dict[str, slice]:
         """name → where the parameter lies in a flat array of this layout."""
@@ -60,11 +60,8 @@ class FlatParameters:
     def fill(self, seed: int) -> None:
         """Sets every parameter to its initial value."""
         for name, parameter in self.parameters.items():
-            if parameter.std is None:
-                parameter.data[...] = parameter.constant
-            else:
-                values = initial_normal(seed, name, parameter.shape, parameter.std)
-                parameter.data[...] = to_device(values.astype(parameter.data.dtype), self.device)
+            values = parameter.initial(seed, name).astype(self.data.dtype)
+            parameter.data[...] = to_device(values, self.device)
 
     @property
     def grad(self):

@@ -32,8 +32,10 @@ class LanguageModelHead(Module):
         s1, s2 = saved
         if s2:
             dlogits = softcap_backward(dlogits, s2)
-        dx, dweight, _ = linear_backward(dlogits, s1)
-        self.weight.add_grad(dweight.T)
+        learned = not self.weight.frozen
+        dx, dweight, _ = linear_backward(dlogits, s1, learned=(learned, False))
+        if learned:
+            self.weight.add_grad(dweight.T)
         return dx
 
     def loss(self, x, targets, num_items_in_batch=None):
@@ -47,7 +49,8 @@ class LanguageModelHead(Module):
     def loss_backward(self, dloss, saved):
         """dloss: 0-d  →  dx: (B, T, C)"""
         if not self.softcap:
-            dx, dweight = linear_cross_entropy_backward(dloss, saved, out=self.weight.unwritten_grad)
+            dx, dweight = linear_cross_entropy_backward(dloss, saved, self.weight.unwritten_grad,
+                                                        not self.weight.frozen)
             self.weight.add_grad(dweight)
             return dx
         s1, s2 = saved

@@ -15,7 +15,8 @@ class Linear(Module):
         return linear_forward(x, self.weight.data, self.bias.data if self.bias else None)
 
     def backward(self, dy, saved):
-        dx, dweight, dbias = linear_backward(dy, saved, out=self.weight.unwritten_grad)
+        learned = not self.weight.frozen, bool(self.bias and not self.bias.frozen)
+        dx, dweight, dbias = linear_backward(dy, saved, self.weight.unwritten_grad, learned)
         self.weight.add_grad(dweight)
         if self.bias:
             self.bias.add_grad(dbias)

@@ -10,30 +10,48 @@ how the caller says:
 Forward changes nothing of a layer, backward only adds to the gradients of its parameters.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from typing import Any, Self
+
+import numpy as np
 
 from npgpt.errors import ConfigError
 from npgpt.layers.flat import FlatParameters
+from npgpt.tensor import array_module
+from npgpt.tensor.random import initial_normal
 
 
 class Parameter:
     """An array that is learned, and its gradient.
 
     shape; std: initial values are Normal(0, std²), or all `constant` where std is None.
-    `data` and `grad` are views into the module's flat arrays (npgpt/layers/flat.py).
+    `data` and `grad` are views into the module's flat arrays (npgpt/layers/flat.py). One that is frozen is
+    not learned, and has no gradient (`Module.freeze`).
     """
 
     data: Any = None
+    frozen = False
     _grad: Any = None
     unset = True        # the gradient is zero and its memory not written yet: the first to add writes it
 
     def __init__(self, *shape: int, std: float | None = None, constant: float = 0.0):
         self.shape, self.std, self.constant = shape, std, constant
 
+    def initial(self, seed: int, name: str):
+        """The initial values of a parameter of that name: on the host, float64."""
+        if self.std is None:
+            return np.full(self.shape, self.constant)
+        return initial_normal(seed, name, self.shape, self.std)
+
     @property
     def grad(self):
-        """∂L/∂data, the sum of what every backward since `zero_grad` added; same shape as data."""
+        """∂L/∂data, the sum of what every backward since `zero_grad` added; same shape as data. Of a frozen
+        one nothing was computed: it reads as zeros, in no memory, and is not to be written to.
+        """
+        if self.frozen:
+            xp = array_module(self.data)
+            return xp.broadcast_to(xp.zeros((), self.data.dtype), self.shape)
         if self.unset:
             self._grad[...] = 0
             self.unset = False
@@ -41,11 +59,13 @@ class Parameter:
 
     @property
     def unwritten_grad(self):
-        """The gradient's memory, for an op's `out=`, while nothing is in it; else None."""
+        """The gradient's memory, for an op's `out=`, while nothing is in it; else, and if frozen, None."""
         return self._grad if self.unset else None
 
     def add_grad(self, grad) -> None:
-        """grad += what one backward computed; that may stand in `unwritten_grad` already."""
+        """grad += what one backward computed; that may stand in `unwritten_grad` already. Not if frozen."""
+        if self.frozen:
+            return
         if not self.unset:
             self._grad += grad
         elif grad is not self._grad:
@@ -76,20 +96,56 @@ class Module:
         return {name: parameter for name, parameter in self.named_parameters()
                 if first_names[id(parameter)] == name}
 
-    def initialise(self, seed: int | None = 0, device: str = "cpu", dtype: str = "float32",
-                   data: Any = None) -> Self:
+    def initialise(self, seed: int | None = 0, device: str = "cpu", dtype: str = "float32") -> Self:
         """Makes the arrays of all parameters, laid flat. Initial values depend on seed and name alone;
         a seed of None leaves them undefined, for who sets them all at once.
 
-        dtype: "float32", or "float64" for checking.  data: the flat array of a module of the same shape,
-        to be shared as it is; only gradients are made.  Raises ConfigError, DeviceError.
+        dtype: "float32", or "float64" for checking.  Raises ConfigError, DeviceError.
         """
         if dtype not in ("float32", "float64"):
             raise ConfigError(f"dtype must be float32 or float64, not {dtype!r}")
-        self.flat = FlatParameters(self.parameters, device, dtype, data)
-        if data is None and seed is not None:
+        self.flat = FlatParameters(self.parameters, device, dtype)
+        if seed is not None:
             self.flat.fill(seed)
         return self
+
+    def freeze(self, trained: Callable[[str], bool]) -> None:
+        """From now on only the parameters whose name `trained` accepts are learned; called again it decides
+        anew, and `lambda name: True` has all learned again. Gradients are forgotten.
+
+        `flat` then holds those alone, in arrays of its own, and what works on `flat` (optimiser, clipping,
+        ranks, checkpoints) works on them. The others stay where they are. For a module with arrays, before
+        an optimiser is made for it. Raises ConfigError if nothing would be learned.
+        """
+        parameters, old = self.parameters, self.flat
+        learned = {name: parameter for name, parameter in parameters.items() if trained(name)}
+        if not learned:
+            raise ConfigError(f"nothing would be learned: all {len(parameters)} parameters would be frozen; "
+                              "leave at least one to be trained")
+        values = {name: parameter.data for name, parameter in learned.items()}
+        for parameter in parameters.values():
+            parameter.frozen, parameter._grad = True, None
+        self.flat = FlatParameters(learned, old.device, str(old.data.dtype))
+        for name, parameter in learned.items():
+            parameter.data[...] = values[name]
+
+    @property
+    def learns(self) -> bool:
+        """Whether any of its parameters is learned, so that backward has something to do here."""
+        return any(not parameter.frozen for _, parameter in self.named_parameters())
+
+    def replica(self) -> Self:
+        """The same module on the very same parameter arrays, learned and frozen, with gradients of its own:
+        what another thread's rank trains.
+        """
+        flat   = self.flat
+        shared = [flat, *(array for _, parameter in self.named_parameters()
+                          for array in (parameter.data, parameter._grad))]
+        module = copy.deepcopy(self, {id(array): array for array in shared})
+        parameters  = module.parameters
+        module.flat = FlatParameters({name: parameters[name] for name in flat.parameters}, flat.device,
+                                     str(flat.data.dtype), flat.data)
+        return module
 
     def zero_grad(self) -> None:
         """Sets every gradient to zero (without touching its memory: see Parameter.unset)."""

@@ -28,8 +28,9 @@ class LearnedPosition(Module):
 
     def backward(self, dy, saved):
         places, _ = saved
-        dposition = dy.sum(0) if places.ndim == 1 else dy                     # all examples used these rows
-        embedding_backward(dposition, saved, add_to=self.weight.grad)
+        if not self.weight.frozen:
+            dposition = dy.sum(0) if places.ndim == 1 else dy                 # all examples used these rows
+            embedding_backward(dposition, saved, add_to=self.weight.grad)
         return dy
 
 

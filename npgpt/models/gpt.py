@@ -2,79 +2,37 @@
 
     x = wte[token] + wpe[place]        x = h_n(… h_0(x))        logits = ln_f(x) wteᵀ
 
-GPT-2 is the default; npgpt/models/config.py names what others do otherwise. Names and initial values are
-GPT-2's: Normal(0, 0.02²), the projections that end in a residual addition scaled by 1/√(2·n_layer), for there
-are 2·n_layer of them; biases 0, gains 1.
+All but the head is npgpt/models/decoder.py.
 """
 
-import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from npgpt.errors import DataError
 from npgpt.generation import decoding
 from npgpt.generation.kv_cache import KVCache
 from npgpt.interop.huggingface import find_folder, read_model, write_model
-from npgpt.layers import (
-    Block,
-    Checkpointed,
-    Dropout,
-    Embedding,
-    FeedForward,
-    LanguageModelHead,
-    LayerNorm,
-    LearnedPosition,
-    Module,
-    ParallelBlock,
-    ParallelPostNormBlock,
-    Parameter,
-    PostNormBlock,
-    RMSNorm,
-    RotaryPosition,
-    SelfAttention,
-    SinusoidalPosition,
-)
+from npgpt.layers import LanguageModelHead, Parameter
 from npgpt.models.config import GPTConfig
-from npgpt.tensor import array_module, to_device, to_numpy
+from npgpt.models.decoder import IGNORE_INDEX, Decoder
+from npgpt.tensor import array_module, to_numpy
 
-IGNORE_INDEX = -100         # a target that does not count, as in PyTorch
+__all__ = ["GPT", "IGNORE_INDEX"]
 
 
-class GPT(Module):
+class GPT(Decoder):
     """tokens: integers (B, T), T ≤ block_size.  `forward` gives logits, `loss` their cross-entropy.
 
-    `key` (npgpt.tensor.Key) turns dropout on; without it nothing is dropped.
-    `attention_mask`: bool or 0 and 1, (B, T), or (B, S) with the S − T positions of the cache before them; 0
-    is padding, which nobody attends to and which counts no place: the first real token of a row stands at 0.
-    In training it may tell packed texts apart: each has a number of its own, such as 1 1 1 2 2 3 3 0, begins
-    at place 0 and sees nothing of the others.
+    key, attention_mask: as in Decoder.
     """
 
     def __init__(self, config: GPTConfig, seed: int | None = 1337, device: str = "cpu",
-                 dtype: str = "float32", data: Any = None):
-        self.config = c = config
-        self.wte  = Embedding(c.vocab_size, c.n_embd)
-        self.wpe: LearnedPosition | SinusoidalPosition | None = None
-        self.rotary: RotaryPosition | None = None
-        if c.position == "learned":
-            self.wpe = LearnedPosition(c.block_size, c.n_embd)
-        elif c.position == "sinusoidal":
-            self.wpe = SinusoidalPosition()
-        elif c.position == "rotary":
-            self.rotary = RotaryPosition(c.head_size, c.rope_theta, c.rope_scaling, c.rope_factor,
-                                         c.rope_low_freq_factor, c.rope_high_freq_factor,
-                                         c.rope_original_block_size)
-        self.drop = Dropout(c.dropout)
-        self.h: list = [make_block(c) for _ in range(c.n_layer)]
-        if c.gradient_checkpointing:
-            self.h = [Checkpointed(block) for block in self.h]
-        self.ln_f = None if c.block in ("post", "parallel_post") else make_norm(c)     # those end with one
-        self.lm_head = LanguageModelHead(self.wte.weight if c.tie_word_embeddings else
-                                         Parameter(c.vocab_size, c.n_embd, std=0.02), c.logit_softcap)
-        self.initialise(seed, device, dtype, data)
+                 dtype: str = "float32"):
+        super().__init__(config)
+        self.lm_head = LanguageModelHead(self.wte.weight if config.tie_word_embeddings else
+                                         Parameter(config.vocab_size, config.n_embd, std=0.02),
+                                         config.logit_softcap)
+        self.initialise(seed, device, dtype)
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | Path, device: str = "cpu", dtype: str = "float32") -> "GPT":
@@ -93,11 +51,6 @@ class GPT(Module):
         arrays = {name: parameter.data for name, parameter in self.parameters.items()}
         write_model(path, asdict(self.config), arrays, dtype, max_shard_size)
 
-    def replica(self) -> "GPT":
-        """A GPT on the very same parameters with gradients of its own: what another thread's rank trains."""
-        flat = self.flat
-        return GPT(self.config, device=flat.device, dtype=str(flat.data.dtype), data=flat.data)
-
     def forward(self, tokens, key=None, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T)  →  logits: (B, T, vocab_size), saved for `backward_logits`
 
@@ -105,14 +58,14 @@ class GPT(Module):
         decoding: without a key, and with no backward.
         """
         tokens = self._checked(tokens, kv_cache=kv_cache)
-        x, body = self._body_forward(tokens, key, kv_cache, attention_mask)
+        x, body = self.body_forward(tokens, key, kv_cache, attention_mask)
         logits, head = self.lm_head.forward(x)
         return logits, (body, head)
 
     def backward_logits(self, dlogits, saved) -> None:
         """dlogits: (B, T, vocab_size), saved: from `forward`.  Adds to every gradient."""
         body, head = saved
-        self._body_backward(self.lm_head.backward(dlogits, head), body)
+        self.body_backward(self.lm_head.backward(dlogits, head), body)
 
     def loss(self, tokens, targets, key=None, num_items_in_batch: int | None = None, attention_mask=None):
         """tokens, targets: (B, T)  →  mean cross-entropy over targets ≠ −100: 0-d, nats; saved for `backward`
@@ -123,7 +76,7 @@ class GPT(Module):
         tokens, targets = self._checked(tokens), self._checked(targets, "target")
         if tokens.shape != targets.shape:
             raise DataError(f"targets must have the shape of tokens, {tokens.shape}, not {targets.shape}")
-        x, body = self._body_forward(tokens, key, None, attention_mask)
+        x, body = self.body_forward(tokens, key, None, attention_mask)
         loss, head = self.lm_head.loss(x, targets, num_items_in_batch)
         return loss, (body, head)
 
@@ -131,7 +84,7 @@ class GPT(Module):
         """saved: from `loss`.  Adds to every gradient."""
         body, head = saved
         dloss = array_module(self.flat.data).asarray(dloss, self.flat.data.dtype)
-        self._body_backward(self.lm_head.loss_backward(dloss, head), body)
+        self.body_backward(self.lm_head.loss_backward(dloss, head), body)
 
     def next_logits(self, tokens, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T), of which the last block_size are read  →  logits of the next token: NumPy (B, V)
@@ -147,7 +100,7 @@ class GPT(Module):
         elif kv_cache:
             tokens = tokens[:, kv_cache.length:]
         tokens = self._checked(tokens, kv_cache=kv_cache)
-        x, _ = self._body_forward(tokens, None, kv_cache, attention_mask)
+        x, _ = self.body_forward(tokens, None, kv_cache, attention_mask)
         logits, _ = self.lm_head.forward(x[:, -1:])
         return to_numpy(logits)[:, 0]
 
@@ -162,97 +115,3 @@ class GPT(Module):
         eos_token_id, attention_mask, streamer, …; see npgpt.generation.settings and decoding.generate.
         """
         return decoding.generate(self, tokens, max_new_tokens=max_new_tokens, **settings)
-
-    def _body_forward(self, tokens, key, kv_cache=None, attention_mask=None):
-        """tokens: (B, T)  →  x: (B, T, C), what the head reads"""
-        places, key_mask, segments = self._places(tokens.shape, kv_cache.length if kv_cache else 0,
-                                                  attention_mask)
-        s_wpe = s_ln_f = rotation = None
-        x, s_wte = self.wte.forward(tokens)                                   # (B, T, C)
-        if self.wpe:
-            x, s_wpe = self.wpe.forward(x, places)
-        if self.rotary:
-            rotation = self.rotary.rotation(places, x)
-        x, s_drop = self.drop.forward(x, key and key.child(0))
-        s_h = []
-        for n, block in enumerate(self.h):
-            x, s = block.forward(x, key and key.child(1 + n), rotation=rotation, key_mask=key_mask,
-                                 segments=segments, kv_cache=kv_cache and kv_cache.layers[n])
-            s_h.append(s)
-        if self.ln_f:
-            x, s_ln_f = self.ln_f.forward(x)
-        return x, (s_wte, s_wpe, s_drop, s_h, s_ln_f)
-
-    def _body_backward(self, dx, saved) -> None:
-        s_wte, s_wpe, s_drop, s_h, s_ln_f = saved
-        if self.ln_f:
-            dx = self.ln_f.backward(dx, s_ln_f)
-        for block, s in zip(reversed(self.h), reversed(s_h), strict=True):
-            dx = block.backward(dx, s)
-        dx = self.drop.backward(dx, s_drop)
-        if self.wpe:
-            dx = self.wpe.backward(dx, s_wpe)
-        self.wte.backward(dx, s_wte)
-
-    def _places(self, shape, held: int, attention_mask) -> tuple[np.ndarray, Any, Any]:
-        """The places of T tokens after `held` others, (T,), or (B, T) where rows differ in them; then, on the
-        model's device, key_mask and segments for attention, each None where it would hide nothing.
-        """
-        B, T = shape
-        if attention_mask is None:
-            return np.arange(held, held + T), None, None
-        mask = to_numpy(attention_mask)
-        if mask.shape != (B, held + T):
-            raise DataError(f"attention_mask must be of shape {B, held + T}, as the tokens with those in the "
-                            f"cache, not {mask.shape}")
-        places = np.cumsum(mask != 0, 1) - 1                                  # real tokens before it
-        if mask.max() > 1:
-            new     = np.diff(mask.astype(np.int64), axis=1, prepend=0) != 0  # where a text begins
-            places -= np.maximum.accumulate(np.where(new, places, 0), 1)
-            return np.maximum(places, 0), None, to_device(mask, self.flat.device)
-        if mask.all():
-            return np.arange(held, held + T), None, None
-        return np.maximum(places, 0)[:, held:], to_device(mask.astype(bool), self.flat.device), None
-
-    def _checked(self, tokens, what="token", kv_cache=None):
-        """The tokens on the model's device. Those in host memory are checked, a GPU's taken as they are."""
-        if array_module(tokens) is np:
-            tokens = np.asarray(tokens)
-            if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
-                raise DataError(f"{what}s must be integers of shape (B, T), "
-                                f"not {tokens.dtype} of shape {tokens.shape}")
-            B, T = tokens.shape
-            held = kv_cache.length if kv_cache else 0
-            if self.config.block_size < held + T or B * T == 0:
-                length = f"{T} after {held} in the cache" if held else T
-                raise DataError(f"{what}s must be 1 to block_size = {self.config.block_size} long, "
-                                f"not {length}, in a batch of at least 1, not {B}")
-            wrong = (tokens < 0) | (tokens >= self.config.vocab_size)
-            if what == "target":
-                wrong &= tokens != IGNORE_INDEX
-            if wrong.any():
-                raise DataError(f"{what} {tokens[wrong][0]} is not in the vocabulary "
-                                f"of {self.config.vocab_size}")
-        return to_device(tokens, self.flat.device)
-
-
-def make_norm(c: GPTConfig) -> LayerNorm | RMSNorm:
-    return RMSNorm(c.n_embd, c.norm_eps) if c.norm == "rmsnorm" else LayerNorm(c.n_embd, c.bias, c.norm_eps)
-
-
-def make_block(c: GPTConfig) -> Block | PostNormBlock | ParallelBlock | ParallelPostNormBlock:
-    """A block of the model's kind, of parts with the model's options."""
-    proj_std = 0.02 / math.sqrt(2 * c.n_layer)
-    attn = SelfAttention(c.n_embd, c.n_head, c.n_kv_head, c.head_dim, c.dropout, c.attention_dropout,
-                         bias=c.bias if c.qkv_bias is None else c.qkv_bias,
-                         proj_bias=c.bias if c.attn_proj_bias is None else c.attn_proj_bias,
-                         qk_norm=c.norm_eps if c.qk_norm else None, rope_interleaved=c.rope_interleaved,
-                         proj_std=proj_std)
-    mlp  = FeedForward(c.n_embd, c.n_inner, c.dropout, c.bias, c.activation, proj_std)
-    if c.block == "post":
-        return PostNormBlock(attn, make_norm(c), mlp, make_norm(c))
-    if c.block == "parallel":
-        return ParallelBlock(make_norm(c), attn, mlp)
-    if c.block == "parallel_post":
-        return ParallelPostNormBlock(attn, mlp, make_norm(c))
-    return Block(make_norm(c), attn, make_norm(c), mlp)

@@ -13,6 +13,7 @@ from npgpt.ops.gelu import gelu_erf_backward, gelu_erf_forward, gelu_tanh_backwa
 from npgpt.ops.layernorm import layernorm_backward, layernorm_forward
 from npgpt.ops.linear import linear_backward, linear_forward
 from npgpt.ops.linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
+from npgpt.ops.lora import lora_backward, lora_forward
 from npgpt.ops.penalty import penalty_backward, penalty_forward
 from npgpt.ops.relu import relu_backward, relu_forward
 from npgpt.ops.residual import residual_backward, residual_forward
@@ -32,6 +33,7 @@ __all__ = [
     "layernorm_backward", "layernorm_forward",
     "linear_backward", "linear_forward",
     "linear_cross_entropy_backward", "linear_cross_entropy_forward",
+    "lora_backward", "lora_forward",
     "penalty_backward", "penalty_forward",
     "relu_backward", "relu_forward",
     "residual_backward", "residual_forward",

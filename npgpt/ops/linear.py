@@ -22,11 +22,14 @@ def linear_forward(x, weight, bias=None):
 
 
 @accelerated
-def linear_backward(dy, saved, out=None):
-    """dy: (..., D)  →  dx: (..., C)  dweight: (C, D), written into `out` if given  dbias: (D,) or None"""
+def linear_backward(dy, saved, out=None, learned=(True, True)):
+    """dy: (..., D)  →  dx: (..., C)  dweight: (C, D), written into `out` if given  dbias: (D,) or None
+
+    learned: whether weight and bias are; the gradient of what is not is None, and costs nothing.
+    """
     x, weight, has_bias = saved
     rows_x  = x.reshape(-1, x.shape[-1])                                      # (N, C)
     rows_dy = dy.reshape(-1, dy.shape[-1])                                    # (N, D)
     dx      = (rows_dy @ weight.T).reshape(x.shape)
-    dweight = array_module(x).matmul(rows_x.T, rows_dy, out=out)
-    return dx, dweight, rows_dy.sum(0) if has_bias else None
+    dweight = array_module(x).matmul(rows_x.T, rows_dy, out=out) if learned[0] else None
+    return dx, dweight, rows_dy.sum(0) if has_bias and learned[1] else None

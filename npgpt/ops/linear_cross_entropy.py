@@ -43,20 +43,23 @@ def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ig
 
 
 @accelerated
-def linear_cross_entropy_backward(dloss, saved, out=None):
-    """dloss: 0-d  →  dx: (..., C)  dweight: (V, C), written into `out` if given"""
+def linear_cross_entropy_backward(dloss, saved, out=None, learned=True):
+    """dloss: 0-d  →  dx: (..., C)  dweight: (V, C), written into `out` if given; None if not learned"""
     x, weight, targets, dz, lse, n, ignore_index, rows = saved
     xp = array_module(x)
     flat_x, t = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
-    dweight = xp.empty(weight.shape, weight.dtype) if out is None else out
     if dz is not None:                                     # dloss goes to the two small factors, not to dz
-        return ((dz @ weight) * dloss).reshape(x.shape), xp.matmul(dz.T, flat_x * dloss, out=dweight)
-    dx = xp.empty(flat_x.shape, x.dtype)
-    dweight[...] = 0
+        dx = ((dz @ weight) * dloss).reshape(x.shape)
+        return dx, xp.matmul(dz.T, flat_x * dloss, out=out) if learned else None
+    dx, dweight = xp.empty(flat_x.shape, x.dtype), None
+    if learned:
+        dweight = xp.empty(weight.shape, weight.dtype) if out is None else out
+        dweight[...] = 0
     for start in range(0, t.size, rows):
         part = slice(start, start + rows)
         z  = flat_x[part] @ weight.T                                          # (rows, V)
         dz = cross_entropy_backward(dloss, (z, t[part], lse[part], n, ignore_index))
         dx[part] = dz @ weight
-        dweight += dz.T @ flat_x[part]
+        if learned:
+            dweight += dz.T @ flat_x[part]
     return dx.reshape(x.shape), dweight

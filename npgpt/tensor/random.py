@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The streams. npgpt/data knows no tensors, and names its two, BATCH_ORDER and DOCUMENT_SPLIT, by number.
-INITIAL_VALUES, DROPOUT, BATCH_ORDER, SAMPLING, DOCUMENT_SPLIT, BOOTSTRAP = range(6)
+# The streams. npgpt/data knows no tensors, and names its three, BATCH_ORDER and the two splits, by number.
+INITIAL_VALUES, DROPOUT, BATCH_ORDER, SAMPLING, DOCUMENT_SPLIT, BOOTSTRAP, RECORD_SPLIT = range(7)
 
 CHILDREN = 1024     # a site is the path of a call through the network, one digit of this base a level
 

@@ -16,16 +16,53 @@ from npgpt.models import GPTConfig
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """The defaults are those of the preset quick; the names are nanoGPT's."""
+class Settings:
+    """Settings that a TOML file holds."""
+
+    @classmethod
+    def parse(cls, settings: Mapping[str, Any], source: str, base: Self | None = None) -> Self:
+        """`base` (by default the defaults) with these settings over it; `source` is named in errors.
+
+        `-` in a name counts as `_`. Raises ConfigError for an unknown name, which tells the nearest known
+        one, and for a value of the wrong type.
+        """
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        changes = {}
+        for key, value in settings.items():
+            name = key.replace("-", "_")
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
+                raise ConfigError(f"{source}: unknown setting {key!r}; the nearest known one is {near[0]!r}")
+            if fields[name] in (float, float | None) and type(value) is int:
+                value = float(value)
+            if type(value) not in (getattr(fields[name], "__args__", None) or (fields[name],)):
+                kind = str(getattr(fields[name], "__name__", fields[name])).replace(" | None", "")
+                raise ConfigError(f"{source}: {name} must be of type {kind}, not {value!r}")
+            changes[name] = value
+        return dataclasses.replace(base or cls(), **changes)
+
+    def to_toml(self) -> str:
+        """One line a setting; what is None is left out."""
+        return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
+                       for name, value in dataclasses.asdict(self).items() if value is not None)
+
+
+@dataclass(frozen=True)
+class ModelSettings(Settings):
+    """What a new model learns from, and its shape."""
 
     # Data
     data: str = "python-docs"
     """What to learn from: python-docs (the language reference that comes with Python), a text file or a
-    folder of text files, UTF-8, or a folder that npgpt prepare made, which brings its own tokenizer and its
-    own split: then val_fraction, tokenizer and vocab_size are not asked."""
+    folder of text files, UTF-8; a .jsonl file of examples, as npgpt finetune takes; or a folder that npgpt
+    prepare made, which brings its own tokenizer and its own split: then val_fraction, tokenizer and
+    vocab_size are not asked."""
     val_fraction: float = 0.1
     """The share of the text held back for validation."""
+    packing: bool = True
+    """Of examples: several share a row of block_size tokens, without seeing each other."""
+    val_data: str = ""
+    """What to validate on, of the same kind; by default a part of data is held back."""
     tokenizer: str = "bpe"
     """bpe (byte-level byte-pair encoding, trained on the text), character, or the folder of a saved
     tokenizer."""
@@ -94,6 +131,11 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Keep only each block's input for backward and run the block again: less memory, a third more work."""
 
+
+@dataclass(frozen=True)
+class StepSettings(Settings):
+    """What every training is told: how to make its steps, what to say of them, on which machine."""
+
     # Optimisation
     batch_size: int = 16
     """Sequences that go through the model at once."""
@@ -127,6 +169,8 @@ class TrainConfig:
     """Updates between two evaluations; each saves a checkpoint."""
     eval_iters: int = 50
     """Batches of an evaluation, at most."""
+    early_stopping_patience: int = 0
+    """Stop after so many evaluations in a row without a better one; 0: never."""
     log_interval: int = 10
     """Updates between two lines of metrics."""
     sample_tokens: int = 64
@@ -148,65 +192,49 @@ class TrainConfig:
 
     def __post_init__(self):
         """Raises ConfigError for a value that cannot be."""
-        def need(fine: bool, name: str, what: str) -> None:
-            if not fine:
-                raise ConfigError(f"{name} must be {what}, not {getattr(self, name)!r}")
-
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{field.name} must be a finite number, not {value}")
-        for name in ("batch_size", "gradient_accumulation_steps", "max_iters", "eval_interval", "eval_iters",
-                     "log_interval"):
-            need(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("batch_size", "gradient_accumulation_steps", "eval_iters", "log_interval"):
+            self._need(getattr(self, name) >= 1, name, "at least 1")
         for name in ("learning_rate", "warmup_iters", "weight_decay", "grad_clip", "l1", "l2",
-                     "sample_tokens"):
-            need(getattr(self, name) >= 0, name, "at least 0")
+                     "sample_tokens", "early_stopping_patience"):
+            self._need(getattr(self, name) >= 0, name, "at least 0")
         for name in ("beta1", "beta2"):
-            need(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+            self._need(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
         sequences = self.batch_size * self.gradient_accumulation_steps
-        need(self.workers is None or 1 <= self.workers <= sequences, "workers",
+        self._need(self.workers is None or 1 <= self.workers <= sequences, "workers",
              f"1 to {sequences}, a sequence of the step for each")
-        need(self.workers in (None, 1) or self.device == "cpu", "workers", "1 on a GPU")
-        need(0 < self.val_fraction < 1, "val_fraction", "above 0 and below 1")
-        need(0 <= self.seed < 2**64, "seed", "at least 0 and below 2⁶⁴")
-        need(self.dtype in ("float32", "float64"), "dtype", "float32 or float64")
-        need(self.lr_decay_iters is None or self.lr_decay_iters >= 1, "lr_decay_iters", "at least 1")
-        need(self.min_lr is None or 0 <= self.min_lr <= self.learning_rate, "min_lr",
+        self._need(self.workers in (None, 1) or self.device == "cpu", "workers", "1 on a GPU")
+        self._need(0 <= self.seed < 2**64, "seed", "at least 0 and below 2⁶⁴")
+        self._need(self.dtype in ("float32", "float64"), "dtype", "float32 or float64")
+        self._need(self.lr_decay_iters is None or self.lr_decay_iters >= 1, "lr_decay_iters", "at least 1")
+        self._need(self.min_lr is None or 0 <= self.min_lr <= self.learning_rate, "min_lr",
              "at least 0 and at most learning_rate")
+
+
+    def _need(self, fine: bool, name: str, what: str) -> None:
+        if not fine:
+            raise ConfigError(f"{name} must be {what}, not {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class TrainConfig(StepSettings, ModelSettings):
+    """The defaults are those of the preset quick; the names are nanoGPT's."""
+
+    def __post_init__(self):
+        """Raises ConfigError for a value that cannot be."""
+        super().__post_init__()
+        for name in ("max_iters", "eval_interval"):
+            self._need(getattr(self, name) >= 1, name, "at least 1")
+        self._need(0 < self.val_fraction < 1, "val_fraction", "above 0 and below 1")
         self.model(self.vocab_size)
 
     def model(self, vocab_size: int) -> GPTConfig:
         """The model's shape, for a vocabulary of this size."""
         shared = {field.name for field in dataclasses.fields(GPTConfig)} - {"vocab_size"}
         return GPTConfig(vocab_size, **{name: getattr(self, name) for name in shared})
-
-    @classmethod
-    def parse(cls, settings: Mapping[str, Any], source: str, base: Self | None = None) -> Self:
-        """`base` (by default the defaults) with these settings over it; `source` is named in errors.
-
-        `-` in a name counts as `_`. Raises ConfigError for an unknown name, which tells the nearest known
-        one, and for a value of the wrong type.
-        """
-        fields = {field.name: field.type for field in dataclasses.fields(cls)}
-        changes = {}
-        for key, value in settings.items():
-            name = key.replace("-", "_")
-            if name not in fields:
-                near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
-                raise ConfigError(f"{source}: unknown setting {key!r}; the nearest known one is {near[0]!r}")
-            if fields[name] in (float, float | None) and type(value) is int:
-                value = float(value)
-            if type(value) not in (getattr(fields[name], "__args__", None) or (fields[name],)):
-                kind = str(getattr(fields[name], "__name__", fields[name])).replace(" | None", "")
-                raise ConfigError(f"{source}: {name} must be of type {kind}, not {value!r}")
-            changes[name] = value
-        return dataclasses.replace(base or cls(), **changes)
-
-    def to_toml(self) -> str:
-        """One line a setting; what is None is left out."""
-        return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
-                       for name, value in dataclasses.asdict(self).items() if value is not None)
 
 
 def preset_names() -> list[str]:

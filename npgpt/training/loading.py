@@ -1,41 +1,88 @@
 """A model to write with, wherever it comes from: a run, a folder in Hugging Face's layout, a GGUF file."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+from npgpt.errors import CheckpointError, ConfigError
 from npgpt.interop.gguf_files import is_gguf, read_gguf
-from npgpt.interop.huggingface import find_folder, is_model, read_chat_template, read_ends
-from npgpt.models import GPT, GPTConfig
+from npgpt.interop.huggingface import find_folder, is_classifier, is_model, read_chat_template, read_ends
+from npgpt.layers import merge_lora
+from npgpt.models import GPT, GPTConfig, SequenceClassifier
 from npgpt.tokenizers import load_tokenizer
 from npgpt.tokenizers.files import Tokenizer, assemble_tokenizer
-from npgpt.training.runs import load_run
-
-
-class Loaded(NamedTuple):
-    """eos_token_ids: each ends a text.  chat_template: in Jinja, or None."""
-
-    model: GPT
-    tokenizer: Tokenizer
-    eos_token_ids: tuple[int, ...]
-    chat_template: str | None
+from npgpt.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_latest
+from npgpt.training.finetuning import Loaded
+from npgpt.training.runs import new_model, read_config, tokenizer_folder
 
 
 def load_model(path: Path, which: str, device: str, warn: Callable[[str], None]) -> Loaded:
     """path: a run's folder, a model's, the name of one on Hugging Face's hub, or a GGUF file.
 
-    which, warn: of a run's checkpoints, as in `load_run`.  Raises as that, and TokenizerError if there is no
-    tokenizer beside the model.
+    which, warn: of a run's checkpoints, as in `load_run`.  Raises as that, TokenizerError if there is no
+    tokenizer beside the model, and ConfigError for a classifier.
     """
+    loaded = load_any(path, which, device, warn)
+    if isinstance(loaded.model, SequenceClassifier):
+        raise ConfigError(f"{path} is a classifier, which writes nothing: npgpt evaluate {path} --task "
+                          "classification has it tell classes")
+    return loaded
+
+
+def load_classifier(path: Path, which: str, device: str,
+                    warn: Callable[[str], None]) -> tuple[SequenceClassifier, Tokenizer]:
+    """As `load_model`, of a classifier. Raises ConfigError for a model that is none."""
+    loaded = load_any(path, which, device, warn)
+    if not isinstance(loaded.model, SequenceClassifier):
+        raise ConfigError(f"{path} is no classifier: npgpt finetune {path} --data FILE.jsonl, with labels, "
+                          "makes one of it")
+    return loaded.model, loaded.tokenizer
+
+
+def load_any(path: Path, which: str, device: str, warn: Callable[[str], None]) -> Loaded:
+    """A model of either kind."""
     if is_gguf(path):
         return _load_gguf(path, device)
     if (path / "config.toml").exists() or not (is_model(path) or ("/" in str(path) and not path.exists())):
         model, tokenizer, _ = load_run(path, which, device, warn)
-        return Loaded(model, tokenizer, _ends(tokenizer), None)
+        folder = tokenizer_folder(path)
+        merge_lora(model)
+        return Loaded(model, tokenizer, read_ends(folder) or _ends(tokenizer), read_chat_template(folder))
     folder    = find_folder(str(path))
     tokenizer = load_tokenizer(folder)
-    return Loaded(GPT.from_pretrained(folder, device), tokenizer,
+    kind      = SequenceClassifier if is_classifier(folder) else GPT
+    return Loaded(kind.from_pretrained(folder, device), tokenizer,
                   read_ends(folder) or _ends(tokenizer), read_chat_template(folder))
+
+
+def load_run(path: Path, which: str, device: str,
+             warn: Callable[[str], None]) -> tuple[Any, Tokenizer, Checkpoint]:
+    """The model of a run as a checkpoint holds it, LoRA's adapters apart, with its tokenizer.
+
+    which: "best" (lowest validation loss), "latest", or a step's number.  Raises as `open_run`, and
+    CheckpointError.
+    """
+    config    = replace(read_config(path), device=device, workers=None)
+    tokenizer = load_tokenizer(tokenizer_folder(path))
+    if which in ("best", "latest"):
+        checkpoint = load_latest(path, warn)
+        best = checkpoint.state.get("best_step")
+        if which == "best" and best is not None and best != checkpoint.step:
+            checkpoint = load_checkpoint(_at_step(path, best))
+    else:
+        checkpoint = load_checkpoint(_at_step(path, which))
+    model = new_model(path, config, tokenizer.vocab_size)
+    model.flat.load(checkpoint.tensors["model"])
+    return model, tokenizer, checkpoint
+
+
+def _at_step(path: Path, step: int | str) -> Path:
+    steps = {str(int(folder.name.removeprefix("step-"))): folder for folder in list_checkpoints(path)}
+    if str(step) not in steps:
+        known = ", ".join(["best", "latest", *steps])
+        raise CheckpointError(f"{path} has no checkpoint {step!r}: use {known}")
+    return steps[str(step)]
 
 
 def _load_gguf(path: Path, device: str) -> Loaded:

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npgpt.data.batches import Batches, evaluation_batches
+from npgpt.data.batches import Batch, Batches
+from npgpt.data.examples import Examples, prompts_and_answers
+from npgpt.data.packing import ExampleBatches
 from npgpt.errors import ConfigError, TrainingError
-from npgpt.models import GPT
 from npgpt.models.gpt import IGNORE_INDEX
 from npgpt.ops.penalty import penalty_backward
 from npgpt.tensor import Key, array_module, to_numpy
@@ -29,10 +30,10 @@ from npgpt.training.checkpoint import (
     save_checkpoint,
 )
 from npgpt.training.communication import Ranks, run_on_threads
-from npgpt.training.config import TrainConfig
 from npgpt.training.monitor import Monitor, Silence
 from npgpt.training.optimizer import AdamW, clip_scale
-from npgpt.training.runs import Run
+from npgpt.training.run_data import Config, Tokens
+from npgpt.training.runs import Run, new_model
 from npgpt.training.schedule import learning_rate
 from npgpt.workers import physical_cores
 
@@ -40,16 +41,19 @@ NON_FINITE_IN_A_ROW = 3         # updates skipped for NaN or Inf before the run 
 
 
 class Update(NamedTuple):
-    """What one step found: mean loss in nats, norm of the gradients before clipping, learning rate."""
+    """What one step found: mean loss in nats, norm of the gradients before clipping, learning rate; and how
+    many tokens it read."""
 
     loss: float
     norm: float
     lr: float
+    tokens: int
 
 
 def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], bool] = lambda: False,
           processes: Ranks | None = None) -> bool:
-    """Trains the run's model to max_iters updates, or until `stop` says so; returns whether it ended.
+    """Trains the run's model to max_iters updates, until early_stopping_patience evaluations in a row were no
+    better than one before, or until `stop` says so; returns whether it ended.
 
     After every evaluation, and when stopped, a checkpoint is saved; kept are the latest two and the best.
     resume: go on from the latest sound checkpoint, if there is any yet.  processes: the ranks that mpiexec
@@ -58,7 +62,7 @@ def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], b
     """
     config, first = run.config, processes is None or processes.rank == 0
     with lock_run(run.path) if first else contextlib.nullcontext():
-        model = GPT(config.model(run.tokenizer.vocab_size), config.seed, config.device, config.dtype)
+        model = new_model(run.path, config, run.tokenizer.vocab_size)
         checkpoint = None
         if resume and list_checkpoints(run.path):
             checkpoint = load_latest(run.path, monitor.warn if first else lambda text: None)
@@ -78,12 +82,14 @@ def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], b
         return work(processes)
 
 
-def _train(run: Run, monitor: Monitor | Silence, model: GPT, checkpoint: Checkpoint | None,
+def _train(run: Run, monitor: Monitor | Silence, model: Any, checkpoint: Checkpoint | None,
            stop: Callable[[], bool], ranks: Ranks) -> bool:
     config  = run.config
     trainer = Trainer(config, model, run.train, run.val, ranks)
     state: dict[str, Any] = {"step": 0, "evaluated": False, "tokens": 0, "seconds": 0.0, "updates": 0,
-                             "best_step": None, "best_val_loss": None, "non_finite_in_a_row": 0}
+                             "best_step": None, "best_val_loss": None, "non_finite_in_a_row": 0,
+                             "evaluations_since_best": 0, "train_loss_sum": 0.0, "train_loss_count": 0,
+                             "train_loss_at_best": None}
     if checkpoint:
         trainer.optimizer.load_state(checkpoint.tensors["optimizer"], checkpoint.state["updates"])
         state |= checkpoint.state
@@ -95,7 +101,8 @@ def _train(run: Run, monitor: Monitor | Silence, model: GPT, checkpoint: Checkpo
 
     def save() -> None:
         state["updates"] = trainer.optimizer.updates
-        tensors = {"model": {name: to_numpy(parameter.data) for name, parameter in model.parameters.items()},
+        tensors = {"model": {name: to_numpy(parameter.data)
+                             for name, parameter in model.flat.parameters.items()},
                    "optimizer": trainer.optimizer.state()}
         if ranks.rank == 0:
             save_checkpoint(run.path, state["step"], tensors, state)
@@ -109,22 +116,35 @@ def _train(run: Run, monitor: Monitor | Silence, model: GPT, checkpoint: Checkpo
                 raise TrainingError(f"the validation loss is {val_loss} at step {step}: "
                                     "lower the learning rate or look at the data")
             best = state["best_val_loss"] is None or val_loss < state["best_val_loss"]
+            train_loss = state["train_loss_sum"] / max(state["train_loss_count"], 1) or None
             if best:
-                state |= {"best_step": step, "best_val_loss": val_loss}
-            state |= {"evaluated": True, "seconds": time.perf_counter() - begun}
+                state |= {"best_step": step, "best_val_loss": val_loss, "evaluations_since_best": 0,
+                          "train_loss_at_best": train_loss}
+            else:
+                state["evaluations_since_best"] += 1
             monitor.evaluation({"step": step, "tokens": state["tokens"],
                                 "seconds": round(state["seconds"], 3), "val_loss": val_loss}, best)
-            if config.sample_tokens and ranks.rank == 0:
-                monitor.sample(*sample_text(run, model, config.sample_tokens))
+            if overfits(state, train_loss):
+                monitor.note(f"overfitting: since step {state['best_step']} the loss on the training data "
+                             f"fell from {state['train_loss_at_best']:.4f} to {train_loss:.4f}, and on the "
+                             f"validation data it rose from {state['best_val_loss']:.4f} to {val_loss:.4f}")
+            state |= {"evaluated": True, "seconds": time.perf_counter() - begun, "train_loss_sum": 0.0,
+                      "train_loss_count": 0}
+            if config.sample_tokens and ranks.rank == 0 and (sample := sample_text(run, model)):
+                monitor.sample(*sample)
             save()
             saved_at  = step
             logged_at = (time.perf_counter(), state["tokens"])
         asked, = ranks.all_reduce(float(stop()))                              # one rank stops, all stop
         if step >= config.max_iters or asked:
             break
+        if 0 < config.early_stopping_patience <= state["evaluations_since_best"]:
+            monitor.note(f"stopped early: {state['evaluations_since_best']} evaluations in a row were no "
+                         f"better than that at step {state['best_step']}")
+            break
         update = trainer.update(step)
         state |= {"step": step + 1, "evaluated": False, "seconds": time.perf_counter() - begun,
-                  "tokens": state["tokens"] + trainer.tokens_per_update}
+                  "tokens": state["tokens"] + update.tokens}
         monitor.advance(step + 1)
         if not (math.isfinite(update.loss) and math.isfinite(update.norm)):
             state["non_finite_in_a_row"] += 1
@@ -135,7 +155,8 @@ def _train(run: Run, monitor: Monitor | Silence, model: GPT, checkpoint: Checkpo
                                     "lower the learning rate or look at the data; "
                                     f"the last checkpoint in {run.path} is good")
             continue
-        state["non_finite_in_a_row"] = 0
+        state |= {"non_finite_in_a_row": 0, "train_loss_sum": state["train_loss_sum"] + update.loss,
+                  "train_loss_count": state["train_loss_count"] + 1}
         if (step + 1) % config.log_interval == 0 or step + 1 == config.max_iters:
             now = time.perf_counter()
             monitor.log({"step": step + 1, "tokens": state["tokens"], "seconds": round(state["seconds"], 3),
@@ -144,14 +165,20 @@ def _train(run: Run, monitor: Monitor | Silence, model: GPT, checkpoint: Checkpo
             logged_at = (now, state["tokens"])
     if state["step"] != saved_at:
         save()
-    return state["step"] >= config.max_iters
+    return state["step"] >= config.max_iters or not asked
 
 
-def sequences_per_update(config: TrainConfig) -> int:
+def overfits(state: dict[str, Any], train_loss: float | None) -> bool:
+    """Whether, since the best evaluation, the loss fell on the training data and rose on the other, twice."""
+    return state["evaluations_since_best"] >= 2 and train_loss is not None \
+        and state["train_loss_at_best"] is not None and train_loss < state["train_loss_at_best"]
+
+
+def sequences_per_update(config: Config) -> int:
     return config.batch_size * config.gradient_accumulation_steps
 
 
-def number_of_workers(config: TrainConfig) -> int:
+def number_of_workers(config: Config) -> int:
     """How many threads share the step: as the configuration says, or the cores there are work for."""
     if config.workers is not None or config.device != "cpu":
         return config.workers or 1
@@ -165,12 +192,9 @@ class Trainer:
     sequences, and what they return is of all.
     """
 
-    def __init__(self, config: TrainConfig, model: GPT, train: np.ndarray, val: np.ndarray,
-                 ranks: Ranks | None = None):
+    def __init__(self, config: Config, model: Any, train: Tokens, val: Tokens, ranks: Ranks | None = None):
         self.config, self.model, self.val, self.ranks = config, model, val, ranks or Ranks()
-        sequences = sequences_per_update(config)
-        self.tokens_per_update = sequences * config.block_size
-        self.batches   = Batches(train, config.block_size, sequences, config.seed)
+        self.batches   = self._batches(train)
         self.optimizer = AdamW(model, config.learning_rate, (config.beta1, config.beta2),
                                weight_decay=config.weight_decay, ranks=self.ranks)
 
@@ -179,20 +203,21 @@ class Trainer:
         c, flat = self.config, self.model.flat
         lr = learning_rate(step, c.learning_rate, c.warmup_iters, c.lr_decay_iters or c.max_iters,
                            c.learning_rate / 10 if c.min_lr is None else c.min_lr)
-        loss = self.loss_and_gradients(step, *self.batches.at(step))
+        batch = self.batches.at(step)
+        loss  = self.loss_and_gradients(step, batch)
         self.ranks.reduce_scatter(flat.grad)
         mine = self.ranks.part(flat.size)
         if c.l1 or c.l2:
             self._add_penalty(mine)
         loss, square = self.ranks.all_reduce(loss, flat.grad[mine] @ flat.grad[mine])
         norm = array_module(flat.grad).sqrt(square)
-        result = Update(float(to_numpy(loss)), float(to_numpy(norm)), lr)
+        result = Update(float(to_numpy(loss)), float(to_numpy(norm)), lr, batch.real)
         if math.isfinite(result.loss) and math.isfinite(result.norm):
             self.optimizer.step(lr, clip_scale(norm, c.grad_clip or math.inf))
         return result
 
-    def loss_and_gradients(self, step: int, tokens: np.ndarray, targets: np.ndarray):
-        """tokens, targets: all sequences of the step, (N, T)  →  mean loss over counted targets, 0-d
+    def loss_and_gradients(self, step: int, batch: Batch):
+        """batch: all N sequences of the step  →  mean loss over counted targets, 0-d
 
         This rank's share of them goes through the model, batch_size at a time on all ranks together. Each
         part's loss is divided by the targets counted in all N, so that the sums over parts and ranks are the
@@ -200,16 +225,15 @@ class Trainer:
         """
         c = self.config
         self.model.zero_grad()
-        counted = int((targets != IGNORE_INDEX).sum())
-        loss, mine, at_once = 0.0, self.ranks.part(len(tokens)), -(-c.batch_size // self.ranks.size)
+        counted = int((batch.targets != IGNORE_INDEX).sum())
+        loss, mine, at_once = 0.0, self.ranks.part(len(batch.tokens)), -(-c.batch_size // self.ranks.size)
         for first in range(mine.start, mine.stop, at_once):
             part = slice(first, min(first + at_once, mine.stop))
-            key  = Key(c.seed, step=step, example=first) if c.dropout else None
-            loss = loss + self._accumulate(tokens[part], targets[part], key, counted)
+            loss = loss + self._accumulate(batch.rows(part), Key(c.seed, step=step, example=first), counted)
         return loss
 
-    def _accumulate(self, tokens: np.ndarray, targets: np.ndarray, key: Key | None, counted: int):
-        loss, saved = self.model.loss(tokens, targets, key, counted)
+    def _accumulate(self, batch: Batch, key: Key, counted: int):
+        loss, saved = self.model.loss(batch.tokens, batch.targets, key, counted, batch.attention_mask)
         self.model.backward(saved)
         return loss                     # and `saved` is gone before the next part's forward
 
@@ -221,16 +245,23 @@ class Trainer:
         flat.grad[part] += penalty_backward(one, (flat.data[part], c.l1, c.l2))
 
     def evaluate(self) -> float:
-        """Mean loss over the validation windows, in nats a token; dropout is off."""
+        """Mean loss over the validation data's counted targets, in nats; dropout is off."""
         c, total, count = self.config, 0.0, 0
-        for tokens, targets in evaluation_batches(self.val, c.block_size, c.batch_size, c.eval_iters):
-            mine = self.ranks.part(len(tokens))
+        for batch in self._batches(self.val).evaluation(c.batch_size, c.eval_iters):
+            mine = self.ranks.part(len(batch.tokens))
             if mine.start < mine.stop:
-                loss, _ = self.model.loss(tokens[mine], targets[mine])
-                total += float(to_numpy(loss)) * targets[mine].size
-                count += targets[mine].size
+                part  = batch.rows(mine)
+                loss, _ = self.model.loss(part.tokens, part.targets, None, 1, part.attention_mask)
+                total += float(to_numpy(loss))
+                count += int((part.targets != IGNORE_INDEX).sum())
         total, count = self.ranks.all_reduce(total, count)
         return total / count
+
+    def _batches(self, tokens: Tokens) -> Batches | ExampleBatches:
+        c = self.config
+        if isinstance(tokens, Examples):
+            return ExampleBatches(tokens, c.block_size, sequences_per_update(c), c.seed, c.packing)
+        return Batches(tokens, c.block_size, sequences_per_update(c), c.seed)
 
     def name_non_finite(self, update: Update) -> str:
         """Which tensor is not finite: a parameter, the loss, or a gradient (the first of each, in forward's
@@ -247,8 +278,18 @@ class Trainer:
         return f"the norm of the gradients is {update.norm}"
 
 
-def sample_text(run: Run, model: GPT, tokens: int) -> tuple[str, str]:
-    """The first 16 tokens of the validation text, and so many that the model writes after them."""
-    prompt = np.array(run.val[None, :16], np.int64)
-    ids = model.generate(prompt, tokens, do_sample=True, temperature=0.8, top_k=50, seed=run.config.seed)
+def sample_text(run: Run, model: Any, tokens: int | None = None) -> tuple[str, str] | None:
+    """What the model writes after the first 16 tokens of the validation text, or as the answer of its first
+    example; None of a classifier.  tokens: how many, by default sample_tokens.
+    """
+    tokens   = run.config.sample_tokens if tokens is None else tokens
+    settings: dict[str, Any] = {"do_sample": True, "temperature": 0.8, "top_k": 50, "seed": run.config.seed}
+    if not isinstance(run.val, Examples):
+        prompt = np.array(run.val[None, :16], np.int64)
+    elif run.val.labels.size:
+        return None
+    else:
+        prompt   = np.array([next(prompts_and_answers(run.val))[0]], np.int64)
+        settings = {"do_sample": False, "eos_token_id": run.tokenizer.eos_token_id}
+    ids = model.generate(prompt, tokens, **settings)
     return run.tokenizer.decode(prompt[0].tolist()), run.tokenizer.decode(ids[0, prompt.size:].tolist())

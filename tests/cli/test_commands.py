@@ -22,6 +22,7 @@ from npgpt.data.plans import PrepareConfig
 from npgpt.layers import Block
 from npgpt.training.checkpoint import list_checkpoints
 from npgpt.training.config import TrainConfig
+from npgpt.training.finetuning import FinetuneConfig
 from npgpt.training.loading import load_model
 
 
@@ -121,7 +122,7 @@ def test_sample_takes_all_settings_of_generation(folder, capsys):
 
 def test_train_alone_is_the_preset_quick(folder, capsys, monkeypatch):
     runs = []
-    monkeypatch.setattr("npgpt.cli.train.train", lambda run, monitor, **how: runs.append(run))
+    monkeypatch.setattr("npgpt.cli.training.train", lambda run, monitor, **how: runs.append(run))
     assert main(["train"]) == 130                                             # as if it had been interrupted
     assert runs[0].config == TrainConfig() and runs[0].path == Path("runs/quick")
     assert runs[0].tokenizer.vocab_size == 1024 and len(runs[0].train) > 100_000
@@ -227,22 +228,26 @@ def test_the_commands_are_listed_and_wrong_ones_refused(capsys):
     refused(capsys, 2, "unknown command 'tarin'; did you mean 'train'", "tarin")
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "prepare", "plot", "bench", "gradcheck"])
+@pytest.mark.parametrize("command", ["train", "finetune", "sample", "evaluate", "prepare", "plot", "bench",
+                                     "gradcheck"])
 def test_every_option_is_listed_and_documented(command, capsys):
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])
     assert leaving.value.code == 0
     said = capsys.readouterr().out
     options = importlib.import_module(f"npgpt.cli.{command}").Options
-    settings = {"train": [TrainConfig], "bench": [TrainConfig], "prepare": [PrepareConfig]}
-    for kind in [options, *settings.get(command, [])]:
+    settings = {"train": TrainConfig, "bench": TrainConfig, "prepare": PrepareConfig,
+                "finetune": FinetuneConfig}
+    texts: dict[str, str] = {}                             # of a field that a subclass changes, the last
+    for kind in [*reversed(settings.get(command, object).__mro__[:-1]), options]:
         body = ast.parse(inspect.getsource(kind)).body[0].body
         for field, text in zip(body, [*body[1:], None], strict=True):
-            if isinstance(field, ast.AnnAssign) and field.target.id not in ("settings", "model", "names",
-                                                                            "paths", "runs"):
-                assert isinstance(text.value, ast.Constant), f"{field.target.id} has no text"
-                assert f"--{field.target.id.replace('_', '-')}" in said
-                assert text.value.value.split()[0] in said
+            if isinstance(field, ast.AnnAssign):
+                texts[field.target.id] = text and isinstance(text, ast.Expr) and text.value.value
+    for name in texts.keys() - {"settings", "model", "names", "paths", "runs"}:
+        assert texts[name], f"{name} has no text"
+        assert f"--{name.replace('_', '-')}" in said
+        assert texts[name].split()[0] in said
 
 
 def test_bench_times_the_model_it_was_told_to(folder, capsys):

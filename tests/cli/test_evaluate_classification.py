@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from evaluating import evaluate, lines_of, refused, write_records
 
-from npgpt.training import loading
+from npgpt.cli.tasks import classification
 from npgpt.training.loading import load_model
 
 
@@ -48,7 +48,7 @@ def classifier(monkeypatch):
         assert (path, which, device) == (Path("classifier"), "best", "cpu")
         return Classifier(), load_model(Path("run"), "best", "cpu", print).tokenizer
 
-    monkeypatch.setattr(loading, "load_classifier", load, raising=False)
+    monkeypatch.setattr(classification, "load_classifier", load)
 
 
 def classify(data, *arguments):

@@ -158,20 +158,21 @@ def test_answers_alone_are_scored(capsys):
     assert result["numbers"]["loss"] == pytest.approx(np.mean(alone), rel=1e-5)
     assert result["numbers"]["bits_per_byte"] == pytest.approx(sum(alone) / math.log(2) / size, rel=1e-5)
     assert result["protocol"] == {
-        "context": 8, "scored": "answers", "answers": 3 - too_long, "tokens": len(alone), "bytes": size,
-        "masked_ratio": pytest.approx(masked / (masked + len(alone))), "end": ends[0], "too_long": too_long,
-        "without_answer": 1, "bootstrap_units": "answers", "bootstrap_number": 3 - too_long,
-        "confidence": 0.95}
+        "context": 8, "scored": "answers", "records": 3 - too_long, "tokens": len(alone), "bytes": size,
+        "masked_ratio": pytest.approx(masked / (masked + len(alone))), "end": ends[0],
+        "left_out": {"longer than the context": too_long, "without an answer": 1},
+        "bootstrap_units": "records", "bootstrap_number": 3 - too_long, "confidence": 0.95}
     assert too_long == 1 and result["data"]["kind"] == "records"
-    for shown in ("only answers are scored, with <|endoftext|> after each: 2 answers",
+    for shown in ("only answers are scored, and the <|endoftext|> that ends them: 2 records",
                   f"masked ratio {masked / (masked + len(alone)):.4f}",
-                  "left out: 1 longer than the context, 1 without an answer", "bootstrap over 2 answers"):
+                  "left out: 1 record longer than the context", "left out: 1 record without an answer",
+                  "bootstrap over 2 records"):
         assert shown in said, shown
     bits = [row["bits"] for row in lines_of("surprisal.jsonl")]
     assert bits == pytest.approx(np.array(alone) / math.log(2), rel=1e-4)
     refused(capsys, 1, "stride is of texts", "run-bpe", "--data", data, "--stride", "2")
-    refused(capsys, 1, "record 2 of records.jsonl has no answer", "run-bpe", "--data",
-            write_records(PAIRS[0], {"text": "to be"}))
+    refused(capsys, 1, "has no token that ends a text", "run", "--data", data)
+    refused(capsys, 1, "no answer to score", "run-bpe", "--data", write_records(LONG))
 
 
 def test_records_that_are_texts_are_documents():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgpt.data.batches import Batches, evaluation_batches
+from npgpt.data.batches import Batches
 from npgpt.data.shards import open_shard, write_shard
 from npgpt.errors import DataError
 
@@ -20,12 +20,20 @@ def sizes(draw):
     return draw(st.integers(block_size + 1, 8 * block_size + 20)), block_size, draw(st.integers(1, 9))
 
 
+def at(batches, step):
+    return batches.at(step)[:2]
+
+
+def evaluation_batches(tokens, block_size, batch_size, max_batches):
+    return (batch[:2] for batch in Batches(tokens, block_size, 1, 0).evaluation(batch_size, max_batches))
+
+
 def examples(tokens, block_size, seed, count, batch_size=1):
     """Where each of the first examples begins; the tokens must be 0, 1, 2, …"""
     batches = Batches(tokens, block_size, batch_size, seed)
     starts = []
     for step in range(-(-count // batch_size)):
-        x, y = batches.at(step)
+        x, y = at(batches, step)
         assert x.shape == y.shape == (batch_size, block_size) and x.dtype == y.dtype == np.int64
         assert np.array_equal(x, x[:, :1] + np.arange(block_size)) and np.array_equal(y, x + 1)
         assert y.max() < len(tokens)
@@ -91,7 +99,7 @@ def test_no_target_of_validation_is_trained_on(cut, block_size, seed):
     """Training sees the tokens that it is given and none beside them, even if the two lie in one array."""
     tokens = np.arange(cut + 50)
     for step in range(0, 60, 7):
-        x, y = Batches(tokens[:cut], block_size, 5, seed).at(step)
+        x, y = at(Batches(tokens[:cut], block_size, 5, seed), step)
         assert max(x.max(), y.max()) < cut
     for x, y in evaluation_batches(tokens[cut:], block_size, 5, 100):
         assert min(x.min(), y.min()) >= cut
@@ -123,12 +131,12 @@ def test_threads_may_share_the_batches():
 def test_batches_of_a_shard_are_arrays_of_their_own(tmp_path):
     write_shard(tmp_path / "a", [np.arange(100)], 50_000)
     tokens = open_shard(tmp_path / "a").tokens
-    for x, y in (Batches(tokens, 8, 3, 0).at(0), next(evaluation_batches(tokens, 8, 3, 1))):
+    for x, y in (at(Batches(tokens, 8, 3, 0), 0), next(evaluation_batches(tokens, 8, 3, 1))):
         for array in (x, y):
             assert type(array) is np.ndarray and array.dtype == np.int64
             assert array.flags.c_contiguous and array.flags.writeable
         assert not np.shares_memory(x, y)
-    assert np.array_equal(Batches(tokens, 8, 3, 0).at(9), Batches(np.arange(100), 8, 3, 0).at(9))
+    assert np.array_equal(at(Batches(tokens, 8, 3, 0), 9), at(Batches(np.arange(100), 8, 3, 0), 9))
 
 
 @given(sizes(), st.integers(0, 6))

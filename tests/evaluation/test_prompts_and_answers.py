@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from model_folders import random_model
 
-from npgpt import BPETokenizer, CharacterTokenizer, GPTConfig
+from npgpt import BPETokenizer, GPTConfig
+from npgpt.data.examples import encode_records
 from npgpt.data.records import Dialogue, Labelled, Pair, Text
 from npgpt.errors import ConfigError, DataError
-from npgpt.evaluation.answers import encode_answers, measure
+from npgpt.evaluation.answers import answers_of, measure
 from npgpt.evaluation.documents import byte_lengths
-from npgpt.evaluation.prompts import make_prompts
+from npgpt.evaluation.prompts import make_prompts, render_for
 
 TOKENIZER = BPETokenizer((), special_tokens=("<|endoftext|>", "<|turn|>"))
 END, TURN = TOKENIZER.special_tokens["<|endoftext|>"], TOKENIZER.special_tokens["<|turn|>"]
@@ -25,7 +26,8 @@ def talk(*words):
 
 
 def prompts(*records, template=TEMPLATE, prefix=END, tokenizer=TOKENIZER):
-    return list(make_prompts(records, tokenizer, template, prefix, "f.jsonl"))
+    render = render_for(records, template, tokenizer, [TURN])
+    return list(make_prompts(records, tokenizer, render, prefix, "f.jsonl"))
 
 
 def ids(text):
@@ -35,7 +37,7 @@ def ids(text):
 def test_pairs_are_given_as_they_are():
     one, other = prompts(Pair("2+2=", ("4", " ", "four")), Pair("<|turn|>", (" x",)))
     assert (one.record, one.text, one.tokens) == (1, "2+2=", ids("2+2="))
-    assert (one.references, one.answer) == (("4", "four"), "4")
+    assert one.references == ("4", "four")
     assert other.tokens == ids("<|turn|>") and TURN not in other.tokens           # ordinary text
     assert prompts(Pair("", ("x",)))[0].tokens == [END]
 
@@ -46,9 +48,11 @@ def test_the_last_answer_of_a_conversation_is_the_reference():
     assert one.text == "s>S<|turn|>u>1<|turn|>a>2<|turn|>u>3<|turn|>a>"
     assert one.tokens == [*ids("s>S"), TURN, *ids("u>1"), TURN, *ids("a>2"), TURN, *ids("u>3"), TURN,
                           *ids("a>")]
-    assert (one.references, one.answer) == ((" 4 ",), " 4 ")
+    assert one.references == (" 4 ",)
+    ended, = prompts(talk("u:1", "a:2"), template="{{ messages[0].content }}{{ eos_token }}")
+    assert ended.tokens == [*ids("1"), TURN]
     plain, = prompts(talk("u:1", "a:2"), template=None)
-    assert (plain.text, plain.answer, plain.references) == ("User: 1\nAssistant:", " 2", ("2",))
+    assert (plain.text, plain.references) == ("User: 1\nAssistant:", ("2",))
 
 
 def test_records_without_an_answer_are_passed_over():
@@ -83,56 +87,57 @@ def test_conversations_alone_need_the_template():
 
 # Answers
 
-CONFIG = GPTConfig(vocab_size=TOKENIZER.vocab_size, block_size=12, n_layer=2, n_head=2, n_embd=6)
-PAIRS  = [Pair("2+2=", ("4",)), Pair("a", ("bé", "x")), Pair("", ("word",)), Pair("too long", ("of it",)),
-          Pair("exactly", ("fits.",))]
+CONFIG = GPTConfig(vocab_size=TOKENIZER.vocab_size, block_size=24, n_layer=2, n_head=2, n_embd=6)
+PAIRS  = [Pair("2+2=", ("4",)), Pair("a", ("bé", "x")), Pair("", ("word",)),
+          Pair("too long of a prompt", ("for it.",)), Pair("no answer", ("",))]
 
 
-def by_hand(model, pairs):
-    """−ln p of each token after a prompt, the end too, asked for alone."""
-    nats = []
-    for prompt, (answer, *_) in pairs:
-        tokens = [*(ids(prompt) or [END]), *ids(answer), END]
-        for n in range(len(ids(prompt) or [END]), len(tokens)):
-            z = model.forward(np.array([tokens[:n]]))[0][0, -1]
-            nats.append(math.log(math.fsum(np.exp(z))) - z[tokens[n]])
-    return nats
+def encoded(*records, context=24, limit=None):
+    render = render_for(records, TEMPLATE, TOKENIZER, [END])
+    examples, left_out = encode_records(records, TOKENIZER, context, END, render)
+    return answers_of(examples, limit), left_out
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, None])
+def alone(model, tokens, n):
+    """−ln p of one token after those before it."""
+    z = model.forward(np.array([tokens[:n]]))[0][0, -1]
+    return math.log(math.fsum(np.exp(z))) - z[tokens[n]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, None])
 def test_the_loss_is_that_of_the_answers_and_their_ends(batch_size):
-    model   = random_model(CONFIG, "float64")
-    answers = encode_answers(prompts(*PAIRS), TOKENIZER, END, 12)
-    kept    = [pair for pair in PAIRS if pair.prompt != "too long"]
-    assert answers.too_long == 1                                     # 14 tokens, of which it would read 13
-    assert [span.scored for span in answers.spans] == [2, 4, 5, 6]
-    counted = sum(len(ids(prompt) or [END]) for prompt, _ in kept), 2 + 4 + 5 + 6
-    assert answers.masked_ratio == pytest.approx(counted[0] / sum(counted))
-    tokens  = [span.tokens for span in answers.spans]
-    result  = measure(model, answers.spans, byte_lengths(tokens, TOKENIZER), batch_size, 0, 50)
-    nats    = by_hand(model, kept)
-    assert result.loss == pytest.approx(math.fsum(nats) / 17, abs=1e-12)
-    assert np.concatenate(result.surprisals) == pytest.approx(nats, abs=1e-10)
-    assert (result.tokens, result.bytes) == (17, 1 + 3 + 4 + 5)      # an end stands for no bytes
-    assert result.bits_per_byte == pytest.approx(math.fsum(nats) / math.log(2) / 13, abs=1e-12)
-    assert result.units == ("answers", 4)
+    pytest.importorskip("jinja2")
+    model  = random_model(CONFIG, "float64")
+    answers, left_out = encoded(*PAIRS, talk("u:1", "a:no", "u:2", "a:ø"))
+    assert left_out == {"longer than the context": 1, "without an answer": 1}
+    talked = [*ids("u>1"), TURN, *ids("a>no"), TURN, *ids("u>2"), TURN, *ids("a>ø"), TURN]
+    tokens = [[*ids("2+2="), *ids("4"), END], [*ids("a"), *ids("bé"), END], [END, *ids("word"), END], talked]
+    places = [[4, 5], [1, 2, 3, 4], [1, 2, 3, 4, 5], [6, 7, 8, 15, 16, 17]]
+    assert [own.tolist() for own in answers.tokens] == tokens
+    assert [np.flatnonzero(own).tolist() for own in answers.counted] == places
+    assert answers.masked_ratio == pytest.approx(1 - 17 / (6 + 5 + 6 + 18))
+    result = measure(model, answers, byte_lengths(answers.tokens, TOKENIZER), batch_size, 0, 50)
+    nats   = [[alone(model, own, n) for n in where] for own, where in zip(tokens, places, strict=True)]
+    for own, theirs in zip(result.surprisals, nats, strict=True):
+        np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-10)
+    total  = math.fsum(map(math.fsum, nats))
+    assert result.loss == pytest.approx(total / 17, abs=1e-12)
+    assert (result.tokens, result.bytes) == (17, 1 + 3 + 4 + 2 + 2)  # an end stands for no bytes
+    assert result.bits_per_byte == pytest.approx(total / math.log(2) / 12, abs=1e-12)
+    assert result.units == ("records", 4)
     low, high = result.intervals["loss"]
     assert low < result.loss < high
 
 
 def test_limit_counts_scored_tokens():
-    for limit, scored in ((1, [1]), (2, [2]), (3, [2, 1]), (8, [2, 4, 2]), (100, [2, 4, 5, 6])):
-        answers = encode_answers(prompts(*PAIRS), TOKENIZER, END, 12, limit)
-        assert [span.scored for span in answers.spans] == scored, limit
-        assert answers.spans[-1].tokens[-scored[-1] - 1] == (
-            answers.spans[-1].tokens[len(prompts(*PAIRS)[(0, 1, 2, 4)[len(scored) - 1]].tokens) - 1])
+    for limit, scored in ((1, [1]), (2, [2]), (3, [2, 1]), (8, [2, 4, 2]), (100, [2, 4, 5])):
+        answers, _ = encoded(*PAIRS, limit=limit)
+        assert [int(own.sum()) for own in answers.counted] == scored, limit
+        assert all(own[-1] for own in answers.counted)               # nothing after it is read
+    given = answers.masked_ratio
+    assert given == pytest.approx(1 - 11 / 17) and encoded(PAIRS[0], limit=1)[0].masked_ratio == 0.8
 
 
-def test_a_model_without_an_end_is_scored_to_the_last_letter():
-    tokenizer = CharacterTokenizer.train(["abc"])
-    given     = prompts(Pair("a", ("bc",)), tokenizer=tokenizer, prefix=None)
-    answers   = encode_answers(given, tokenizer, None, 8)
-    assert [(span.tokens.tolist(), span.scored) for span in answers.spans] == [([0, 1, 2], 2)]
-    assert answers.masked_ratio == pytest.approx(1 / 3)
-    with pytest.raises(DataError, match="of 1, 1 are longer with their prompts than the 1 tokens"):
-        encode_answers(prompts(Pair("a", ("bc",))), TOKENIZER, None, 1)
+def test_records_without_an_answer_that_fits_are_refused():
+    with pytest.raises(DataError, match="there is no answer to score"):
+        encoded(*PAIRS, context=2)

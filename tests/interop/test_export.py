@@ -24,8 +24,7 @@ from npgpt.errors import CheckpointError, ConfigError, TokenizerError
 from npgpt.interop import huggingface
 from npgpt.interop.huggingface import read_chat_template, read_ends
 from npgpt.tokenizers.patterns import SPLIT_PATTERNS
-from npgpt.training.loading import load_model
-from npgpt.training.runs import load_run
+from npgpt.training.loading import load_model, load_run
 
 
 def load(folder):
@@ -37,7 +36,7 @@ def load(folder):
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     model = random_model(npgpt.GPTConfig(11, 6, 2, 2, 4))
     path  = tmp_path / "new" / "model"
-    real  = huggingface._write_json
+    real  = huggingface.write_json
     for survived in range(3):
         left = [survived]
 
@@ -47,11 +46,11 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
             left[0] -= 1
             real(file, content)
 
-        monkeypatch.setattr(huggingface, "_write_json", fails)
+        monkeypatch.setattr(huggingface, "write_json", fails)
         with pytest.raises(CheckpointError, match="cannot save the model to .*: No space left"):
             model.save_pretrained(path, max_shard_size=500)
         assert list((tmp_path / "new").iterdir()) == []
-    monkeypatch.setattr(huggingface, "_write_json", real)
+    monkeypatch.setattr(huggingface, "write_json", real)
     model.save_pretrained(path, max_shard_size=500)
     files = {file.name: file.read_bytes() for file in path.iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors.index.json"} < files.keys()

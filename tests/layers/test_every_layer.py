@@ -50,7 +50,8 @@ def run(case, inputs, layout=np.asarray):
 
 def test_every_layer_has_an_example():
     shown = {type(module_of(case_of(name))).__name__ for name in LAYERS}
-    assert shown == set(layers.__all__) - {"Module", "Parameter", "RotaryPosition"}
+    assert shown == {name for name in layers.__all__ if name[0].isupper()} - {"Module", "Parameter",
+                                                                              "RotaryPosition"}
 
 
 @pytest.mark.parametrize("name", LAYERS | MODELS)

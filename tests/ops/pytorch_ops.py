@@ -70,6 +70,8 @@ def pytorch_op(name):
     import torch.nn.functional as F
     return {
         "linear": lambda x, weight, bias=None: F.linear(x, weight.T, bias),
+        "lora": lambda x, weight, bias, lora_A, lora_B, scale=1.0: F.linear(
+            x, (weight + scale * (lora_A @ lora_B)).T, bias),
         "embedding": F.embedding,
         "layernorm": lambda x, gamma, beta=None, eps=1e-5: F.layer_norm(x, x.shape[-1:], gamma, beta, eps),
         "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -115,6 +117,8 @@ def waves(*shape, start=0.0):
 
 STORED = {      # label → op and its inputs
     "linear": ("linear", (waves(2, 2, 3), waves(3, 4, start=1), waves(4, start=2))),
+    "lora": ("lora", (waves(2, 2, 3), waves(3, 4, start=1), waves(4, start=2), waves(3, 2, start=4),
+                      waves(2, 4, start=5), 0.7)),
     "embedding": ("embedding", (np.array([[2, 0], [2, 3]]), waves(5, 3))),
     "layernorm": ("layernorm", (waves(2, 2, 3), waves(3, start=1), waves(3, start=2))),
     "layernorm, large eps": ("layernorm", (waves(2, 3), waves(3, start=1), None, 0.5)),

@@ -74,7 +74,7 @@ def test_gradients_of_the_formulas_alone_are_right(name, n, seed):
 
 # The others take |x|, a sign or a variance, which are not analytic.
 ANALYTIC = [name for name in OPS if name.split(",")[0] in
-            ("linear", "gelu_tanh", "softmax", "attention", "cross_entropy", "linear_cross_entropy",
+            ("linear", "lora", "gelu_tanh", "softmax", "attention", "cross_entropy", "linear_cross_entropy",
              "dropout", "residual", "embedding", "rmsnorm", "rotary", "softcap", "swiglu")]
 
 
@@ -187,10 +187,10 @@ def test_gradients_come_in_the_order_and_shape_of_the_inputs(name):
 @pytest.mark.parametrize("name", sorted({name for name in ops.__all__ if name.endswith("_backward")}))
 def test_backward_takes_dy_then_saved(name):
     dy, saved, *rest = inspect.signature(getattr(ops, name)).parameters
-    assert dy in ("dy", "dloss") and saved == "saved" and rest in ([], ["out"], ["add_to"])
+    assert dy in ("dy", "dloss") and saved == "saved" and rest in ([], ["out", "learned"], ["add_to"])
 
 
-@pytest.mark.parametrize("name", ["linear", "linear, no bias", "linear_cross_entropy",
+@pytest.mark.parametrize("name", ["linear", "linear, no bias", "lora", "linear_cross_entropy",
                                   "linear_cross_entropy, by 3 rows"])
 def test_a_weight_gradient_is_written_where_out_says(name):
     case = case_of(name)

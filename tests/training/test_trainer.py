@@ -15,8 +15,9 @@ from npgpt.ops import penalty_forward
 from npgpt.tensor import Key
 from npgpt.training.checkpoint import list_checkpoints, load_checkpoint, load_latest, lock_run
 from npgpt.training.config import TrainConfig
+from npgpt.training.loading import load_run
 from npgpt.training.optimizer import AdamW
-from npgpt.training.runs import create_run, load_run, new_run_path, open_run
+from npgpt.training.runs import create_run, new_run_path, open_run
 from npgpt.training.schedule import learning_rate
 from npgpt.training.trainer import Trainer
 
@@ -134,11 +135,11 @@ def test_accumulated_gradients_are_those_of_one_large_batch(batch_size, steps):
     """Weighted by counted tokens, dropout included: the parts count different numbers of targets."""
     def gradients(**settings):
         trainer = trainer_on_random_tokens(**settings)
-        tokens, targets = trainer.batches.at(3)
-        assert len(tokens) == 6
-        targets[:2, :7] = -100
-        targets[4] = -100
-        return trainer.loss_and_gradients(3, tokens, targets), trainer.model.flat.grad
+        batch = trainer.batches.at(3)
+        assert len(batch.tokens) == 6
+        batch.targets[:2, :7] = -100
+        batch.targets[4] = -100
+        return trainer.loss_and_gradients(3, batch), trainer.model.flat.grad
 
     loss, grad = gradients(batch_size=6, gradient_accumulation_steps=1)
     part_loss, part_grad = gradients(batch_size=batch_size, gradient_accumulation_steps=steps)
@@ -148,9 +149,10 @@ def test_accumulated_gradients_are_those_of_one_large_batch(batch_size, steps):
 
 def test_dropout_is_on_in_training_and_differs_by_step_and_off_in_evaluation():
     trainer = trainer_on_random_tokens()
-    tokens, targets = trainer.batches.at(0)
+    batch = trainer.batches.at(0)
+    tokens, targets, _ = batch
     plain, _ = trainer.model.loss(tokens, targets)
-    first, again, other = (trainer.loss_and_gradients(step, tokens, targets) for step in (0, 0, 1))
+    first, again, other = (trainer.loss_and_gradients(step, batch) for step in (0, 0, 1))
     assert first == again != other and first != plain
     assert trainer.evaluate() == trainer.evaluate()
     key = Key(trainer.config.seed, step=0)
@@ -187,7 +189,7 @@ def test_updates_are_clip_then_adamw_at_the_scheduled_rate():
     optimizer = AdamW(other.model, betas=(0.9, 0.99), weight_decay=0.1)
     for step in (2, 3):                                                       # one cannot tell the betas
         found = trainer.update(step)
-        loss = other.loss_and_gradients(step, *other.batches.at(step))
+        loss = other.loss_and_gradients(step, other.batches.at(step))
         norm = float(np.linalg.norm(other.model.flat.grad))
         other.model.flat.grad[...] *= 0.01 / (norm + 1e-6)
         optimizer.step(lr=1e-2 * (step + 1) / 6)                              # 5 updates of warm-up

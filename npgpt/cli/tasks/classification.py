@@ -1,6 +1,5 @@
 """Classification: the classes that a classifier gives the texts of a file, beside their labels."""
 
-import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from npgpt.evaluation import classification
 from npgpt.evaluation.results import file_sha256, write_lines
 from npgpt.terminal import printable, warn
 from npgpt.tokenizers.files import Tokenizer
+from npgpt.training.loading import load_classifier
 
 MOST_SHOWN = 20         # classes of a confusion matrix on the screen
 WIDE       = 1000       # characters, more than a table of so many classes has
@@ -30,8 +30,7 @@ UNITS = {"accuracy": "share of texts given their own class"} | {
 
 
 def run(options: Options, console: Console) -> None:
-    load = importlib.import_module("npgpt.training.loading").load_classifier
-    model, tokenizer = load(options.model, options.checkpoint, options.device, warn)
+    model, tokenizer = load_classifier(options.model, options.checkpoint, options.device, warn)
     records = read_records(Path(options.data))[:options.limit]
     labels  = _numbers_of_labels(records, model.labels, options.data)
     texts, truncated = _encoded(records, tokenizer, model.config.block_size, options.data)

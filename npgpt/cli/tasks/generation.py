@@ -18,7 +18,7 @@ from npgpt.cli.tasks.report import (
 from npgpt.data.records import Dialogue, Record, read_records
 from npgpt.errors import ConfigError, DataError
 from npgpt.evaluation import generation, text_overlap
-from npgpt.evaluation.prompts import Prompt, make_prompts
+from npgpt.evaluation.prompts import Prompt, make_prompts, render_for
 from npgpt.evaluation.results import file_sha256, write_lines
 from npgpt.generation.chat import TRANSCRIPT_STOPS
 from npgpt.terminal import warn
@@ -37,8 +37,8 @@ def run(options: Options, console: Console) -> None:
     loaded  = load_model(options.model, options.checkpoint, options.device, warn)
     most    = _new_tokens(options, loaded.model.config.block_size)
     records = read_records(Path(options.data))[:options.limit]
-    prompts = list(make_prompts(records, loaded.tokenizer, loaded.chat_template, prefix_of(loaded),
-                                options.data))
+    render  = render_for(records, loaded.chat_template, loaded.tokenizer, loaded.eos_token_ids)
+    prompts = list(make_prompts(records, loaded.tokenizer, render, prefix_of(loaded), options.data))
     room    = loaded.model.config.block_size - most
     asked   = [prompt for prompt in prompts if len(prompt.tokens) <= room]
     stops   = _stops(options, loaded, records)

@@ -18,12 +18,13 @@ from npgpt.cli.tasks.report import (
     progress_bar,
     write_out,
 )
+from npgpt.data.examples import Examples, encode_records
 from npgpt.data.records import Dialogue, Pair, Record, read_records, texts_of
 from npgpt.errors import ConfigError
 from npgpt.evaluation import documents, language_modelling
-from npgpt.evaluation.answers import encode_answers
+from npgpt.evaluation.answers import answers_of
 from npgpt.evaluation.answers import measure as measure_answers
-from npgpt.evaluation.prompts import make_prompts
+from npgpt.evaluation.prompts import render_for
 from npgpt.evaluation.results import file_sha256, write_lines
 from npgpt.terminal import warn
 from npgpt.tokenizers.files import Tokenizer
@@ -51,8 +52,7 @@ def _texts(options: Options, loaded: Loaded, records: Sequence[str], console: Co
     elif options.data:
         data = documents.read(options.data, tokenizer, options.limit)
     else:
-        data = documents.read_stream(options.model / "data" / "val.bin", open_run(options.model).val,
-                                     tokenizer)
+        data = _own_documents(options.model, tokenizer)
     kept   = documents.limited(data.tokens, options.limit, prefix is not None)
     with progress_bar() as progress:
         task   = progress.add_task("tokens scored", total=None)
@@ -66,7 +66,9 @@ def _texts(options: Options, loaded: Loaded, records: Sequence[str], console: Co
                 "bootstrap_number": count, "confidence": 0.95}
     numbers  = {name: getattr(result, name) for name in UNITS}
     if options.surprisal is not None:
-        write_lines(options.surprisal, _surprisal_rows(kept, result.surprisals, tokenizer))
+        write_lines(options.surprisal, _surprisal_rows(
+            kept, [np.arange(len(ids)) >= len(ids) - len(nats) for ids, nats in
+                   zip(kept, result.surprisals, strict=True)], result.surprisals, tokenizer))
     write_out(options, loaded.model, {"source": options.data or options.model / "data" / "val.bin",
                                       "kind": data.kind, "sha256": data.sha256},
               numbers, result.intervals, protocol)
@@ -84,43 +86,52 @@ def _answers(options: Options, loaded: Loaded, records: Sequence[Record], consol
     if options.stride is not None:
         raise ConfigError("stride is of texts: leave it out with prompts and answers, which are read whole")
     tokenizer, context = loaded.tokenizer, context_of(options, loaded)
-    end     = next(iter(loaded.eos_token_ids), None)
-    prompts = list(make_prompts(records, tokenizer, loaded.chat_template, prefix_of(loaded), options.data))
-    answers = encode_answers(prompts, tokenizer, end, context, options.limit)
-    tokens  = [span.tokens for span in answers.spans]
+    end    = next(iter(loaded.eos_token_ids), None)
+    render = render_for(records, loaded.chat_template, tokenizer, loaded.eos_token_ids)
+    examples, left_out = encode_records(records, tokenizer, context, end, render)
+    answers = answers_of(examples, options.limit)
     with progress_bar() as progress:
         task   = progress.add_task("tokens scored", total=None)
-        result = measure_answers(loaded.model, answers.spans, documents.byte_lengths(tokens, tokenizer),
+        result = measure_answers(loaded.model, answers, documents.byte_lengths(answers.tokens, tokenizer),
                                  options.batch_size, options.seed, options.resamples,
                                  lambda done, total: progress.update(task, completed=done, total=total))
-    count, unanswered = len(answers.spans), len(records) - len(prompts)
-    protocol = {"context": context, "scored": "answers", "answers": count, "tokens": result.tokens,
+    count    = len(answers.tokens)
+    protocol = {"context": context, "scored": "answers", "records": count, "tokens": result.tokens,
                 "bytes": result.bytes, "masked_ratio": answers.masked_ratio, "end": end,
-                "too_long": answers.too_long, "without_answer": unanswered, "bootstrap_units": "answers",
-                "bootstrap_number": count, "confidence": 0.95}
+                "left_out": dict(left_out), "bootstrap_units": "records", "bootstrap_number": count,
+                "confidence": 0.95}
     numbers  = {name: getattr(result, name) for name in UNITS}
     if options.surprisal is not None:
-        write_lines(options.surprisal, _surprisal_rows(tokens, result.surprisals, tokenizer))
+        write_lines(options.surprisal, _surprisal_rows(answers.tokens, answers.counted, result.surprisals,
+                                                       tokenizer))
     write_out(options, loaded.model, {"source": options.data, "kind": "records",
                                       "sha256": file_sha256(Path(options.data))},
               numbers, result.intervals, protocol)
 
     console.print(numbers_table(UNITS, numbers, result.intervals))
     console.print(
-        f"only answers are scored{'' if end is None else f', with {tokenizer.decode([end])} after each'}: "
-        f"{counted(count, 'answer')}, {counted(result.tokens, 'token')}, {counted(result.bytes, 'byte')}\n"
+        f"only answers are scored, and the {tokenizer.decode([] if end is None else [end])} that ends them: "
+        f"{counted(count, 'record')}, {counted(result.tokens, 'token')}, {counted(result.bytes, 'byte')}\n"
         f"masked ratio {answers.masked_ratio:.4f}: the share of tokens that only stand before; context "
-        f"{context:,}\nleft out: {answers.too_long:,} longer than the context, {unanswered:,} without an "
-        "answer", markup=False)
-    print_bootstrap(options, "answers", count, console)
+        f"{context:,}", markup=False)
+    for reason, number in left_out.items():
+        console.print(f"left out: {counted(number, 'record')} {reason}", markup=False)
+    print_bootstrap(options, "records", count, console)
 
 
-def _surprisal_rows(tokens: Sequence[np.ndarray], surprisals: Sequence[np.ndarray],
-                    tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
+def _own_documents(path: Path, tokenizer: Tokenizer) -> documents.Documents:
+    val = open_run(path).val
+    if isinstance(val, Examples):
+        raise ConfigError(f"{path} was trained on examples: say by --data what to evaluate it on")
+    return documents.read_stream(path / "data" / "val.bin", val, tokenizer)
+
+
+def _surprisal_rows(tokens: Sequence[np.ndarray], scored: Sequence[np.ndarray],
+                    surprisals: Sequence[np.ndarray], tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
     """position: of the token in its document.  text: what it decodes to alone; bytes that are not UTF-8 by
     themselves are shown as U+FFFD."""
-    for n, (ids, nats) in enumerate(zip(tokens, surprisals, strict=True)):
-        first = len(ids) - len(nats)
-        for position, (id, s) in enumerate(zip(ids[first:].tolist(), nats.tolist(), strict=True), first):
+    for n, (ids, counts, nats) in enumerate(zip(tokens, scored, surprisals, strict=True)):
+        for position, s in zip(np.flatnonzero(counts).tolist(), nats.tolist(), strict=True):
+            id = int(ids[position])
             yield {"document": n, "position": position, "token": id, "text": tokenizer.decode([id]),
                    "bits": s / math.log(2)}

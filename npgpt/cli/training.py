@@ -1,0 +1,104 @@
+"""What `npgpt train` and `npgpt finetune` have in common: a run goes on in its folder, and can be stopped."""
+
+import contextlib
+import math
+import os
+import shlex
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from rich.console import Console
+
+from npgpt.data.examples import Examples
+from npgpt.errors import ConfigError
+from npgpt.interop.huggingface import read_chat_template
+from npgpt.tokenizers import BPETokenizer
+from npgpt.training.checkpoint import lock_run
+from npgpt.training.communication import Ranks
+from npgpt.training.loading import load_run
+from npgpt.training.monitor import Monitor, show_sample
+from npgpt.training.run_data import Config
+from npgpt.training.runs import Run, open_run, tokenizer_folder, write_config
+from npgpt.training.trainer import sample_text, train
+
+MAY_CHANGE = {   # settings that a resumed run may be given anew
+    "dropout", "gradient_checkpointing", "max_iters", "learning_rate", "warmup_iters", "lr_decay_iters",
+    "min_lr", "weight_decay", "beta1", "beta2", "grad_clip", "l1", "l2", "eval_interval", "eval_iters",
+    "early_stopping_patience", "log_interval", "sample_tokens", "device", "workers"}
+
+
+def go_on(path: Path, command: str, resume: bool, stop: Callable[[], bool], ranks: Ranks,
+          console: Console) -> int:
+    """Trains the run in the folder; returns the exit status."""
+    opened = open_run(path)
+    console.print(f"run: {path}", markup=False)
+    with Monitor(path, opened.config.max_iters, console) as monitor:
+        finished = train(opened, monitor, resume=resume, stop=stop, processes=ranks)
+    if not finished:
+        console.print(f"stopped and saved; go on with:  npgpt {command} --resume {path}", markup=False)
+        return 130
+    if ranks.rank == 0:
+        _show_result(path, opened, console)
+    return 0
+
+
+def reopen(path: Path, before: Config, config: Config) -> None:
+    """Writes the settings that may change into the run's folder as they are now."""
+    for name in (f.name for f in fields(before)):
+        if getattr(config, name) != getattr(before, name) and name not in MAY_CHANGE:
+            raise ConfigError(f"{name} cannot change when a run goes on: "
+                              f"{path} has {getattr(before, name)!r}, not {getattr(config, name)!r}")
+    if config != before:
+        with lock_run(path):                  # a trainer that is at work there keeps its settings
+            write_config(path, config)
+
+
+def _show_result(path: Path, opened: Run, console: Console) -> None:
+    """The last words: how good the best checkpoint is, what it writes, and the next command to type."""
+    model, _, checkpoint = load_run(path, "best", opened.config.device, lambda text: None)
+    loss = checkpoint.state["best_val_loss"]
+    console.print(f"\nbest validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.1f}) "
+                  f"at step {checkpoint.step}", markup=False)
+    sample = sample_text(opened, model, 256)
+    if sample:
+        after = "the first example" if isinstance(opened.val, Examples) else "the start"
+        console.print(f"after {after} of the validation data it writes:\n")
+        console.print(show_sample(*sample) + "\n")
+    if sample is None:
+        following = f"evaluate {path} --task classification --data FILE.jsonl"
+    elif read_chat_template(tokenizer_folder(path)):
+        following = f"chat {path}"
+    elif isinstance(opened.val, Examples):
+        following = f"sample {path} --no-do-sample --prompt {shlex.quote(sample[0])}"
+    else:
+        prompt    = "The" if isinstance(opened.tokenizer, BPETokenizer) else "\\n"
+        following = f"sample {path} --prompt '{prompt}'"
+    console.print(f"next:  npgpt {following}", markup=False)
+
+
+@contextlib.contextmanager
+def stop_on_signals(say: bool = True) -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether SIGINT or SIGTERM has come. A second SIGINT interrupts at once.
+
+    say: tell it on standard error.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if came:
+            return
+        came.append(number)
+        if say:
+            os.write(2, b"\nstopping after this step and saving; "
+                        b"Ctrl-C again quits at once, without saving\n")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,190 @@
+"""The body of a decoder: embeddings, causal blocks and the last norm; a head is for its children to add.
+
+    x = wte[token] + wpe[place]        x = h_n(… h_0(x))        ln_f(x)
+
+GPT-2 is the default; npgpt/models/config.py names what others do otherwise. Names and initial values are
+GPT-2's: Normal(0, 0.02²), the projections that end in a residual addition scaled by 1/√(2·n_layer), for there
+are 2·n_layer of them; biases 0, gains 1.
+"""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from npgpt.errors import ConfigError, DataError
+from npgpt.generation.kv_cache import KVCache
+from npgpt.interop.peft_files import write_adapter
+from npgpt.layers import (
+    Block,
+    Checkpointed,
+    Dropout,
+    Embedding,
+    FeedForward,
+    LayerNorm,
+    LearnedPosition,
+    Module,
+    ParallelBlock,
+    ParallelPostNormBlock,
+    PostNormBlock,
+    RMSNorm,
+    RotaryPosition,
+    SelfAttention,
+    SinusoidalPosition,
+    lora_layers,
+)
+from npgpt.models.config import GPTConfig
+from npgpt.tensor import array_module, to_device, to_numpy
+
+IGNORE_INDEX = -100         # a target that does not count, as in PyTorch
+
+
+class Decoder(Module):
+    """tokens: integers (B, T), T ≤ block_size  →  x: (B, T, C), what a head reads of each place.
+
+    `key` (npgpt.tensor.Key) turns dropout on; without it nothing is dropped.
+    `attention_mask`: bool or 0 and 1, (B, T), or (B, S) with the S − T positions of the cache before them; 0
+    is padding, which nobody attends to and which counts no place: the first real token of a row stands at 0.
+    In training it may tell packed texts apart: each has a number of its own, such as 1 1 1 2 2 3 3 0, begins
+    at place 0 and sees nothing of the others.
+    """
+
+    def __init__(self, config: GPTConfig):
+        self.config = c = config
+        self.wte  = Embedding(c.vocab_size, c.n_embd)
+        self.wpe: LearnedPosition | SinusoidalPosition | None = None
+        self.rotary: RotaryPosition | None = None
+        if c.position == "learned":
+            self.wpe = LearnedPosition(c.block_size, c.n_embd)
+        elif c.position == "sinusoidal":
+            self.wpe = SinusoidalPosition()
+        elif c.position == "rotary":
+            self.rotary = RotaryPosition(c.head_size, c.rope_theta, c.rope_scaling, c.rope_factor,
+                                         c.rope_low_freq_factor, c.rope_high_freq_factor,
+                                         c.rope_original_block_size)
+        self.drop = Dropout(c.dropout)
+        self.h: list = [make_block(c) for _ in range(c.n_layer)]
+        if c.gradient_checkpointing:
+            self.h = [Checkpointed(block) for block in self.h]
+        self.ln_f = None if c.block in ("post", "parallel_post") else make_norm(c)     # those end with one
+
+    def save_adapter(self, path: str | Path, base_model: str | None = None) -> None:
+        """Writes the model's LoRA, and a classifier's head, into a folder that PEFT reads: `write_adapter`.
+
+        base_model: the name or folder of the model without it.  Raises ConfigError, CheckpointError.
+        """
+        arrays = {name: parameter.data for name, parameter in self.parameters.items()
+                  if not parameter.frozen or name == "score.weight"}
+        layers = lora_layers(self)
+        if not layers:
+            raise ConfigError("the model has no LoRA to save")
+        write_adapter(path, asdict(self.config), arrays, next(iter(layers.values())).alpha, base_model)
+
+    def body_forward(self, tokens, key=None, kv_cache: KVCache | None = None, attention_mask=None):
+        """tokens: (B, T), as `_checked` gives them  →  x: (B, T, C), saved for `body_backward`"""
+        places, key_mask, segments = self._places(tokens.shape, kv_cache.length if kv_cache else 0,
+                                                  attention_mask)
+        s_wpe = s_ln_f = rotation = None
+        x, s_wte = self.wte.forward(tokens)                                   # (B, T, C)
+        if self.wpe:
+            x, s_wpe = self.wpe.forward(x, places)
+        if self.rotary:
+            rotation = self.rotary.rotation(places, x)
+        x, s_drop = self.drop.forward(x, key and key.child(0))
+        lowest, s_h = self._lowest_that_learns(), []
+        for n, block in enumerate(self.h):
+            x, s = block.forward(x, key and key.child(1 + n), rotation=rotation, key_mask=key_mask,
+                                 segments=segments, kv_cache=kv_cache and kv_cache.layers[n])
+            s_h.append(s if n >= lowest else None)
+        if self.ln_f:
+            x, s_ln_f = self.ln_f.forward(x)
+        return x, (s_wte, s_wpe, s_drop, s_h, s_ln_f) if lowest < 0 else (None, None, None, s_h, s_ln_f)
+
+    def body_backward(self, dx, saved) -> None:
+        """dx: (B, T, C), saved: from `body_forward`.  Adds to the gradients of all that is learned."""
+        s_wte, s_wpe, s_drop, s_h, s_ln_f = saved
+        if self.ln_f:
+            dx = self.ln_f.backward(dx, s_ln_f)
+        for block, s in zip(reversed(self.h), reversed(s_h), strict=True):
+            if s is None:
+                return
+            dx = block.backward(dx, s)
+        if s_wte is None:
+            return
+        dx = self.drop.backward(dx, s_drop)
+        if self.wpe:
+            dx = self.wpe.backward(dx, s_wpe)
+        self.wte.backward(dx, s_wte)
+
+    def _lowest_that_learns(self) -> int:
+        """The number of the lowest block that learns, −1 for the embeddings: backward goes no further down,
+        so nothing is saved for it there.
+        """
+        if self.wte.learns or (self.wpe and self.wpe.learns):
+            return -1
+        return next((n for n, block in enumerate(self.h) if block.learns), len(self.h))
+
+    def _places(self, shape, held: int, attention_mask) -> tuple[np.ndarray, Any, Any]:
+        """The places of T tokens after `held` others, (T,), or (B, T) where rows differ in them; then, on the
+        model's device, key_mask and segments for attention, each None where it would hide nothing.
+        """
+        B, T = shape
+        if attention_mask is None:
+            return np.arange(held, held + T), None, None
+        mask = to_numpy(attention_mask)
+        if mask.shape != (B, held + T):
+            raise DataError(f"attention_mask must be of shape {B, held + T}, as the tokens with those in the "
+                            f"cache, not {mask.shape}")
+        places = np.cumsum(mask != 0, 1) - 1                                  # real tokens before it
+        if mask.max() > 1:
+            new     = np.diff(mask.astype(np.int64), axis=1, prepend=0) != 0  # where a text begins
+            places -= np.maximum.accumulate(np.where(new, places, 0), 1)
+            return np.maximum(places, 0), None, to_device(mask, self.flat.device)
+        if mask.all():
+            return np.arange(held, held + T), None, None
+        return np.maximum(places, 0)[:, held:], to_device(mask.astype(bool), self.flat.device), None
+
+    def _checked(self, tokens, what="token", kv_cache=None):
+        """The tokens on the model's device. Those in host memory are checked, a GPU's taken as they are."""
+        if array_module(tokens) is np:
+            tokens = np.asarray(tokens)
+            if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+                raise DataError(f"{what}s must be integers of shape (B, T), "
+                                f"not {tokens.dtype} of shape {tokens.shape}")
+            B, T = tokens.shape
+            held = kv_cache.length if kv_cache else 0
+            if self.config.block_size < held + T or B * T == 0:
+                length = f"{T} after {held} in the cache" if held else T
+                raise DataError(f"{what}s must be 1 to block_size = {self.config.block_size} long, "
+                                f"not {length}, in a batch of at least 1, not {B}")
+            wrong = (tokens < 0) | (tokens >= self.config.vocab_size)
+            if what == "target":
+                wrong &= tokens != IGNORE_INDEX
+            if wrong.any():
+                raise DataError(f"{what} {tokens[wrong][0]} is not in the vocabulary "
+                                f"of {self.config.vocab_size}")
+        return to_device(tokens, self.flat.device)
+
+
+def make_norm(c: GPTConfig) -> LayerNorm | RMSNorm:
+    return RMSNorm(c.n_embd, c.norm_eps) if c.norm == "rmsnorm" else LayerNorm(c.n_embd, c.bias, c.norm_eps)
+
+
+def make_block(c: GPTConfig) -> Block | PostNormBlock | ParallelBlock | ParallelPostNormBlock:
+    """A block of the model's kind, of parts with the model's options."""
+    proj_std = 0.02 / math.sqrt(2 * c.n_layer)
+    attn = SelfAttention(c.n_embd, c.n_head, c.n_kv_head, c.head_dim, c.dropout, c.attention_dropout,
+                         bias=c.bias if c.qkv_bias is None else c.qkv_bias,
+                         proj_bias=c.bias if c.attn_proj_bias is None else c.attn_proj_bias,
+                         qk_norm=c.norm_eps if c.qk_norm else None, rope_interleaved=c.rope_interleaved,
+                         proj_std=proj_std)
+    mlp  = FeedForward(c.n_embd, c.n_inner, c.dropout, c.bias, c.activation, proj_std)
+    if c.block == "post":
+        return PostNormBlock(attn, make_norm(c), mlp, make_norm(c))
+    if c.block == "parallel":
+        return ParallelBlock(make_norm(c), attn, mlp)
+    if c.block == "parallel_post":
+        return ParallelPostNormBlock(attn, mlp, make_norm(c))
+    return Block(make_norm(c), attn, make_norm(c), mlp)

@@ -1,0 +1,179 @@
+"""LoRA on whole models: it begins as nothing, learns alone, and is merged without a change."""
+
+import math
+
+import numpy as np
+import pytest
+from small_gpt import CONFIG, KEY, LLAMA, gpt, gradients, same_arrays, tokens
+
+from npgpt import GPT, AdamW, check_gradients, layers
+from npgpt.errors import ConfigError
+from npgpt.layers import LoRALinear, add_lora, lora_layers, merge_lora
+from npgpt.training.communication import run_on_threads
+from npgpt.training.config import TrainConfig
+from npgpt.training.trainer import Trainer
+
+ALL = ("c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+MODELS = {"GPT-2": {}, "checkpointed": {"gradient_checkpointing": True},
+          "Llama": {**LLAMA, "n_kv_head": 1, "n_inner": 7}, "parallel": {"block": "parallel"}}
+
+
+def with_lora(targets=ALL, rank=3, alpha=4.5, lively=True, **options):
+    """A GPT with LoRA; lively: B is not 0."""
+    model = gpt(**options)
+    add_lora(model, rank, alpha, targets, seed=5)
+    if lively:
+        rng = np.random.default_rng(3)
+        for layer in lora_layers(model).values():
+            layer.lora_B.data[...] = rng.standard_normal(layer.lora_B.shape)
+    return model
+
+
+@pytest.mark.parametrize("options", MODELS)
+def test_it_begins_as_the_model_it_is_put_on(options):
+    base, model = gpt(**MODELS[options]), with_lora(lively=False, **MODELS[options])
+    assert np.array_equal(model.forward(tokens(), KEY)[0], base.forward(tokens(), KEY)[0])
+    assert not np.allclose(with_lora(**MODELS[options]).forward(tokens(), KEY)[0],
+                           base.forward(tokens(), KEY)[0], atol=0.1)
+    for name, parameter in base.parameters.items():
+        assert np.array_equal(model.parameters[name].data, parameter.data), name
+
+
+@pytest.mark.parametrize("options", MODELS)
+@pytest.mark.parametrize(("targets", "found"), [
+    (("c_attn",), ["attn.c_attn"]), (("attn.c_attn",), ["attn.c_attn"]), (("mlp.c_proj",), ["mlp.c_proj"]),
+    (("c_proj",), ["attn.c_proj", "mlp.c_proj"]), (("mlp.c_fc", "attn.c_proj"), ["attn.c_proj", "mlp.c_fc"]),
+    (ALL, ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"])])
+def test_it_stands_at_the_named_layers_of_every_block_and_is_learned_alone(targets, found, options):
+    model  = with_lora(targets, **MODELS[options])
+    places = {f"h.{n}.{name}" for n in range(3) for name in found}
+    assert set(lora_layers(model)) == places
+    assert set(model.flat.parameters) == {f"{place}.lora_{end}" for place in places for end in "AB"}
+    assert set(model.parameters) == set(gpt(**MODELS[options]).parameters) | set(model.flat.parameters)
+    assert all(parameter.frozen for name, parameter in model.parameters.items() if "lora" not in name)
+
+
+def test_shapes_and_initial_values():
+    model = GPT(CONFIG)
+    add_lora(model, 300, 8, ("c_attn", "mlp.c_proj"), seed=2)
+    wide  = model.parameters["h.1.mlp.c_proj.lora_A"].data
+    assert wide.shape == (32, 300) and wide.dtype == np.float32
+    assert model.parameters["h.1.mlp.c_proj.lora_B"].data.shape == (300, 8)
+    assert not model.parameters["h.1.mlp.c_proj.lora_B"].data.any()
+    assert abs(wide.std() * math.sqrt(3 * 32) - 1) < 5 / math.sqrt(2 * wide.size)
+    assert abs(wide.mean()) < 5 * wide.std() / math.sqrt(wide.size)
+    assert not np.allclose(model.parameters["h.0.attn.c_attn.lora_A"].data,
+                           model.parameters["h.1.attn.c_attn.lora_A"].data)
+    other = GPT(CONFIG)
+    add_lora(other, 300, 8, ("mlp.c_proj",), seed=2)
+    assert np.array_equal(other.parameters["h.1.mlp.c_proj.lora_A"].data, wide)
+
+
+@pytest.mark.parametrize("options", MODELS)
+def test_gradients_are_right(options):
+    model = with_lora(**MODELS[options])
+    check_gradients(lambda: model.loss(tokens(), tokens(1), KEY),
+                    lambda dy, saved: model.backward(saved, dy), parameters=model.flat.parameters)
+
+
+@pytest.mark.parametrize("options", MODELS)
+@pytest.mark.parametrize("targets", [ALL, ("c_attn",)])
+def test_merged_it_computes_the_same_and_is_a_plain_model(targets, options):
+    model = with_lora(targets, **MODELS[options])
+    logits, plain = model.forward(tokens(), KEY)[0], gpt(**MODELS[options])
+    weights = {name: layer.weight.data + 1.5 * layer.lora_A.data @ layer.lora_B.data
+               for name, layer in lora_layers(model).items()}
+    merge_lora(model)
+    np.testing.assert_allclose(model.forward(tokens(), KEY)[0], logits, rtol=0, atol=1e-11)
+    assert not lora_layers(model) and list(model.parameters) == list(plain.parameters)
+    assert list(model.flat.parameters) == list(plain.flat.parameters)
+    assert not any(parameter.frozen for parameter in model.parameters.values())
+    for name, parameter in plain.parameters.items():
+        expected = weights.get(name.removesuffix(".weight"), parameter.data)
+        np.testing.assert_allclose(model.parameters[name].data, expected, rtol=0, atol=1e-14)
+    plain.flat.data[...] = model.flat.data
+    one, other = gradients(model), gradients(plain)
+    assert all(np.array_equal(one[name], other[name]) for name in other)
+    add_lora(model, 2, 1, ("c_attn",))                      # and can have LoRA again
+
+
+def test_a_model_without_lora_is_not_changed_by_merging():
+    model = gpt()
+    model.freeze(lambda name: name.startswith("h.2"))
+    flat = model.flat
+    merge_lora(model)
+    assert model.flat is flat
+
+
+def test_only_the_addition_moves_and_what_is_named_beside_it():
+    model = gpt()
+    add_lora(model, 2, 2.0, ("c_attn",), also=lambda name: name.startswith("ln_f"))
+    before = {name: parameter.data.copy() for name, parameter in model.parameters.items()}
+    optimizer = AdamW(model, 1e-2, weight_decay=0.0)
+    losses = []
+    for _ in range(30):
+        model.zero_grad()
+        loss, saved = model.loss(tokens(), tokens(1))
+        model.backward(saved)
+        optimizer.step()
+        losses.append(loss)
+    assert losses[-1] < losses[0] - 0.3
+    for name, parameter in model.parameters.items():
+        moved = "lora" in name or name.startswith("ln_f")
+        assert np.array_equal(parameter.data, before[name]) is not moved, name
+
+
+def test_a_replica_shares_the_addition():
+    model = with_lora()
+    replica = model.replica()
+    assert same_arrays(model, replica) and set(lora_layers(replica)) == set(lora_layers(model))
+    assert replica.flat.data is model.flat.data
+    one, other = gradients(model), gradients(replica)
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert not np.shares_memory(model.flat.grad, replica.flat.grad)
+
+
+def test_ranks_on_threads_train_the_addition():
+    config = TrainConfig(block_size=6, batch_size=4, n_layer=3, n_head=2, n_embd=8, max_iters=9,
+                         learning_rate=1e-2, dropout=0.2)
+    text = np.random.default_rng(5).integers(0, 13, 300)
+
+    def trained(size):
+        model = with_lora()
+
+        def work(ranks):
+            trainer = Trainer(config, model.replica() if ranks.rank else model, text, text, ranks)
+            return [trainer.update(step).loss for step in range(4)]
+        return run_on_threads(size, work), model.flat.data
+
+    (losses, alone), (other_losses, together) = trained(1), trained(2)
+    assert np.allclose(losses, other_losses, rtol=1e-12) and np.allclose(alone, together, rtol=0, atol=1e-9)
+    assert not np.allclose(alone, with_lora().flat.data)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    ((0, 1, ALL), "rank must be at least 1 and its alpha above 0, not 0 and 1"),
+    ((2, 0.0, ALL), "not 2 and 0.0"),
+    ((2, 1, ("c_attn", "q_proj")), "put at 'q_proj': a block has attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_"),
+    ((2, 1, ("tn.c_attn",)), "cannot be put at 'tn.c_attn'"),
+    ((2, 1, ()), "nothing would be learned")])
+def test_what_cannot_be_is_refused_and_changes_nothing(arguments, words):
+    model = gpt()
+    with pytest.raises(ConfigError, match=words):
+        add_lora(model, *arguments)
+    assert not lora_layers(model) and model.flat.size == gpt().flat.size
+
+
+def test_lora_on_lora_is_refused():
+    model = with_lora()
+    with pytest.raises(ConfigError, match="has LoRA already"):
+        add_lora(model, 2, 1, ("c_attn",))
+    assert lora_layers(model)["h.0.attn.c_attn"].rank == 3
+
+
+def test_the_scale_is_alpha_over_rank():
+    layer = LoRALinear(layers.Linear(3, 4), 2, 5.0).initialise(dtype="float64")
+    layer.lora_B.data[...] = 1
+    x = np.random.default_rng(0).standard_normal((2, 3))
+    expected = x @ layer.weight.data + 2.5 * (x @ layer.lora_A.data @ layer.lora_B.data)
+    np.testing.assert_allclose(layer.forward(x)[0], expected, rtol=1e-13)
