@@ -37,6 +37,11 @@ def value_of(name: str, arguments: Sequence[str]) -> str | None:
     return value
 
 
+def unescaped(text: str) -> str:
+    """Of a text on a command line, where a newline is hard to write: \\n is one."""
+    return text.replace("\\n", "\n")
+
+
 def _sentence(box: str) -> str:
     """tyro frames its errors, with the sentence above a rule and the options it may have meant below."""
     lines = [line.strip("│╭╮╰╯ \n") for line in box.splitlines()]

@@ -16,7 +16,7 @@ COMMANDS = {
     "finetune": "teach a GPT that is there: texts, answers, conversations, classes",
     "sample": "let a trained GPT write",
     "chat": "talk with a trained GPT",
-    "evaluate": "measure what a GPT has learned: loss, perplexity, bits per byte, right endings",
+    "evaluate": "measure what a GPT has learned: loss, right endings, what it writes, classes",
     "export": "write a run's model, or a GGUF file, in Hugging Face's layout, for transformers to read",
     "prepare": "turn text into token shards: clean, without duplicates, split and encoded",
     "plot": "draw the curves of one or several runs as a picture",

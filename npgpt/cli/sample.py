@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from npgpt.cli.arguments import parse
+from npgpt.cli.arguments import parse, unescaped
 from npgpt.errors import ConfigError
 from npgpt.generation.decoding import generate, stream
 from npgpt.terminal import printable, warn
@@ -83,7 +83,7 @@ def run(arguments: list[str]) -> int:
     if options.eos_token_id:
         loaded = loaded._replace(eos_token_ids=options.eos_token_id)
     tokenizer = loaded.tokenizer
-    prompt    = _unescaped(options.prompt)
+    prompt    = unescaped(options.prompt)
     ids  = tokenizer.encode_ordinary(prompt) or [tokenizer.eos_token_id or 0]     # 0 often is the newline
     show = printable if sys.stdout.isatty() else str
     for n, tokens in enumerate(_texts(loaded, np.array([ids]), options)):
@@ -103,8 +103,8 @@ def _texts(loaded: Loaded, prompt, options: Options) -> Iterator[Iterable[int]]:
     settings |= {
         "eos_token_id":   ends or None,
         "early_stopping": {"no": False, "yes": True, "never": "never"}[options.early_stopping],
-        "stop_strings":   [_unescaped(text) for text in options.stop_strings],
-        "bad_words_ids":  [tokenizer.encode_ordinary(_unescaped(text)) for text in options.bad_words]}
+        "stop_strings":   [unescaped(text) for text in options.stop_strings],
+        "bad_words_ids":  [tokenizer.encode_ordinary(unescaped(text)) for text in options.bad_words]}
     T = prompt.shape[1]
     if options.num_beams > 1 and not options.do_sample:
         yield from generate(model, prompt, tokenizer=tokenizer, pad_token_id=ends[0] if ends else 0,
@@ -116,7 +116,3 @@ def _texts(loaded: Loaded, prompt, options: Options) -> Iterator[Iterable[int]]:
             yield generate(model, prompt, tokenizer=tokenizer, **settings)[0, T:].tolist()
         else:
             yield (int(new[0]) for new in stream(model, prompt, tokenizer=tokenizer, **settings))
-
-
-def _unescaped(text: str) -> str:
-    return text.replace("\\n", "\n")

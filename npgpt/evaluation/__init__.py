@@ -1,1 +1,2 @@
-"""Measuring what a model has learned: how well it foretells a text, and which ending it holds likelier."""
+"""Measuring what a model has learned: how well it foretells a text, which ending it holds likelier, how near
+it comes to what others wrote, and to which class it says a text belongs."""

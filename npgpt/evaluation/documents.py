@@ -17,6 +17,7 @@ from npgpt.data.corpora import BUILT_IN, iterate_documents
 from npgpt.data.prepared import is_prepared, open_prepared, read_manifest
 from npgpt.errors import DataError
 from npgpt.tokenizers import load_tokenizer
+from npgpt.tokenizers.checks import checked_text
 from npgpt.tokenizers.files import Tokenizer
 
 
@@ -29,12 +30,12 @@ class Documents(NamedTuple):
     kind: str
 
 
-def read_texts(source: str, tokenizer: Tokenizer, limit: int | None = None) -> Documents:
-    """The documents of a text file, a folder of texts or a built-in corpus; once there are `limit` tokens, no
-    further document is encoded. The hash is of all the texts, as UTF-8. Raises DataError, TokenizerError."""
+def read_texts(texts: Iterable[str], tokenizer: Tokenizer, limit: int | None = None) -> Documents:
+    """The documents that texts are; once there are `limit` tokens, no further one is encoded. The hash is of
+    all the texts, as UTF-8. Raises TokenizerError."""
     tokens: list[np.ndarray] = []
     hashes, count = [], 0
-    for text in iterate_documents(source):
+    for text in map(checked_text, texts):
         hashes.append(hashlib.sha256(text.encode()).digest())
         if limit is None or count < limit:                  # the first of a document may not be scored
             tokens.append(np.array(tokenizer.encode_ordinary(text), np.int64))
@@ -63,10 +64,11 @@ def read_stream(file: Path, stream: np.ndarray, tokenizer: Tokenizer) -> Documen
 
 
 def read(source: str, tokenizer: Tokenizer, limit: int | None = None) -> Documents:
-    """The documents of a source of either kind."""
+    """The documents of a prepared folder, a text file, a folder of texts or a built-in corpus. Raises
+    DataError."""
     if source and source not in BUILT_IN and is_prepared(Path(source)):
         return read_prepared(Path(source), tokenizer)
-    return read_texts(source, tokenizer, limit)
+    return read_texts(iterate_documents(source), tokenizer, limit)
 
 
 def split(stream: np.ndarray, end: int | None) -> list[np.ndarray]:

@@ -68,7 +68,7 @@ def measure(model: Model, documents: Sequence[np.ndarray], lengths: np.ndarray, 
         counts.append(len(own))
     parts = iter(surprisals(model, spans, batch_size, progress))
     nats  = [np.concatenate([next(parts) for _ in range(count)]) for count in counts]
-    return _summary(nats, [lengths[tokens[1:]] for tokens in documents], context, seed, resamples)
+    return summary(nats, [lengths[tokens[1:]] for tokens in documents], context, seed, resamples)
 
 
 def windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -83,25 +83,26 @@ def windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, 
         done = last
 
 
-def _summary(nats: list[np.ndarray], lengths: list[np.ndarray], context: int, seed: int,
-             resamples: int) -> LanguageModelling:
-    """nats, lengths: of each document's scored tokens."""
+def summary(nats: Sequence[np.ndarray], lengths: Sequence[np.ndarray], context: int | None, seed: int = 0,
+            resamples: int = 1000, name: str = "documents") -> LanguageModelling:
+    """nats, lengths: of each document's scored tokens.  context: how long the stretches are into which few
+    documents are cut for the bootstrap; None: it draws whole documents even then.  name: of these."""
     tokens, size = sum(map(len, nats)), int(sum(own.sum() for own in lengths))
     total  = math.fsum(map(math.fsum, nats))
     loss   = total / tokens
-    by_document = len(nats) >= ENOUGH_DOCUMENTS
-    step   = max(map(len, nats)) if by_document else context
+    whole  = context is None or len(nats) >= ENOUGH_DOCUMENTS
+    step   = max(map(len, nats)) if whole or context is None else context
     units  = [(n, start) for n, own in enumerate(nats) for start in range(0, len(own), step)]
     sums, counts, sizes = (np.array([function(own[n][start:start + step]) for n, start in units], np.float64)
                            for function, own in ((np.sum, nats), (len, nats), (np.sum, lengths)))
     loss_interval = ratio_interval(sums, counts, seed, resamples)
     byte_interval = ratio_interval(sums / math.log(2), sizes, seed, resamples)
     return LanguageModelling(
-        nats, tokens, size, loss, _exp(loss), total / math.log(2) / size if size else None,
+        list(nats), tokens, size, loss, _exp(loss), total / math.log(2) / size if size else None,
         {"loss": loss_interval,
          "perplexity": None if loss_interval is None else (_exp(loss_interval[0]), _exp(loss_interval[1])),
          "bits_per_byte": byte_interval},
-        ("documents" if by_document else f"stretches of {context} tokens", len(units)))
+        (name if whole else f"stretches of {context} tokens", len(units)))
 
 
 def _exp(x: float) -> float:

@@ -3,56 +3,26 @@
 import hashlib
 import json
 import math
-import re
 from pathlib import Path
 
+import evaluating
 import numpy as np
 import pytest
-import tiny
+from evaluating import evaluate, nats, refused
 
 import npgpt
-from npgpt.cli.main import main
 from npgpt.training.loading import load_model
 from npgpt.training.runs import open_run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """run: characters, without an end of text.  run-bpe: with one.  model: the second, exported."""
-    folder = tmp_path_factory.mktemp("evaluate")
-    tiny.train_quietly(tiny.new_run(folder, val_fraction=0.3))
-    tiny.train_quietly(tiny.new_run(folder, "run-bpe", tokenizer="bpe", vocab_size=270))
-    assert main(["export", str(folder / "run-bpe"), "--out-dir", str(folder / "model")]) == 0
-    (folder / "texts").mkdir()
-    (folder / "texts" / "a.txt").write_text("to be or not\n")
-    (folder / "texts" / "b.txt").write_text("é€ that is\n")
-    return folder
+    return evaluating.make_folder(tmp_path_factory.mktemp("evaluate"))
 
 
 @pytest.fixture(autouse=True)
 def inside(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    for name in ("result.json", "surprisal.jsonl"):
-        Path(name).unlink(missing_ok=True)
-
-
-def evaluate(*arguments):
-    """The result file of a command that goes well."""
-    assert main(["evaluate", *map(str, arguments), "--out", "result.json"]) == 0
-    return json.loads(Path("result.json").read_text())
-
-
-def refused(capsys, status, sentence, *arguments):
-    capsys.readouterr()
-    assert main(["evaluate", *map(str, arguments)]) == status
-    said = capsys.readouterr()
-    assert said.err.startswith("npgpt: ") and said.err.count("\n") == 1 and not said.out, said
-    assert re.search(sentence, said.err), said.err
-
-
-def nats(model, tokens, start, n):
-    z = model.forward(np.array([tokens[start:n]]))[0][0, -1].astype(np.float64)
-    return math.log(np.exp(z).sum()) - z[tokens[n]]
+    evaluating.enter(folder, monkeypatch)
 
 
 def test_a_run_is_measured_on_its_own_validation_tokens(capsys):

@@ -1,0 +1,1 @@
+"""The tasks of `npgpt evaluate`, one file each: read, measure, print, write."""
