@@ -19,21 +19,27 @@ def tool(monkeypatch):
     return module
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of all examples, so that they share a base."""
+    return tmp_path_factory.mktemp("examples")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("example, needs, numbers", [
     ("arithmetic", "npgpt", {"exact_match"}), ("digits", "sklearn", {"exact_match"}),
     ("topics", "chatterbot_corpus", {"accuracy"}), ("dialogue", "chatterbot_corpus", {"squad_f1"}),
     ("translation", "polib", {"squad_f1"})])
-def test_an_example_goes_its_whole_way(tool, tmp_path, capsys, example, needs, numbers):
+def test_an_example_goes_its_whole_way(tool, folder, capsys, example, needs, numbers):
     pytest.importorskip(needs)
     if example == "translation":
         pytest.importorskip("django")
-    tool.main([example, "--small", "--out-dir", str(tmp_path)])
+    tool.main([example, "--small", "--out-dir", str(folder)])
     said   = capsys.readouterr().out
-    result = json.loads((tmp_path / example / "result.json").read_text())
+    result = json.loads((folder / example / "result.json").read_text())
     assert numbers <= result["numbers"].keys()
     assert "$ npgpt evaluate" in said
-    test, train = ({line for line in (tmp_path / example / f"{name}.jsonl").read_text().splitlines()}
+    test, train = (set((folder / example / f"{name}.jsonl").read_text().splitlines())
                    for name in ("test", "train"))
     assert test and train and not test & train
 
