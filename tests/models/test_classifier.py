@@ -62,7 +62,9 @@ def test_from_a_gpt_it_takes_the_body_and_shares_nothing(options):
     assert 0.01 < score.std() < 0.03
     assert np.array_equal(score, SequenceClassifier(CONFIG, LABELS, 3, dtype="float64").score.weight.data)
     assert not np.array_equal(score, SequenceClassifier.from_gpt(base, LABELS, 4).score.weight.data)
-    model.flat.data[...] = 7
+    for parameter in model.parameters.values():
+        assert np.shares_memory(parameter.data, model.flat.data)
+        parameter.data[...] = 7
     assert np.array_equal(base.flat.data, before)
 
 
@@ -133,6 +135,16 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_targets_that_count():
     assert np.isclose(loss, -np.mean(log_p[[0, 2], [2, 3]]), rtol=1e-13)
     loss, _ = model.loss(x, TARGETS, None, 12, RIGHT)
     assert np.isclose(loss, -np.sum(log_p[np.arange(3), TARGETS]) / 12, rtol=1e-13)
+
+
+def test_dropout_acts_only_with_a_key():
+    model, silent = classifier(), classifier(dropout=0.0)
+
+    def loss(model, key):
+        return float(model.loss(tokens(), TARGETS, key, attention_mask=LEFT)[0])
+    assert loss(model, None) == loss(silent, None) == loss(silent, KEY)
+    assert len({loss(model, None), loss(model, KEY), loss(model, KEY._replace(step=3))}) == 3
+    assert loss(model, KEY) == loss(model, KEY)
 
 
 # ---- gradients ----
