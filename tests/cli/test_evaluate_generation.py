@@ -25,7 +25,7 @@ def inside(folder, monkeypatch):
 
 
 PAIRS = [{"prompt": "to", "completion": " be"}, {"prompt": "is", "completions": [" that", "é."]},
-         {"prompt": " the", "completion": " or"}]
+         {"prompt": "zzzz", "completion": " or"}]              # as many tokens as there is room for
 LONG  = {"prompt": "to be or not to be", "completion": " that is"}
 
 
