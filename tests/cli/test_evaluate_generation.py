@@ -102,7 +102,7 @@ def test_generation_without_the_packages(capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     result = evaluate("run-bpe", "--task", "generation", "--data", write_records(PAIRS[0]))
     assert result["numbers"].keys() == {"exact_match", "squad_em", "squad_f1"}
-    assert "BLEU and chrF and ROUGE need sacrebleu and rouge-score: pip install 'npgpt[eval]'" in \
+    assert "no BLEU or chrF or ROUGE without sacrebleu and rouge-score: pip install 'npgpt[eval]'" in \
         capsys.readouterr().out
 
 
