@@ -26,7 +26,7 @@ WIDE       = 1000       # characters, more than a table of so many classes has
 UNITS = {"accuracy": "share given their own class"} | {
     f"{name}_{average}": what for average, what in (
         ("macro", "mean over the classes"), ("weighted", "the same by their texts"),
-        ("micro", "the accuracy, of one class each")) for name in classification.SCORES}
+        ("micro", "the accuracy once more")) for name in classification.SCORES}
 
 
 def run(options: Options, console: Console) -> None:
