@@ -25,7 +25,7 @@ def inside(folder, monkeypatch):
 
 
 PAIRS = [{"prompt": "to", "completion": " be"}, {"prompt": "is", "completions": [" that", "é."]},
-         {"prompt": " the", "completion": " or"}]
+         {"prompt": "zzzz", "completion": " or"}]              # as many tokens as there is room for
 LONG  = {"prompt": "to be or not to be", "completion": " that is"}
 
 
@@ -102,7 +102,7 @@ def test_generation_without_the_packages(capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     result = evaluate("run-bpe", "--task", "generation", "--data", write_records(PAIRS[0]))
     assert result["numbers"].keys() == {"exact_match", "squad_em", "squad_f1"}
-    assert "BLEU and chrF and ROUGE need sacrebleu and rouge-score: pip install 'npgpt[eval]'" in \
+    assert "no BLEU or chrF or ROUGE without sacrebleu and rouge-score: pip install 'npgpt[eval]'" in \
         capsys.readouterr().out
 
 

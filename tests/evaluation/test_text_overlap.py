@@ -19,7 +19,8 @@ REFERENCES = [["A cat sat on a mat", "the cat is on the mat"], ["It ran.\nThen i
 @pytest.mark.parametrize(("text", "words"), [
     ("The  Cat,\tsat\non an A-frame!", "cat sat on aframe"),         # the hyphen goes first, so A is no word
     ("a.an the", "aan"), ("it's U.S.A.", "its usa"), ("Theatre Anna", "theatre anna"), ("", ""), ("The", ""),
-    ("a.the", "athe"), ("A-the-an", "athean"), ("«été» – the end", "«été» – end"), ("ÉTÉ", "été")])
+    ("a.the", "athe"), ("A-the-an", "athean"), ("«été» – the end", "«été» – end"), ("ÉTÉ", "été"),
+    ("«the»", "« »")])
 def test_normalising_as_squad_does(text, words):
     assert normalised(text) == words
 

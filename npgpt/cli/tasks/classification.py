@@ -23,10 +23,10 @@ from npgpt.training.loading import load_classifier
 MOST_SHOWN = 20         # classes of a confusion matrix on the screen
 WIDE       = 1000       # characters, more than a table of so many classes has
 
-UNITS = {"accuracy": "share of texts given their own class"} | {
+UNITS = {"accuracy": "share given their own class"} | {
     f"{name}_{average}": what for average, what in (
-        ("macro", "mean over the classes"), ("weighted", "mean over the classes by their texts"),
-        ("micro", "the accuracy, for each text has one class")) for name in classification.SCORES}
+        ("macro", "mean over the classes"), ("weighted", "the same by their texts"),
+        ("micro", "the accuracy once more")) for name in classification.SCORES}
 
 
 def run(options: Options, console: Console) -> None:

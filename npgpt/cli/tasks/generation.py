@@ -71,9 +71,9 @@ def run(options: Options, console: Console) -> None:
     _print_protocol(protocol, console)
     print_bootstrap(options, "prompts", len(asked), console)
     if overlap.missing:
-        lacking = " and ".join({"sacrebleu": "BLEU and chrF", "rouge-score": "ROUGE"}[package]
-                               for package in overlap.missing)
-        console.print(f"{lacking} need {' and '.join(overlap.missing)}: pip install 'npgpt[eval]'",
+        lacking = " or ".join({"sacrebleu": "BLEU or chrF", "rouge-score": "ROUGE"}[package]
+                              for package in overlap.missing)
+        console.print(f"no {lacking} without {' and '.join(overlap.missing)}: pip install 'npgpt[eval]'",
                       markup=False)
 
 
