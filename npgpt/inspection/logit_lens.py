@@ -28,8 +28,8 @@ class LogitLens(NamedTuple):
     """Of L + 1 layers, the embedding first, and T positions of one text.
 
     tokens, probability: (L + 1, T, K), the K best next tokens, the best first.
-    bits, rank: (L + 1, T − 1): −log₂ of the probability of the token that really came next, and how many
-    tokens were held more likely.
+    bits, rank: (L + 1, T): −log₂ of the probability of the token that really came next, and how many tokens
+    were held more likely. After the last position, of the last layer's best guess.
     """
 
     tokens: np.ndarray
@@ -40,7 +40,7 @@ class LogitLens(NamedTuple):
     @property
     def surprisal(self) -> np.ndarray:
         """(T − 1,): of the second token to the last, in bits."""
-        return self.bits[-1]
+        return self.bits[-1, :-1]
 
 
 def logit_lens(model: GPT, stream: ResidualStream, tokens: np.ndarray, best: int = 5) -> LogitLens:
@@ -48,27 +48,28 @@ def logit_lens(model: GPT, stream: ResidualStream, tokens: np.ndarray, best: int
 
     Raises CheckpointError where the model gives no finite number.
     """
-    best = min(best, model.config.vocab_size)
-    rows = [_layer(model, x, tokens, best) for x in stream.states]
+    best  = min(best, model.config.vocab_size)
+    guess = _layer(model, stream.states[-1][:, -1:], tokens[-1:], 1)[0][0]
+    following = np.concatenate([tokens[1:], guess])                           # (T,)
+    rows = [_layer(model, x, following, best) for x in stream.states]
     return LogitLens(*(np.stack(part) for part in zip(*rows, strict=True)))
 
 
-def _layer(model: GPT, x, tokens: np.ndarray, best: int) -> tuple[np.ndarray, ...]:
-    """x: (1, T, C)  →  tokens, probability: (T, K)  bits, rank: (T − 1,)"""
-    T     = len(tokens)
+def _layer(model: GPT, x, following: np.ndarray, best: int) -> tuple[np.ndarray, ...]:
+    """x: (1, T, C)  following: (T,)  →  tokens, probability: (T, K)  bits, rank: (T,)"""
     size  = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     parts = []
     if model.ln_f:
         x, _ = model.ln_f.forward(x)
-    for start in range(0, T, size):
+    for start in range(0, len(following), size):
         logits, _ = model.lm_head.forward(x[:, start:start + size])
-        parts.append(_read(to_numpy(logits)[0].astype(np.float64), tokens[start + 1:start + size + 1], best))
+        parts.append(_read(to_numpy(logits)[0].astype(np.float64), following[start:start + size], best))
     top, probability, bits, rank = (np.concatenate(part) for part in zip(*parts, strict=True))
     return top, probability, bits, rank
 
 
 def _read(z: np.ndarray, following: np.ndarray, best: int) -> tuple[np.ndarray, ...]:
-    """z: (n, V)  following: (n,), or one less at the text's end"""
+    """z: (n, V)  following: (n,)"""
     with np.errstate(invalid="ignore"):                           # what is not finite is told below
         z   = z - z.max(-1, keepdims=True)
         log = z - np.log(np.exp(z).sum(-1, keepdims=True))        # ln p
@@ -76,8 +77,8 @@ def _read(z: np.ndarray, following: np.ndarray, best: int) -> tuple[np.ndarray, 
         raise CheckpointError("the model gives a token a probability that is no number: its weights are "
                               "damaged, or too large for their type")
     top  = np.argsort(-log, -1, kind="stable")[:, :best] if best == log.shape[-1] else _largest(log, best)
-    came = np.take_along_axis(log[:len(following)], following[:, None], -1)                # (n, 1)
-    rank = (log[:len(following)] > came).sum(-1)
+    came = np.take_along_axis(log, following[:, None], -1)                                 # (n, 1)
+    rank = (log > came).sum(-1)
     return top, np.exp(np.take_along_axis(log, top, -1)), -came[:, 0] / np.log(2), rank
 
 
