@@ -12,13 +12,15 @@ let ramp = [];                                                 // of a byte, its
 function mixRamp() {
   const low = channels("low"), high = channels("high");
   ramp = Array.from({ length: 256 }, (_, byte) => lerp(low, high, Math.sqrt(byte / 255)));      // faint ones show
+  const stops = [0, 1, 2, 3, 4, 5, 6].map((n) => `rgb(${ramp[Math.round((255 * n) / 6)].join(" ")})`);
+  legend("attention-legend", "weight 0", stops, "1, by its square root");
 }
 
 const SMALL = Math.min(T, 48);                                 // pixels of a small map, each the strongest of its part
 const small = [];
 function drawHeads() {
   const place = byId("heads"), names = make("div", { class: "layer", "aria-hidden": "true" }, make("span", { class: "layer-name" }, "head"));
-  const room = Math.floor((place.clientWidth - 80) / HEADS) - 4;
+  const room = Math.floor((place.clientWidth - 100) / HEADS) - 4;
   place.style.setProperty("--map", `${Math.max(34, Math.min(84, room))}px`);
   for (let head = 0; head < HEADS; head++) names.append(make("span", { class: "head-name" }, head));
   place.append(names);
@@ -70,11 +72,13 @@ function markHead() {
 // The large map. `frame` is where it stands on its canvas, to find the cell under the pointer.
 let frame = null;
 function drawLarge(over = null) {
-  const canvas = byId("head-map"), width = canvas.clientWidth, label = Math.min(110, width * 0.22);
-  const cell = (width - label - 2) / T, side = cell * T, { pen } = fresh(canvas, side + label * 0.8);
-  const { layer, head } = state, chosen = looking(), font = Math.max(9, Math.min(13, cell * 0.72));
+  const canvas = byId("head-map"), width = canvas.clientWidth, font = Math.max(9, Math.min(13, (0.6 * width) / T));
+  const letters = Math.min(14, Math.max(...DATA.tokens.map(({ name }) => name.length)));
+  const label = Math.min(0.62 * font * letters + 12, 0.25 * width), cell = (width - label - 2) / T, side = cell * T;
+  const height = side + 0.87 * label + 8, { pen } = fresh(canvas, height);
+  const { layer, head } = state, chosen = looking();
   frame = { left: label, cell };
-  canvas.style.height = `${side + label * 0.8}px`;
+  canvas.style.height = `${height}px`;
   pen.fillStyle = `rgb(${channels("future").join(" ")})`;
   pen.fillRect(label, 0, side, side);
   for (let t = 0; t < T; t++) {
@@ -96,7 +100,7 @@ function drawLarge(over = null) {
     pen.save();
     pen.translate(label + (n + 0.5) * cell, side + 6);
     pen.rotate(-Math.PI / 3);
-    pen.fillText(name, 0, 0, label * 0.85);
+    pen.fillText(name, 0, 0, label);
     pen.restore();
   }
   pen.strokeStyle = variable("accent");
@@ -118,8 +122,7 @@ function drawLooks(over = null) {
   if (over) say("attention-say", [code(t), ` (${t}) looks at `, code(over[1]), ` (${over[1]}) with weight ${(row[over[1]] / 255).toFixed(2)}.`]);
   else say("attention-say", ["From ", code(t), ` (${t}) this head looks most at`, ...list, "."]);
   attentionTokens.forEach((button, s) => {
-    const [red, green, blue] = channels("for");
-    button.style.background = s <= t ? `rgb(${red} ${green} ${blue} / ${Math.round(row[s] / 2.8)}%)` : "";
+    button.style.background = shade("high", s <= t ? (0.55 * row[s]) / 255 : 0);
     button.classList.toggle("later", s > t);
     button.title = s <= t ? `weight ${(row[s] / 255).toFixed(2)}` : "later: unseen";
   });
@@ -160,7 +163,6 @@ function interesting() {
 }
 
 // Begin: the theme asked for by the address's end (#dark, #light), else the reader's; then draw all.
-legend("attention-legend", "0", "for", "1");
 Object.assign(state, interesting());
 const asked = location.hash.slice(1);
 drawChosen();

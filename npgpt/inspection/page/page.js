@@ -74,9 +74,9 @@ function bars(id, rows) {
   }));
 }
 
-function legend(id, low, name, high) {
+function legend(id, low, colours, high) {
   const ramp = make("span", { class: "ramp" });
-  ramp.style.background = `linear-gradient(to right, ${shade(name, 0)}, ${shade(name, 1)})`;
+  ramp.style.background = `linear-gradient(to right, ${colours.join(", ")})`;
   byId(id).replaceChildren(low, ramp, high);
 }
 

@@ -24,7 +24,7 @@ surpriseTokens.forEach((button, n) => {
   if (n > 0 && n < T) button.style.background = shade("surprise", DATA.bits[n] / MOST_BITS);
   button.title = n === 0 ? "the first token: no prediction" : n < T ? `${DATA.bits[n].toFixed(2)} bits` : "the model’s guess";
 });
-legend("surprise-legend", "0 bits: expected", "surprise", `${MOST_BITS} bits: 1 in ${(2 ** MOST_BITS).toLocaleString("en")}`);
+legend("surprise-legend", "0 bits: expected", [shade("surprise", 0), shade("surprise", 1)], `${MOST_BITS} bits: 1 in ${(2 ** MOST_BITS).toLocaleString("en")}`);
 
 function about(n) {
   const token = DATA.tokens[n], words = [`Token ${token.id}`];
