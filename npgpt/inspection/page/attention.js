@@ -67,6 +67,8 @@ function markHead() {
     button.setAttribute("aria-pressed", chosen);
     button.tabIndex = chosen ? 0 : -1;
   }));
+  const place = byId("heads"), box = small[state.layer][state.head].button.getBoundingClientRect(), window = place.getBoundingClientRect();
+  if (box.top < window.top || box.bottom > window.bottom) place.scrollTop += box.top - window.top - window.height / 2;
 }
 
 // The large map. `frame` is where it stands on its canvas, to find the cell under the pointer.
