@@ -40,7 +40,8 @@ def make_page(report: Report) -> str:
     parts  = {"title": html.escape(f"npgpt inspect: {report.model}"), "style": style, "script": script,
               "style_hash": _hash(style), "script_hash": _hash(script),
               "data": to_script(page_data(report))}
-    return re.sub("{(%s)}" % "|".join(parts), lambda found: parts[found[1]], _part("page.html"))
+    places = f"{{({'|'.join(parts)})}}"                                       # {title}, {style} …
+    return re.sub(places, lambda found: parts[found[1]], _part("page.html"))
 
 
 def page_data(report: Report) -> dict[str, Any]:
@@ -106,9 +107,9 @@ def _notes(report: Report) -> list[str]:
     if not left_out:
         return []
     shown = ", ".join(map(str, report.attention_layers))
-    return [f"To keep the file small, the attention maps of {left_out} of {report.n_layer} layers are left "
-            f"out: shown are layers {shown}. A shorter text has room for more. Everything else is of all "
-            "layers."]
+    note  = (f"To keep the file small, the attention maps of {left_out} of {report.n_layer} layers are left "
+             f"out: shown are layers {shown}. A shorter text has room for more. All else is of all layers.")
+    return [note]
 
 
 def _lower(matrices: np.ndarray) -> np.ndarray:

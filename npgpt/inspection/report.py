@@ -1,4 +1,4 @@
-"""All that is shown of one text, as numbers: what the page (page.py) and the picture (report_picture.py) draw."""
+"""All that is shown of one text, as numbers: what page.py and report_picture.py draw."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -58,8 +58,9 @@ def make_report(name: str, model: GPT, tokenizer: Tokenizer, tokens: Sequence[in
     """name: the model's, to be shown.  tokens: those of the text.
 
     target: the position whose prediction saliency explains, 1 to len(tokens), where the last is the model's
-    guess at what follows.  every: it explains all the others too.  Raises DataError for a text that is empty or too long, or a
-    target that is none of it.
+    guess at what follows.  every: it explains all the others too.
+
+    Raises DataError for a text that is empty or too long, or a target that is none of it.
     """
     array = np.array(tokens, np.int64)
     T     = len(array)

@@ -13,7 +13,9 @@ from npgpt.inspection.pictures import INK, draw_picture, drawable
 from npgpt.inspection.report import Report, evenly
 
 WIDTH, MARGIN   = 10.0, 0.45    # inches
+LEFT            = MARGIN + 0.85                         # of the lens and the maps, beside the layers' names
 MOST_COLUMNS    = 14            # of the lens
+COLUMN, ROW     = (WIDTH - MARGIN - LEFT) / MOST_COLUMNS, 0.2
 MOST_LENS_ROWS  = 19
 MOST_HEADS      = 12
 MOST_MAP_ROWS   = 12
@@ -56,8 +58,8 @@ class _Sheet:
     def _surprisal(self, report: Report) -> None:
         T, bits = len(report.tokens), report.lens.surprisal
         self.head("Surprisal of each token, in bits")
-        self.line("−log₂ of the probability that the model gave the token: 0 is certain, 1 a coin toss, 10 one "
-                  "in a thousand." + (f" Mean {bits.mean():.2f} bits: perplexity {2 ** bits.mean():.1f}."
+        self.line("−log₂ of the probability that the model gave the token: 0 is certain, 1 a coin toss, 10 "
+                  "one in a thousand." + (f" Mean {bits.mean():.2f} bits: perplexity {2 ** bits.mean():.1f}."
                                       if T > 1 else ""))
         most = max(8.0, bits.max(initial=0))
         self.flow(report, [None, *(_mix(SURPRISE, value / most) for value in bits), None],
@@ -69,14 +71,14 @@ class _Sheet:
     def _saliency(self, report: Report) -> None:
         n   = report.target
         row = [position for position, _ in report.targets].index(n)
-        asked = f"“{report.name(n)}”, {'the guess after the text' if n == len(report.tokens) else f'position {n}'}"
+        where = "the guess after the text" if n == len(report.tokens) else f"position {n}"
         for title, how, values in (
-                (f"Sensitivity: what the prediction of {asked}, hung on",
-                 "The length of the gradient of its log-probability in each earlier token's embedding, in nats "
-                 "a unit of length.", report.saliency.sensitivity[row]),
+                (f"Sensitivity: what the prediction of “{report.name(n)}”, {where}, hung on",
+                 "The length of the gradient of its log-probability in each earlier token's embedding.",
+                 report.saliency.sensitivity[row]),
                 ("Contribution: what spoke for it (blue) and against it (red)",
-                 "Gradient × embedding, in nats: to first order, what the log-probability would lose without "
-                 "the token.", report.saliency.contribution[row])):
+                 "Gradient × embedding: to first order, the nats that the log-probability would lose without it.",
+                 report.saliency.contribution[row])):
             self.head(title)
             self.line(how)
             most = abs(values).max() or 1
@@ -86,60 +88,61 @@ class _Sheet:
                        *[""] * (len(values) + 1 - n)], chosen=n)
 
     def _lens(self, report: Report) -> None:
-        lens, T = report.lens, len(report.tokens)
+        T       = len(report.tokens)
         last    = min(T, max(report.target, MOST_COLUMNS))
         columns = range(max(0, last - MOST_COLUMNS), last)
         rows    = evenly(report.n_layer + 1, MOST_LENS_ROWS)
         self.head("Logit lens: the best next token after each layer")
-        self.line("The head reads each layer's result early, through the final norm. The deeper the colour, the "
-                  "surer; bold and framed: what really came.")
-        left, width, height = MARGIN + 0.85, (WIDTH - 2 * MARGIN - 0.85) / MOST_COLUMNS, 0.2
-        reads, came = [report.name(t) for t in columns], [report.name(t + 1) for t in columns]
-        for label, names in (("reads", reads), *((row, None) for row in rows), ("came next", came)):
-            if names is None:
-                words = "embedding" if label == 0 else f"layer {label - 1}"
-            else:
-                words = str(label)
-            self.text(left - 0.08, words, 7.5, ha="right", color=SOFT, family="sans-serif")
-            for n, t in enumerate(columns):
-                x, right = left + n * width, False
-                if names is None:
-                    best  = int(lens.tokens[label, t, 0])
-                    right = t + 1 < T and best == report.tokens[t + 1]
-                    self.box(x, width, height, _mix(SURE, 0.75 * lens.probability[label, t, 0]))
-                    name  = report.names[best]
-                else:
-                    name = names[n] if label == "reads" or t + 1 < T else "?"
-                if right:
-                    self.box(x, width, height, "none", edge=_mix(SURE, 1), inset=0.015)
-                self.text(x + width / 2, _shortened(name, int(width / (LETTER * 7.5)) - 1), 7.5, ha="center",
-                          weight="bold" if right or names is not None else "normal")
-            self.y += height
+        self.line("The head reads each layer's result early, through the final norm. The deeper the colour, "
+                  "the surer; bold and framed: what really came.")
+        self._lens_words("reads", [report.name(t) for t in columns])
+        for layer in rows:
+            self._lens_row(report, layer, columns)
+        self._lens_words("came next", [report.name(t + 1) if t + 1 < T else "?" for t in columns])
         self.y += 0.08
         if len(columns) < T:
             self.line(f"Shown are positions {columns[0]} to {columns[-1]} of 0 to {T - 1}.")
         if len(rows) < report.n_layer + 1:
-            self.line(f"Shown are {len(rows)} of {report.n_layer + 1} rows; the page (--out FILE.html) has all.")
+            self.line(f"Shown are {len(rows)} of {report.n_layer + 1} rows; the page, FILE.html, has all.")
+
+    def _lens_words(self, label: str, names: list[str]) -> None:
+        self.text(LEFT - 0.08, label, 7.5, ha="right", color=SOFT, family="sans-serif")
+        for n, name in enumerate(names):
+            self.text(LEFT + (n + 0.5) * COLUMN, _shortened(name), 7.5, ha="center", weight="bold")
+        self.y += ROW
+
+    def _lens_row(self, report: Report, layer: int, columns: range) -> None:
+        label = f"layer {layer - 1}" if layer else "embedding"
+        self.text(LEFT - 0.08, label, 7.5, ha="right", color=SOFT, family="sans-serif")
+        for n, t in enumerate(columns):
+            best  = int(report.lens.tokens[layer, t, 0])
+            right = t + 1 < len(report.tokens) and best == report.tokens[t + 1]
+            x     = LEFT + n * COLUMN
+            self.box(x, COLUMN, ROW, _mix(SURE, 0.75 * report.lens.probability[layer, t, 0].item()))
+            if right:
+                self.box(x, COLUMN, ROW, "none", edge=_mix(SURE, 1), inset=0.015)
+            self.text(x + COLUMN / 2, _shortened(report.names[best]), 7.5, ha="center",
+                      weight="bold" if right else "normal")
+        self.y += ROW
 
     def _attention(self, report: Report) -> None:
         layers = evenly(len(report.attention_layers), MOST_MAP_ROWS)
         heads  = evenly(report.attention.shape[1], MOST_HEADS)
         self.head("Attention: where each head looks")
-        self.line("A row for each position that looks, a column for each it looks at; a row's weights sum to 1. "
-                  "Shaded by the weight's square root.")
-        left = MARGIN + 0.85
-        side = min(1.1, (WIDTH - MARGIN - left) / len(heads) - 0.06)
+        self.line("A row for each position that looks, a column for each it looks at; a row's weights sum to "
+                  "1. Shaded by the weight's square root.")
+        side = min(1.1, (WIDTH - MARGIN - LEFT) / len(heads) - 0.06)
         for n, head in enumerate(heads):
-            self.text(left + n * (side + 0.06) + side / 2, f"head {head}", 7.5, ha="center", color=SOFT,
+            self.text(LEFT + n * (side + 0.06) + side / 2, f"head {head}", 7.5, ha="center", color=SOFT,
                       family="sans-serif")
         self.y += 0.13
         for layer in layers:
             self.y += side / 2
-            self.text(left - 0.08, f"layer {report.attention_layers[layer]}", 7.5, ha="right", color=SOFT,
+            self.text(LEFT - 0.08, f"layer {report.attention_layers[layer]}", 7.5, ha="right", color=SOFT,
                       family="sans-serif")
             self.y -= side / 2
             for n, head in enumerate(heads):
-                self.map(left + n * (side + 0.06), side, report.attention[layer, head])
+                self.map(LEFT + n * (side + 0.06), side, report.attention[layer, head])
             self.y += side + 0.06
         self.y += 0.1
         left_out = []
@@ -148,7 +151,7 @@ class _Sheet:
         if len(heads) < report.attention.shape[1]:
             left_out.append(f"{len(heads)} of {report.attention.shape[1]} heads")
         if left_out:
-            self.line(f"Shown are {' and '.join(left_out)}; the page (--out FILE.html) has more.")
+            self.line(f"Shown are {' and '.join(left_out)}; the page, FILE.html, has more.")
 
     # What they are made of
 
@@ -214,5 +217,7 @@ def _mix(colour: tuple[int, int, int], share: float) -> tuple[float, ...]:
     return tuple(1 - (1 - part / 255) * float(min(1.0, max(0.0, share))) for part in colour)
 
 
-def _shortened(name: str, most: int) -> str:
+def _shortened(name: str) -> str:
+    """What fits into a column of the lens."""
+    most = int(COLUMN / (LETTER * 7.5)) - 1
     return name if len(name) <= most else f"{name[:most - 1]}…"

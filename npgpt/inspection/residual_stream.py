@@ -47,7 +47,7 @@ def check_tokens(model: GPT, tokens: np.ndarray) -> None:
     T, block_size = tokens.shape[1], model.config.block_size
     if T == 0:
         raise DataError("the text is empty: give at least one token to look at")
-    if T > block_size:
+    if block_size < T:
         raise DataError(f"the text has {T:,} tokens, and the model reads at most {block_size:,}: shorten it")
     wrong = (tokens < 0) | (tokens >= model.config.vocab_size)
     if wrong.any():

@@ -7,14 +7,15 @@ import unicodedata
 from collections.abc import Sequence
 
 VISIBLE = {" ": "·", "\n": "↵", "\t": "⇥", "\r": "‹CR›"}
-UNSEEN  = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")                   # categories that show nothing
-MARKS   = ("Mn", "Me", "Mc")                                                 # … nothing without a letter before
-LONGEST = 40                                                                 # characters of a name
+UNSEEN  = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")          # categories that show nothing
+MARKS   = ("Mn", "Me", "Mc")                                        # … without a letter before them
+LONGEST = 40                                                        # characters of a name
 
 
 def token_name(data: bytes) -> str:
     """data: the token's bytes"""
-    parts, place = [], 0
+    parts: list[str] = []
+    place = 0
     while place < len(data):
         for length in range(1, 5):
             try:
