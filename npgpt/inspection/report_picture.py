@@ -4,6 +4,7 @@ All is laid out by hand in inches from the top left corner: the letters are of o
 each token is known beforehand. What finds no room on a page is left out evenly, and a line says so.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,15 @@ class _Sheet:
                  "The length of the gradient of its log-probability in each earlier token's embedding.",
                  report.saliency.sensitivity[row]),
                 ("Contribution: what spoke for it (blue) and against it (red)",
-                 "Gradient × embedding: to first order, the nats that the log-probability would lose without it.",
+                 "Gradient × embedding, to first order what the log-probability would lose without it, in nats.",
                  report.saliency.contribution[row])):
             self.head(title)
             self.line(how)
-            most = abs(values).max() or 1
+            most   = abs(values).max() or 1.0
+            places = max(0, 1 - math.floor(math.log10(most)))                # two digits of the largest
             self.flow(report, [*(_mix(FOR if value >= 0 else AGAINST, abs(value) / most)
                                  for value in values[:n]), *[None] * (len(values) + 1 - n)],
-                      [*(f"{value:.2g}".replace("-", "−") for value in values[:n]),
+                      [*(f"{value:.{places}f}".replace("-", "−") for value in values[:n]),
                        *[""] * (len(values) + 1 - n)], chosen=n)
 
     def _lens(self, report: Report) -> None:
