@@ -19,6 +19,7 @@ import numpy as np
 from npgpt.errors import ConfigError
 from npgpt.files import atomic_write
 from npgpt.inspection.report import Report
+from npgpt.inspection.token_names import token_name
 
 SCRIPTS = ("page.js", "text.js", "lens.js", "attention.js")
 
@@ -84,7 +85,7 @@ def _token(report: Report, n: int) -> dict[str, Any]:
     if not (data.isascii() and data.decode().isprintable()):
         token["bytes"] = data.hex(" ").upper()
     if report.cut[n]:
-        token["cut"] = "".join(c if c.isprintable() else f"‹{ord(c) & 0xFF:02X}›" for c in report.cut[n])
+        token["cut"] = token_name(report.cut[n].encode())
     if b"\n" in data:
         token["breaks"] = True
     return token
