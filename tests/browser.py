@@ -33,12 +33,10 @@ class Element:
         return "".join(child if isinstance(child, str) else child.text for child in self.children)
 
     def all(self, tag=None, **attributes):
-        """The elements inside with this tag and these attributes; class: one of its classes."""
+        """The elements inside with this tag and these attributes."""
         for child in self.children:
             if isinstance(child, Element):
-                if tag in (None, child.tag) and all(value in (child.attributes.get(name) or "").split() if name
-                                                    == "class" else child.attributes.get(name) == value
-                                                    for name, value in attributes.items()):
+                if tag in (None, child.tag) and attributes.items() <= child.attributes.items():
                     yield child
                 yield from child.all(tag, **attributes)
 

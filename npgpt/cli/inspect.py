@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from npgpt.cli.arguments import parse
 from npgpt.errors import ConfigError, DataError
 from npgpt.inspection.page import write_page
+from npgpt.inspection.pictures import check_matplotlib
 from npgpt.inspection.report import make_report
 from npgpt.inspection.report_picture import write_picture
 from npgpt.terminal import warn
@@ -49,7 +50,8 @@ def run(arguments: list[str]) -> int:
     tokens  = loaded.tokenizer.encode_ordinary(options.text.replace("\\n", "\n"))
     target  = len(tokens) if options.target is None else options.target
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task   = progress.add_task("predictions explained", total=None)
         report = make_report(
             options.model.resolve().name, loaded.model, loaded.tokenizer, tokens, target, page,
@@ -70,5 +72,7 @@ def _check(options: Options) -> None:
         raise ConfigError(f"cannot write {options.out}: there is no folder {options.out.parent}")
     if options.out.exists() and not options.out.is_file():
         raise ConfigError(f"cannot write {options.out}: it is no regular file")
+    if options.out.suffix.lower() == ".png":
+        check_matplotlib()
     if not options.text:
         raise DataError("the text is empty: give by --text what the model is to read")

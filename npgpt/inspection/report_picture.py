@@ -78,7 +78,7 @@ class _Sheet:
                  "The length of the gradient of its log-probability in each earlier token's embedding.",
                  report.saliency.sensitivity[row]),
                 ("Contribution: what spoke for it (blue) and against it (red)",
-                 "Gradient × embedding, to first order what the log-probability would lose without it, in nats.",
+                 "Gradient × embedding: to first order, the nats the log-probability would lose without it.",
                  report.saliency.contribution[row])):
             self.head(title)
             self.line(how)

@@ -107,7 +107,7 @@ def forward_from(model, embedded):
 def test_many_targets_go_through_in_parts_in_any_order_and_tell_how_far_they_are():
     model  = random_model(GPTConfig(11, 64, 1, 2, 8), "float64")
     tokens = np.random.default_rng(0).integers(0, 11, 40)
-    assert 40 * 41 // 2 > 2 * TOKENS_AT_ONCE
+    assert 2 * TOKENS_AT_ONCE < 40 * 41 // 2
     targets = [(int(n), int(n) % 11) for n in np.random.default_rng(1).permutation(40) + 1]
     told    = []
     together = saliency(model, tokens, targets, lambda done, total: told.append((done, total)))
@@ -166,7 +166,8 @@ def test_attention_maps_are_those_of_transformers(kind, dtype, tolerance, tmp_pa
 
 def test_bad_texts_targets_and_weights_are_one_sentence():
     model = build({})
-    for tokens, sentence in (([], "the text is empty"), (range(9), "has 9 tokens, and the model reads at most 8"),
+    for tokens, sentence in (([], "the text is empty"),
+                             (range(9), "has 9 tokens, and the model reads at most 8"),
                              ([3, 11], "token 11 is not in the model's vocabulary of 11"),
                              ([-1], "token -1 is not")):
         for look in (residual_stream, lambda *of: saliency(of[0], of[1][0], [(1, 0)])):
