@@ -23,7 +23,7 @@ def sheet(monkeypatch):
         width, height = figure.get_size_inches()
         for text in axes.texts:
             box = text.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
-            assert 0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= height, text
+            assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height, text
         return [text.get_text() for text in axes.texts], axes.images, axes.patches
     return draw
 
