@@ -10,6 +10,7 @@ from model_folders import random_model
 from npgpt import GPT, GPTConfig
 from npgpt.errors import CheckpointError, DataError
 from npgpt.evaluation.scoring import Span, surprisals
+from npgpt.inspection import logit_lens as logit_lens_module
 from npgpt.inspection.attention_maps import attention_maps
 from npgpt.inspection.logit_lens import logit_lens
 from npgpt.inspection.residual_stream import residual_stream
@@ -130,6 +131,15 @@ def test_the_lens_reads_early_layers_through_the_final_norm_and_the_head():
     expected = log_probabilities(3 * np.tanh(x @ model.lm_head.weight.data.T / 3))
     np.testing.assert_allclose(np.log(lens.probability[0]), -np.sort(-expected, -1), atol=1e-12)
     assert abs(lens.probability[1] - lens.probability[0]).max() > 0.01
+
+
+def test_the_lens_is_the_same_where_logits_come_in_parts(monkeypatch):
+    model  = build({})
+    stream = residual_stream(model, TOKENS[None])
+    whole  = logit_lens(model, stream, TOKENS)
+    monkeypatch.setattr(logit_lens_module, "LOGITS_AT_ONCE", 3 * 11)
+    for part, of_parts in zip(whole, logit_lens(model, stream, TOKENS), strict=True):
+        np.testing.assert_allclose(of_parts, part, rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-6), ("float32", 1e-5)])
