@@ -15,6 +15,7 @@ from npgpt.inspection.token_names import characters_cut, token_name
 
 NASTY = ("</script><script>document.title='run'</script><!--<img id=injected src=x onerror=alert(1)>\n"
          "\"quoted\" & 'so' {style} {data} 😀é\u202e\u2028 \\u003c\x00")
+NAME = "</script><!--<script><b>{data}</b>\u2028"
 DRIVER = """
 const told = {};
 document.addEventListener("securitypolicyviolation", (event) => {
@@ -63,7 +64,7 @@ def made():
     tokenizer = BPETokenizer.train(["to be or not to be", "<script> </script>"] * 3, vocab_size=270)
     tokens    = tokenizer.encode_ordinary(NASTY)
     config    = GPTConfig(tokenizer.vocab_size + 30, 256, 3, 2, 8)            # ids that no text has
-    return make_report("<b>{data}</b>", random_model(config), tokenizer, tokens, 7)
+    return make_report(NAME, random_model(config), tokenizer, tokens, 7)
 
 
 def read(root, id):
@@ -75,9 +76,9 @@ def test_the_page_holds_all_it_needs_and_no_address(made):
     markup = re.sub(r'<script type="application/json" id="data">.*?</script>', "", text, flags=re.S)
     assert not re.search(r"https?:|src=|@import|url\(|<link|innerHTML|eval\(", markup)
     assert text.count("<script") == text.count("</script>") == 2 and "<!--" not in text
-    assert "\u2028" not in text and "&lt;b&gt;{data}&lt;/b&gt;" in text
+    assert text.count("\u2028") == 1 and "&lt;b&gt;{data}&lt;/b&gt;" in text
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
-    assert data["model"] == "<b>{data}</b>"
+    assert data["model"] == NAME
     assert [token["cut"] for token in data["tokens"] if "cut" in token] == [
         *4 * "😀", *2 * "é", *3 * ["‹U+202E›"], *3 * ["‹U+2028›"]]
     assert [token["name"] for token in data["tokens"]] == [token_name(b) for b in made.data]
@@ -90,7 +91,7 @@ def test_a_browser_draws_it_and_runs_nothing_of_the_text(made, tmp_path):
     assert root.one("html").attributes.get("data-drawn") == "yes", read(root, "error").text
     assert "hidden" in read(root, "error").attributes
     assert not list(root.all("img")) and not list(root.all(id="injected"))
-    assert read(root, "model").text == "<b>{data}</b>" and root.one("title").text.endswith("<b>{data}</b>")
+    assert read(root, "model").text == NAME and root.one("title").text == f"npgpt inspect: {NAME}"
     T     = len(made.tokens)
     names = [made.name(n) for n in range(T + 1)]
     for id, shown in (("surprise-strip", names), ("saliency-strip", names), ("attention-strip", names[:T])):
