@@ -11,24 +11,26 @@ const looking = () => Math.min(state.token, T - 1);            // after the text
 let ramp = [];                                                 // of a byte, its colour
 function mixRamp() {
   const low = channels("low"), high = channels("high");
-  ramp = Array.from({ length: 256 }, (_, byte) => lerp(low, high, Math.sqrt(byte / 255)));      // faint ones show
+  ramp = Array.from({ length: 256 }, (_, byte) => lerp(low, high, Math.sqrt(byte / 255))); // faint ones show
   const stops = [0, 1, 2, 3, 4, 5, 6].map((n) => `rgb(${ramp[Math.round((255 * n) / 6)].join(" ")})`);
   legend("attention-legend", "weight 0", stops, "1, by its square root");
 }
 
-const SMALL = Math.min(T, 48);                                 // pixels of a small map, each the strongest of its part
+const SMALL = Math.min(T, 48);                                 // pixels: of more the strongest is shown
 const small = [];
 function drawHeads() {
-  const place = byId("heads"), names = make("div", { class: "layer", "aria-hidden": "true" }, make("span", { class: "layer-name" }, "head"));
+  const place = byId("heads"), names = make("div", { class: "layer", "aria-hidden": "true" });
+  names.append(make("span", { class: "layer-name" }, "head"));
   const room = Math.floor((place.clientWidth - 100) / HEADS) - 4;
-  place.style.setProperty("--map", `${Math.max(34, Math.min(84, room))}px`);
+  place.style.setProperty("--map", `${clamp(room, 34, 84)}px`);
   for (let head = 0; head < HEADS; head++) names.append(make("span", { class: "head-name" }, head));
   place.append(names);
   ATTENTION.layers.forEach((number, layer) => {
     const row = make("div", { class: "layer" }, make("span", { class: "layer-name" }, `layer ${number}`));
     small.push(Array.from({ length: HEADS }, (_, head) => {
-      const canvas = make("canvas", { width: SMALL, height: SMALL });
-      const button = make("button", { type: "button", class: "head", "aria-label": `layer ${number}, head ${head}`, title: `layer ${number}, head ${head}` }, canvas);
+      const canvas = make("canvas", { width: SMALL, height: SMALL }), name = `layer ${number}, head ${head}`;
+      const told = { "aria-label": name, title: name };
+      const button = make("button", { type: "button", class: "head", ...told }, canvas);
       button.addEventListener("click", () => set({ layer, head }));
       row.append(button);
       return { button, canvas };
@@ -36,10 +38,11 @@ function drawHeads() {
     place.append(row);
   });
   place.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+    const step = ARROWS[event.key];
     if (!step) return;
     event.preventDefault();
-    set({ layer: Math.max(0, Math.min(MAPS - 1, state.layer + step[0])), head: Math.max(0, Math.min(HEADS - 1, state.head + step[1])) });
+    const layer = clamp(state.layer + step[0], 0, MAPS - 1), head = clamp(state.head + step[1], 0, HEADS - 1);
+    set({ layer, head });
     small[state.layer][state.head].button.focus();
   });
 }
@@ -48,7 +51,8 @@ drawHeads();
 function drawSmall() {
   const chosen = looking(), future = channels("future");
   small.forEach((row, layer) => row.forEach(({ canvas }, head) => {
-    const pen = canvas.getContext("2d"), image = pen.createImageData(SMALL, SMALL), strongest = new Int16Array(SMALL * SMALL).fill(-1);
+    const pen = canvas.getContext("2d"), image = pen.createImageData(SMALL, SMALL);
+    const strongest = new Int16Array(SMALL * SMALL).fill(-1);
     const row = state.maps === "row" ? looks(layer, head, chosen) : null;
     for (let t = 0; t < T; t++) {
       const line = row || looks(layer, head, t), y = Math.floor((t * SMALL) / T) * SMALL;
@@ -67,16 +71,18 @@ function markHead() {
     button.setAttribute("aria-pressed", chosen);
     button.tabIndex = chosen ? 0 : -1;
   }));
-  const place = byId("heads"), box = small[state.layer][state.head].button.getBoundingClientRect(), window = place.getBoundingClientRect();
-  if (box.top < window.top || box.bottom > window.bottom) place.scrollTop += box.top - window.top - window.height / 2;
+  const place = byId("heads"), seen = place.getBoundingClientRect();
+  const box = small[state.layer][state.head].button.getBoundingClientRect();
+  if (box.top < seen.top || box.bottom > seen.bottom) place.scrollTop += box.top - seen.top - seen.height / 2;
 }
 
 // The large map. `frame` is where it stands on its canvas, to find the cell under the pointer.
 let frame = null;
 function drawLarge(over = null) {
-  const canvas = byId("head-map"), width = canvas.clientWidth, font = Math.max(9, Math.min(13, (0.6 * width) / T));
+  const canvas = byId("head-map"), width = canvas.clientWidth, font = clamp((0.6 * width) / T, 9, 13);
   const letters = Math.min(14, Math.max(...DATA.tokens.map(({ name }) => name.length)));
-  const label = Math.min(0.62 * font * letters + 12, 0.25 * width), cell = (width - label - 2) / T, side = cell * T;
+  const label = Math.min(0.62 * font * letters + 12, 0.25 * width);
+  const cell = (width - label - 2) / T, side = cell * T;
   const height = side + 0.87 * label + 8, { pen } = fresh(canvas, height);
   const { layer, head } = state, chosen = looking();
   frame = { left: label, cell };
@@ -90,7 +96,7 @@ function drawLarge(over = null) {
     });
   }
   const every = Math.ceil((font + 1) / cell), shown = (n) => n % every === 0 || n === chosen;
-  const clear = (n) => n === chosen || Math.abs(n - chosen) >= every;        // the chosen one's label has room
+  const clear = (n) => n === chosen || Math.abs(n - chosen) >= every;        // room for the chosen one's name
   pen.font = `${font}px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace`;
   pen.textBaseline = "middle";
   for (let n = 0; n < T; n++) {
@@ -112,33 +118,48 @@ function drawLarge(over = null) {
     pen.strokeStyle = variable("ink");
     pen.strokeRect(label + over[1] * cell, over[0] * cell, cell, cell);
   }
-  byId("head-name").textContent = `Layer ${ATTENTION.layers[layer]}, head ${head}`;
-  canvas.setAttribute("aria-label", `Attention map of layer ${ATTENTION.layers[layer]}, head ${head}; the chosen token’s row is told below`);
+  const name = `Layer ${ATTENTION.layers[layer]}, head ${head}`;
+  byId("head-name").textContent = name;
+  canvas.setAttribute("aria-label", `${name}: attention map; the chosen token’s row is told below`);
 }
 
 const attentionTokens = strip("attention-strip", "The text, coloured by the chosen head's attention", false);
 function drawLooks(over = null) {
   const t = over ? over[0] : looking(), row = looks(state.layer, state.head, t);
-  const order = Array.from(row, (byte, s) => ({ p: byte / 255, s })).sort((a, b) => b.p - a.p).slice(0, 3).filter(({ p }) => p > 0);
-  const list = order.flatMap(({ p, s }, n) => [n ? ", " : " ", code(s), ` (${s}) ${percent(p)}`]);
-  if (over) say("attention-say", [code(t), ` (${t}) looks at `, code(over[1]), ` (${over[1]}) with weight ${(row[over[1]] / 255).toFixed(2)}.`]);
-  else say("attention-say", ["From ", code(t), ` (${t}) this head looks most at`, ...list, "."]);
+  const weight = (s) => (row[s] / 255).toFixed(2);
+  if (over) {
+    const s = over[1];
+    say("attention-say", [code(t), ` (${t}) looks at `, code(s), ` (${s}) with weight ${weight(s)}.`]);
+  } else {
+    const order = Array.from(row, (byte, s) => ({ p: byte / 255, s })).sort((a, b) => b.p - a.p);
+    const most = order.slice(0, 3).filter(({ p }) => p > 0);
+    const list = most.flatMap(({ p, s }, n) => [n ? ", " : " ", code(s), ` (${s}) ${percent(p)}`]);
+    say("attention-say", ["From ", code(t), ` (${t}) this head looks most at`, ...list, "."]);
+  }
   attentionTokens.forEach((button, s) => {
     button.style.background = shade("high", s <= t ? (0.55 * row[s]) / 255 : 0);
     button.classList.toggle("later", s > t);
-    button.title = s <= t ? `weight ${(row[s] / 255).toFixed(2)}` : "later: unseen";
+    button.title = s <= t ? `weight ${weight(s)}` : "later: unseen";
   });
 }
 
 function cellUnder(event) {
   const box = byId("head-map").getBoundingClientRect();
-  const t = Math.floor((event.clientY - box.top) / frame.cell), s = Math.floor((event.clientX - box.left - frame.left) / frame.cell);
+  const t = Math.floor((event.clientY - box.top) / frame.cell);
+  const s = Math.floor((event.clientX - box.left - frame.left) / frame.cell);
   return t >= 0 && t < T && s >= 0 && s <= t ? [t, s] : null;
 }
 const large = byId("head-map");
-large.addEventListener("pointermove", (event) => { const over = cellUnder(event); drawLarge(over); drawLooks(over); });
-large.addEventListener("pointerleave", () => { drawLarge(); drawLooks(); });
-large.addEventListener("click", (event) => { const over = cellUnder(event); if (over) choose(over[0]); });
+function drawChosenHead(over = null) {
+  drawLarge(over);
+  drawLooks(over);
+}
+large.addEventListener("pointermove", (event) => drawChosenHead(cellUnder(event)));
+large.addEventListener("pointerleave", () => drawChosenHead());
+large.addEventListener("click", (event) => {
+  const over = cellUnder(event);
+  if (over) choose(over[0]);
+});
 large.addEventListener("keydown", (event) => {
   const step = { ArrowUp: -1, ArrowDown: 1 }[event.key];
   if (step) { event.preventDefault(); choose(looking() + step); }
@@ -149,7 +170,7 @@ follow("theme", mixRamp);
 follow("theme maps", drawSmall);
 follow("token", () => { if (state.maps === "row") drawSmall(); });
 follow("layer head", markHead);
-follow("token layer head theme", () => { drawLarge(); drawLooks(); });
+follow("token layer head theme", () => drawChosenHead());
 
 // The head shown first: the one that looks most at single tokens other than the first, the last and itself.
 function interesting() {

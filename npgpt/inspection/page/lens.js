@@ -18,8 +18,9 @@ function drawTable() {
     const row = make("tr", {}, make("th", { scope: "row" }, layerName(layer))), cells = [];
     for (let t = 0; t < T; t++) {
       const [guess] = guesses(layer, t), right = guess.index === came(t);
-      const cell = make("td", { tabindex: -1, class: right ? "right" : "", "data-layer": layer, "data-position": t,
-        "aria-label": `${layerName(layer)}, after ${nameOf(t)}: ${guess.name}, ${percent(guess.p)}${right ? ", right" : ""}` }, guess.name);
+      const told = `${layerName(layer)}, after ${nameOf(t)}: ${guess.name}, ${percent(guess.p)}`;
+      const cell = make("td", { tabindex: -1, class: right ? "right" : "", "data-layer": layer,
+        "data-position": t, "aria-label": right ? `${told}, right` : told }, guess.name);
       cell.style.background = shade("sure", 0.75 * guess.p);
       cells.push(cell);
       row.append(cell);
@@ -46,24 +47,38 @@ function drawLens() {
   marked.classList.add("at");
   marked.tabIndex = 0;
   guessBars("lens-bars", layer, t);
-  const next = t + 1 < T ? [" What came next, ", code(t + 1), `, is guess ${LENS.rank[layer][t] + 1} here, at ${oneIn(LENS.bits[layer][t])}.`] : [];
-  say("lens-say", [layer === 0 ? "From the embedding alone" : `After ${layerName(layer)}`, ", having read up to ", code(t), ` (position ${t}), the best guess is `,
-    code(guesses(layer, t)[0].name), ".", ...next]);
+  const rank = LENS.rank[layer][t] + 1, chance = oneIn(LENS.bits[layer][t]);
+  say("lens-say", [layer === 0 ? "From the embedding alone" : `After ${layerName(layer)}`,
+    ", having read up to ", code(t), ` (position ${t}), the best guess is `,
+    code(guesses(layer, t)[0].name), ".",
+    ...(t + 1 < T ? [" What came next, ", code(t + 1), `, is guess ${rank} here, at ${chance}.`] : [])]);
   drawCurve(t, layer);
 }
 const table = byId("lens-table");
-table.addEventListener("pointerover", (event) => { const cell = cellOf(event.target); if (cell) set({ cell }); });
-table.addEventListener("pointerleave", () => set({ cell: null }));
-table.addEventListener("click", (event) => { const cell = cellOf(event.target); if (cell) { choose(cell[1] + 1); set({ cell }); } });
-table.addEventListener("focusin", (event) => { const cell = cellOf(event.target); if (cell) set({ cell }); });
-table.addEventListener("keydown", (event) => {
-  const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+function look(event) {
+  const cell = cellOf(event.target);
+  if (cell) set({ cell });
+}
+function pick(event) {
   const cell = cellOf(event.target);
   if (!cell) return;
-  if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose(cell[1] + 1); set({ cell }); }
-  if (!step) return;
+  choose(cell[1] + 1);                                          // what was to be foreseen there
+  set({ cell });
+}
+table.addEventListener("pointerover", look);
+table.addEventListener("focusin", look);
+table.addEventListener("pointerleave", () => set({ cell: null }));
+table.addEventListener("click", pick);
+table.addEventListener("keydown", (event) => {
+  const step = ARROWS[event.key], enter = event.key === "Enter" || event.key === " ";
+  const cell = cellOf(event.target);
+  if (!cell || !(step || enter)) return;
   event.preventDefault();
-  const layer = Math.max(0, Math.min(LAYERS - 1, cell[0] + step[0])), t = Math.max(0, Math.min(T - 1, cell[1] + step[1]));
+  if (enter) {
+    pick(event);
+    return;
+  }
+  const layer = clamp(cell[0] + step[0], 0, LAYERS - 1), t = clamp(cell[1] + step[1], 0, T - 1);
   set({ cell: [layer, t] });
   lensCells[layer][t].focus();
 });
@@ -76,12 +91,13 @@ function showColumn() {
 }
 follow("token", showColumn);
 
-// A curve over the layers: the probability of the token that really came, or of the final guess after the text.
+// A curve over the layers: the probability of the token that really came, or of the guess after the text.
 function drawCurve(t, layer) {
   const canvas = byId("lens-curve"), what = nameOf(t + 1), bits = LENS.bits.map((row) => row[t]);
   const { pen, width, height } = fresh(canvas);
   const left = 44, right = 8, top = 22, bottom = 20, ink = variable("soft"), line = variable("line");
-  const x = (n) => left + ((width - left - right) * n) / Math.max(1, LAYERS - 1), y = (p) => height - bottom - (height - top - bottom) * p;
+  const x = (n) => left + ((width - left - right) * n) / Math.max(1, LAYERS - 1);
+  const y = (p) => height - bottom - (height - top - bottom) * p;
   pen.font = "12px system-ui, sans-serif";
   pen.fillStyle = ink;
   pen.fillText(`Probability of ${what} by layer`, 0, 12, width);
@@ -99,7 +115,8 @@ function drawCurve(t, layer) {
   bits.forEach((each, n) => pen.lineTo(x(n), y(2 ** -each)));
   pen.stroke();
   pen.beginPath(); pen.arc(x(layer), y(2 ** -bits[layer]), 4.5, 0, 7); pen.fill();
-  canvas.setAttribute("aria-label", `Probability of ${what} after each layer, from ${percent(2 ** -bits[0])} to ${percent(2 ** -bits[LAYERS - 1])}`);
+  const [first, last] = [bits[0], bits[LAYERS - 1]].map((each) => percent(2 ** -each));
+  canvas.setAttribute("aria-label", `Probability of ${what} after each layer, from ${first} to ${last}`);
 }
 
 // A canvas of its size on the page, with sharp pixels.

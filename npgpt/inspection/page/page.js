@@ -8,9 +8,10 @@ window.onerror = (message, source, line) => {
 };
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const T = DATA.tokens.length;                                   // position T is the model's guess after the text
+const T = DATA.tokens.length;                            // and position T is the model's guess after the text
 const unpacked = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 const byId = (id) => document.getElementById(id);
+const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 const lerp = (from, to, share) => from.map((part, n) => Math.round(part + (to[n] - part) * share));
 
 function make(tag, attributes = {}, ...content) {
@@ -19,6 +20,9 @@ function make(tag, attributes = {}, ...content) {
   element.append(...content);                                   // text stays text: nothing is read as HTML
   return element;
 }
+
+// What an arrow key moves in a table: [rows, columns].
+const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
 // State: whoever draws something registers with `follow`, and is called with the names of what changed.
 
@@ -30,13 +34,13 @@ function set(changes) {
   Object.assign(state, changes);
   for (const [names, draw] of followers) if (names.some((name) => changed.includes(name))) draw();
 }
-const choose = (token) => set({ token: Math.max(0, Math.min(T, token)), cell: null });
+const choose = (token) => set({ token: clamp(token, 0, T), cell: null });
 
 // Colours are CSS variables of the theme, mixed here.
 
 const variable = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const channels = (name) => variable(name).split(" ").map(Number);
-const shade = (name, share) => `rgb(var(--${name}) / ${Math.round(100 * Math.max(0, Math.min(1, share)))}%)`;
+const shade = (name, share) => `rgb(var(--${name}) / ${Math.round(100 * clamp(share, 0, 1))}%)`;
 
 // Words and numbers.
 
@@ -51,7 +55,8 @@ function percent(p) {
 function oneIn(bits) {
   if (bits < 1) return percent(2 ** -bits);
   const times = 2 ** bits;
-  return `1 in ${times < 10 ? times.toFixed(1) : times < 1e6 ? Math.round(times).toLocaleString("en") : times.toExponential(1)}`;
+  if (times >= 1e6) return `1 in ${times.toExponential(1)}`;
+  return `1 in ${times < 10 ? times.toFixed(1) : Math.round(times).toLocaleString("en")}`;
 }
 function ordinal(n) {
   const end = n % 100 > 10 && n % 100 < 14 ? "th" : { 1: "st", 2: "nd", 3: "rd" }[n % 10] || "th";
@@ -87,7 +92,8 @@ function strip(id, label, guess = true) {
   place.setAttribute("role", "group");
   place.setAttribute("aria-label", `${label}: arrow keys choose a token`);
   for (let n = 0; n < T + guess; n++) {
-    const button = make("button", { type: "button", class: n < T ? "token" : "token guess", "data-token": n }, nameOf(n));
+    const kind = n < T ? "token" : "token guess";
+    const button = make("button", { type: "button", class: kind, "data-token": n }, nameOf(n));
     button.addEventListener("click", () => choose(n));
     buttons.push(button);
     place.append(button);

@@ -1,7 +1,7 @@
 // Panels 1 and 2: the text coloured by surprisal, and by what the chosen token's prediction hung on.
 
 const MOST_BITS = Math.max(8, Math.ceil(Math.max(...DATA.bits.slice(1))));
-const LENS = DATA.lens, BEST = LENS.best, LAYERS = LENS.bits.length;                 // the embedding and each layer
+const LENS = DATA.lens, BEST = LENS.best, LAYERS = LENS.bits.length;        // the embedding and each layer
 const topToken = new Uint32Array(unpacked(LENS.top).buffer);
 const topChance = new Uint16Array(unpacked(LENS.chance).buffer);
 
@@ -16,15 +16,19 @@ const came = (position) => (position + 1 < T ? LENS.came[position + 1] : -1);   
 function guessBars(id, layer, position) {
   const right = came(position), list = guesses(layer, position);
   bars(id, list.map((guess) => ({
-    name: guess.name, share: guess.p, value: percent(guess.p), colour: shade("sure", 0.9), came: guess.index === right })));
+    name: guess.name, share: guess.p, value: percent(guess.p), colour: shade("sure", 0.9),
+    came: guess.index === right })));
 }
 
 const surpriseTokens = strip("surprise-strip", "The text, coloured by surprise");
 surpriseTokens.forEach((button, n) => {
-  if (n > 0 && n < T) button.style.background = shade("surprise", DATA.bits[n] / MOST_BITS);
-  button.title = n === 0 ? "the first token: no prediction" : n < T ? `${DATA.bits[n].toFixed(2)} bits` : "the model’s guess";
+  button.title = n === 0 ? "the first token: no prediction" : "the model’s guess";
+  if (n === 0 || n === T) return;
+  button.style.background = shade("surprise", DATA.bits[n] / MOST_BITS);
+  button.title = `${DATA.bits[n].toFixed(2)} bits`;
 });
-legend("surprise-legend", "0 bits: expected", [shade("surprise", 0), shade("surprise", 1)], `${MOST_BITS} bits: 1 in ${(2 ** MOST_BITS).toLocaleString("en")}`);
+legend("surprise-legend", "0 bits: expected", [shade("surprise", 0), shade("surprise", 1)],
+  `${MOST_BITS} bits: 1 in ${(2 ** MOST_BITS).toLocaleString("en")}`);
 
 function about(n) {
   const token = DATA.tokens[n], words = [`Token ${token.id}`];
@@ -36,33 +40,39 @@ function about(n) {
 function drawSurprise() {
   const n = state.token;
   if (n === 0) {
-    say("surprise-say", [code(0), " is where the text begins: the model was not asked to foresee it."], about(0));
+    say("surprise-say", [code(0), " is where the text begins: the model was not asked to foresee it."],
+      about(0));
     bars("surprise-bars", []);
     return;
   }
   guessBars("surprise-bars", LAYERS - 1, n - 1);
   if (n === T) {
-    say("surprise-say", ["After the whole text the model holds ", code(T), ` the most likely: ${percent(2 ** -DATA.bits[T])}.`],
+    const chance = percent(2 ** -DATA.bits[T]);
+    say("surprise-say", ["After the whole text the model holds ", code(T), ` the most likely: ${chance}.`],
       ["The bars show its five best guesses."]);
     return;
   }
   const bits = DATA.bits[n], rank = LENS.rank[LAYERS - 1][n - 1];
   const mean = DATA.bits.slice(1, T).reduce((sum, each) => sum + each, 0) / (T - 1);
   say("surprise-say",
-    [code(n), ` cost ${bits.toFixed(2)} bits: after `, code(n - 1), ` the model gave it a probability of ${oneIn(bits)}, `,
+    [code(n), ` cost ${bits.toFixed(2)} bits: after `, code(n - 1),
+      ` the model gave it a probability of ${oneIn(bits)}, `,
       rank === 0 ? "its first guess." : `its ${ordinal(rank + 1)} guess.`],
-    about(n), [`On average a token of this text cost ${mean.toFixed(2)} bits; the perplexity is ${(2 ** mean).toFixed(1)}.`]);
+    about(n),
+    [`On average a token of this text cost ${mean.toFixed(2)} bits; perplexity ${(2 ** mean).toFixed(1)}.`]);
 }
 follow("token", drawSurprise);
 
 // Saliency: row n − 1 belongs to the prediction at position n, and has n values.
 
 const saliencyTokens = strip("saliency-strip", "The text, coloured by saliency");
-const packed = { sensitivity: unpacked(DATA.saliency.sensitivity), contribution: unpacked(DATA.saliency.contribution) };
+const packed = {
+  sensitivity: unpacked(DATA.saliency.sensitivity), contribution: unpacked(DATA.saliency.contribution) };
 function salience(n, kind) {
-  const start = (n * (n - 1)) / 2, row = packed[kind].subarray(start, start + n), most = DATA.saliency[`${kind}_most`][n - 1];
-  return Array.from(row, (byte) => ({ share: kind === "sensitivity" ? byte / 255 : (byte - 128) / 127 }))
-    .map(({ share }) => ({ share, value: share * most }));
+  const start = (n * (n - 1)) / 2, most = DATA.saliency[`${kind}_most`][n - 1];
+  const shares = Array.from(packed[kind].subarray(start, start + n),
+    (byte) => (kind === "sensitivity" ? byte / 255 : (byte - 128) / 127));
+  return shares.map((share) => ({ share, value: share * most }));
 }
 
 function drawSaliency() {
@@ -70,22 +80,26 @@ function drawSaliency() {
   saliencyTokens.forEach((button, s) => {
     const cell = row[s], share = cell ? cell.share : 0;
     button.classList.toggle("later", s > n);
-    button.style.background = kind === "sensitivity" ? shade("for", 0.85 * share) : shade(share < 0 ? "against" : "for", 0.85 * Math.abs(share));
-    button.title = cell ? `${kind}: ${cell.value.toPrecision(2)}` : s === n ? "the prediction that is explained" : "later: no influence";
+    button.style.background = shade(share < 0 ? "against" : "for", 0.85 * Math.abs(share));
+    button.title = s === n ? "the prediction that is explained" : "later: no influence";
+    if (cell) button.title = `${kind}: ${cell.value.toPrecision(2)}`;
   });
   if (n === 0) {
-    say("saliency-say", [code(0), " follows nothing: choose a later token to see what its prediction hung on."]);
+    say("saliency-say", [code(0), " follows nothing: choose a later token, to see what it hung on."]);
     bars("saliency-bars", []);
     return;
   }
-  const order = row.map((cell, s) => ({ ...cell, s })).sort((a, b) => Math.abs(b.share) - Math.abs(a.share)).slice(0, 6);
+  const order = row.map((cell, s) => ({ ...cell, s }));
+  order.sort((a, b) => Math.abs(b.share) - Math.abs(a.share)).splice(6);
+  const { s, value } = order[0], size = Math.abs(value).toPrecision(2);
   say("saliency-say", kind === "sensitivity"
-    ? ["The log-probability of ", code(n), " reacts most to ", code(order[0].s), ` at position ${order[0].s}: pushing its `,
-      `embedding a little, in the direction that counts most, moves it by ${order[0].value.toPrecision(2)} nats per unit of length.`]
-    : ["To first order, without ", code(order[0].s), ` at position ${order[0].s} the log-probability of `, code(n),
-      ` would ${order[0].value > 0 ? "fall" : "rise"} by ${Math.abs(order[0].value).toPrecision(2)} nats.`]);
+    ? ["The log-probability of ", code(n), " reacts most to ", code(s), ` at position ${s}: pushing its `,
+      `embedding a little, in the direction that counts most, moves it by ${size} nats per unit of length.`]
+    : ["To first order, without ", code(s), ` at position ${s} the log-probability of `, code(n),
+      ` would ${value > 0 ? "fall" : "rise"} by ${size} nats.`]);
   bars("saliency-bars", order.map((cell) => ({
-    name: `${cell.s} ${nameOf(cell.s)}`, share: Math.abs(cell.share), value: cell.value.toPrecision(2).replace("-", "−"),
+    name: `${cell.s} ${nameOf(cell.s)}`, share: Math.abs(cell.share),
+    value: cell.value.toPrecision(2).replace("-", "−"),
     colour: shade(cell.share < 0 ? "against" : "for", 0.9) })));
 }
 follow("token saliency", drawSaliency);
