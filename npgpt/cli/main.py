@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "write a run's model, or a GGUF file, in Hugging Face's layout, for transformers to read",
     "prepare": "turn text into token shards: clean, without duplicates, split and encoded",
     "plot": "draw the curves of one or several runs as a picture",
+    "inspect": "show what a GPT makes of a text: attention, logit lens, surprisal, saliency",
     "bench": "time training and generation on this machine",
     "tokenizer": "train a tokenizer; encode, decode and show with any",
     "gradcheck": "check every op's, layer's and model's gradients against differences",

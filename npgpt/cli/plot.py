@@ -9,7 +9,8 @@ import tyro
 from npgpt.cli.arguments import parse
 from npgpt.errors import UsageError
 from npgpt.inspection.metrics import read_metrics, run_names
-from npgpt.inspection.plots import PlottedRun, picture_format, plot_runs
+from npgpt.inspection.pictures import picture_format
+from npgpt.inspection.plots import PlottedRun, plot_runs
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,4 @@
-"""Pictures by matplotlib (extra `plot`), which only this file imports.
-
-Figures are made without pyplot and under matplotlib's own defaults, whatever the user's matplotlibrc says:
-the same input gives the same bytes.
-"""
+"""The curves of runs as a picture."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,26 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npgpt.errors import ConfigError
-from npgpt.files import atomic_write
 from npgpt.inspection.metrics import Curve, smooth
+from npgpt.inspection.pictures import INK, PALETTE, draw_picture, key_line
 
-FORMATS = {".png": "png", ".svg": "svg"}
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")     # Okabe & Ito 2008
 DASHES  = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))     # of the 1st to 7th run, the 8th …
-INK     = "#333333"
 PANELS = {                      # title: what it shows, its height
     "loss (nats per token)":         (("train_loss", "val_loss"), 2.6),
     "learning rate":                 (("learning_rate",), 1.0),
     "gradient norm before clipping": (("grad_norm",), 1.0),
     "tokens per second":             (("tokens_per_second",), 1.0),
-}
-STYLE = {
-    "svg.hashsalt": "npgpt", "agg.path.chunksize": 10_000, "font.size": 10.5, "axes.edgecolor": "#888888",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.titlesize": 11,
-    "axes.titlelocation": "left", "axes.titlecolor": INK, "axes.labelcolor": INK, "text.color": INK,
-    "xtick.color": "#888888", "ytick.color": "#888888", "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "grid.color": "#E6E6E6", "grid.linewidth": 0.8, "legend.frameon": False, "lines.solid_capstyle": "round",
 }
 LOG_FROM = 10                   # largest / smallest value above which a logarithmic axis shows more
 
@@ -41,35 +26,12 @@ class PlottedRun(NamedTuple):
     curves: dict[str, Curve]
 
 
-def picture_format(path: Path) -> str:
-    """png or svg, as the file's suffix says. Raises ConfigError for any other."""
-    if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"cannot draw {path}: its name must end with {' or '.join(FORMATS)}")
-    return FORMATS[path.suffix.lower()]
-
-
 def plot_runs(runs: Sequence[PlottedRun], path: Path, x: str = "step") -> None:
     """Draws the curves of one or several runs over x (step, tokens or seconds) into a PNG or SVG file.
 
     Raises ConfigError if the suffix is another, the file cannot be written or matplotlib is not installed.
     """
-    kind = picture_format(path)
-    try:
-        from matplotlib import style
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("plots need matplotlib: install it by pip install 'npgpt[plot]'") from error
-    with style.context(STYLE, after_reset=True):
-        figure = Figure(layout="constrained", dpi=150)
-        FigureCanvasAgg(figure)
-        _draw(figure, runs, x)
-        nothing = {"Date": None} if kind == "svg" else {"Software": None}
-        try:
-            with atomic_write(path) as file:
-                figure.savefig(file, format=kind, metadata=nothing)
-        except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+    draw_picture(path, lambda figure: _draw(figure, runs, x))
 
 
 def _draw(figure: Any, runs: Sequence[PlottedRun], x: str) -> None:
@@ -165,9 +127,8 @@ def _amount(value: float, _: int) -> str:
 
 def _legends(figure: Any, runs: Sequence[PlottedRun]) -> None:
     """Left: the runs and their best validation loss. Right: what a line and a mark mean."""
-    from matplotlib.lines import Line2D
     many  = len(runs) > 1
-    first = [Line2D([], [], **_look(number, "train_loss", len(runs)), linewidth=2.5)
+    first = [key_line(**_look(number, "train_loss", len(runs)), linewidth=2.5)
              for number in range(len(runs))]
     left  = figure.legend(first, ["run"] * len(runs), loc="outside upper left", fontsize=11)
     for text, run in zip(left.get_texts(), runs, strict=True):
@@ -175,15 +136,15 @@ def _legends(figure: Any, runs: Sequence[PlottedRun]) -> None:
         text.set_text(_name(run))
     colours = [INK, INK] if many else PALETTE[:2]
     keys = {
-        "training, smoothed": Line2D([], [], color=colours[0], linewidth=1.8),
-        "training":           Line2D([], [], color=colours[0], linewidth=0.8, alpha=0.4),
-        "validation":         Line2D([], [], color=colours[1], linewidth=1.2, marker="o", markersize=4),
+        "training, smoothed": key_line(color=colours[0], linewidth=1.8),
+        "training":           key_line(color=colours[0], linewidth=0.8, alpha=0.4),
+        "validation":         key_line(color=colours[1], linewidth=1.2, marker="o", markersize=4),
     }
     recorded = {key for run in runs for key in run.curves}
     keys = {name: line for name, line in keys.items()
             if ("val_loss" if name == "validation" else "train_loss") in recorded}
     if any(np.isnan(curve.value).any() for run in runs for curve in run.curves.values()):
-        keys["not a finite number"] = Line2D([], [], color=INK, linestyle="none", marker="x")
+        keys["not a finite number"] = key_line(color=INK, linestyle="none", marker="x")
     if keys:
         figure.legend(keys.values(), keys.keys(), loc="outside upper right")
 

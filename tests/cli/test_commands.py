@@ -223,13 +223,13 @@ def test_the_commands_are_listed_and_wrong_ones_refused(capsys):
     assert main([]) == 2 and main(["--help"]) == 0
     said = capsys.readouterr().out
     assert all(f"\n  {command} " in said
-               for command in ("train", "sample", "prepare", "plot", "bench", "gradcheck"))
+               for command in ("train", "sample", "prepare", "plot", "inspect", "bench", "gradcheck"))
     assert main(["--version"]) == 0
     refused(capsys, 2, "unknown command 'tarin'; did you mean 'train'", "tarin")
 
 
-@pytest.mark.parametrize("command", ["train", "finetune", "sample", "evaluate", "prepare", "plot", "bench",
-                                     "gradcheck"])
+@pytest.mark.parametrize("command", ["train", "finetune", "sample", "evaluate", "prepare", "plot",
+                                     "inspect", "bench", "gradcheck"])
 def test_every_option_is_listed_and_documented(command, capsys):
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])
