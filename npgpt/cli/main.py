@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "measure what a GPT has learned: loss, perplexity, bits per byte, right endings",
     "export": "write a run's model, or a GGUF file, in Hugging Face's layout, for transformers to read",
     "prepare": "turn text into token shards: clean, without duplicates, split and encoded",
+    "verify": "say whether the loss of a run of a known preset is normal",
     "plot": "draw the curves of one or several runs as a picture",
     "bench": "time training and generation on this machine",
     "tokenizer": "train a tokenizer; encode, decode and show with any",
