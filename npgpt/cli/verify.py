@@ -17,6 +17,7 @@ from npgpt.inspection.reference import (
     Reference,
     read_reference,
     reference_names,
+    sample_like,
     settings_that_matter,
     text_of,
 )
@@ -58,7 +59,7 @@ def run(arguments: list[str]) -> int:
     options = parse(Options, "verify", arguments)
     found, reference, same = find_reference(options.run)
     curves  = read_metrics(options.run)
-    rows    = judge(curves, reference, same)
+    rows    = judge(sample_like(reference, curves), reference, same)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{options.run}: preset {reference.preset}, evaluated up to step "
                   f"{max(row.step for row in rows)} of {found.config.max_iters}; beside it the seeds "
@@ -122,16 +123,17 @@ def _table(rows: list[Row], most: float) -> Table:
     return table
 
 
-def _say_retraced(console: Console, seed: int, apart: float | None, reference: Reference) -> None:
+def _say_retraced(console: Console, seed: int, apart: dict[str, float] | None, reference: Reference) -> None:
     """What only a run with one of the reference's seeds can tell: whether it is computed as that one was."""
     if apart is None:
         return
     steps = reference.beginning_steps[-1]
-    if apart <= RETRACED:
+    if all(apart[name] <= RETRACED[name] for name in apart):
         console.print(f"In its first {steps} steps it is the reference's run of seed {seed}, but for "
                       "rounding: forward, backward and optimiser do what they did there.")
     else:
-        console.print(f"Its first {steps} steps are not those of the reference's run of seed {seed}: they "
-                      f"are apart by up to {100 * apart:.2g} %, where rounding makes less than "
-                      f"{100 * RETRACED:g} %. Something is computed otherwise, "
-                      "whatever the curve looks like.")
+        parts = [f"the {QUANTITIES[name]} by up to {100 * apart[name]:.2g} % "
+                 f"(rounding: {100 * RETRACED[name]:g} %)" for name in apart]
+        console.print(f"Its first {steps} steps are not those of the reference's run of seed {seed}, but "
+                      f"apart: {', '.join(parts)}. Something is computed otherwise, whatever the curve looks "
+                      "like.")

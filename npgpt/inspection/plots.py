@@ -151,10 +151,9 @@ def _line(ax: Any, curve: Curve, key: str, x: str, unit: float, look: dict[str, 
 
 
 def _shade(ax: Any, band: Band) -> None:
-    """The band, only over steps that the runs have reached."""
-    low, high = ax.get_xlim()
-    ax.fill_between(band.step, band.low, band.high, color=SHADE, linewidth=0, zorder=0)
-    ax.set_xlim(low, high)
+    """The band, as far as the runs have got."""
+    step, low, high = (values[band.step <= ax.dataLim.x1] for values in band[1:])
+    ax.fill_between(step, low, high, color=SHADE, linewidth=0, zorder=0)
 
 
 def _part(labels: list[Any]) -> None:
@@ -221,7 +220,7 @@ def _legends(figure: Any, runs: Sequence[PlottedRun], band: Band | None) -> None
         text.set_parse_math(False)                                      # a name may have a $, or begin with _
         text.set_text(_name(run))
     colours = [INK, INK] if many else PALETTE[:2]
-    keys = {
+    keys: dict[str, Any] = {
         "training, smoothed": Line2D([], [], color=colours[0], linewidth=1.8),
         "training":           Line2D([], [], color=colours[0], linewidth=0.8, alpha=0.4),
         "validation":         Line2D([], [], color=colours[1], linewidth=1.2, marker="o", markersize=4),

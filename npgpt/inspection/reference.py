@@ -131,11 +131,16 @@ def text_of(data: str, tokenizer: Tokenizer, *sides: np.ndarray) -> Text:
 
 
 def _documents(tokenizer: Tokenizer, tokens: np.ndarray) -> Iterator[str]:
-    ends = [] if tokenizer.eos_token_id is None else np.flatnonzero(tokens == tokenizer.eos_token_id) + 1
-    for part in np.split(tokens, ends):
-        kept = part[part != tokenizer.eos_token_id] if len(ends) else part
-        if len(kept):
-            yield tokenizer.decode(kept.tolist())
+    end  = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    ids  = np.asarray(tokens, np.int64)
+    for part in np.split(ids, np.flatnonzero(ids == end) + 1):
+        if len(part := part[part != end]):
+            yield tokenizer.decode(part.tolist())
+
+
+def sample_like(reference: Reference, curves: Mapping[str, Curve]) -> dict[str, np.ndarray]:
+    """A run's curves at the reference's steps, averaged as there."""
+    return sample_curves(curves, reference.steps, reference.logged_every, reference.window)
 
 
 def sample_curves(curves: Mapping[str, Curve], steps: Sequence[int] | np.ndarray, logged_every: int,

@@ -9,9 +9,10 @@ seeds are drawn from a normal distribution, a new one, x, is independent of them
 has Student's t-distribution with n − 1 degrees of freedom (a prediction interval: Student 1908; Baker 1935).
 So x is called normal while |x − m| ≤ s · √(1 + 1/n) · t(1 − α/2), α = LEVEL.
 
-A run is asked many times, at every evaluation and of three quantities, and answers of neighbouring steps are
-all but the same answer. LEVEL is small for that reason, and each seed is held against the others in the
-tests.
+So few seeds tell s itself badly at one step, so s² is averaged over the steps within a window (Reference) to
+both sides. Neighbouring steps say nearly the same, so n − 1 is left as it is, which makes the interval rather
+too wide. That suits a run that is asked many times, at every evaluation and of three quantities; LEVEL is
+small for the same reason. The tests hold each seed against the others.
 """
 
 import math
@@ -22,12 +23,14 @@ import numpy as np
 
 from npgpt.errors import NpgptError
 from npgpt.inspection.metrics import Curve
-from npgpt.inspection.reference import QUANTITIES, Reference, Text, sample_curves
+from npgpt.inspection.reference import QUANTITIES, Reference, Text
 
 LEVEL = 0.005                   # how often one number of an honest run falls outside, by chance
 """α"""
 WORDINGS = {"python-docs": {"val_loss": 0.1, "train_loss": 0.1, "grad_norm": 0.1}}
-RETRACED = 1e-3                 # how far rounding may lead the first steps of one seed apart, relative
+RETRACED = {"train_loss": 1e-4, "grad_norm": 1e-2}
+"""How far rounding may lead the first steps of one seed apart, relative: a float64 run and one of two workers
+were within 4e-6 and 6e-4."""
 CAUSES = {
     "high": "usual causes: a gradient that is wrong or missing (npgpt gradcheck finds it), targets that are "
             "not the next token, a mask that hides too much, a learning rate other than the settings say",
@@ -87,12 +90,16 @@ def allowed(reference: Reference) -> float:
 
 
 def band(reference: Reference, quantity: str, same: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the seeds, (S,) each.
+    """Mean and standard deviation over the seeds, (S,) each; NaN where they have no values.
 
     same: the text is the very one of the reference; else the spread is widened by WORDINGS.
     """
-    curves = reference.curves[quantity]
-    spread = curves.std(0, ddof=1)
+    curves, steps = reference.curves[quantity], reference.steps
+    variance = curves.var(0, ddof=1)
+    near     = abs(steps[:, None] - steps) <= reference.window                      # (S, S)
+    near    &= ((steps > 0)[:, None] == (steps > 0)) & ~np.isnan(variance)          # before training is apart
+    spread   = np.sqrt((near * np.nan_to_num(variance)).sum(1) / near.sum(1).clip(1))
+    spread   = np.where(np.isnan(variance), np.nan, spread)
     if not same:
         spread = np.hypot(spread, WORDINGS[reference.text.data][quantity])
     return curves.mean(0), spread
@@ -104,10 +111,12 @@ def normal_range(reference: Reference, quantity: str, same: bool = True) -> tupl
     return mean - allowed(reference) * spread, mean + allowed(reference) * spread
 
 
-def judge(curves: Mapping[str, Curve], reference: Reference, same: bool = True) -> list[Row]:
+def judge(sampled: Mapping[str, np.ndarray], reference: Reference, same: bool = True) -> list[Row]:
     """Every number of a run that the reference has too: those of its evaluations, and at the same steps the
-    mean training loss and gradient norm of the steps before. Raises CurveError if there is none."""
-    sampled   = sample_curves(curves, reference.steps, reference.logged_every, reference.window)
+    mean training loss and gradient norm of the steps before.
+
+    sampled: as `sample_like` gives it.  Raises CurveError if there is no number.
+    """
     evaluated = ~np.isnan(sampled["val_loss"])
     most, rows = allowed(reference), []
     for quantity in QUANTITIES:
@@ -146,23 +155,21 @@ def sentence(rows: list[Row], reference: Reference) -> tuple[bool, str]:
                    + (f" (not normal either: {', '.join(also)})" if also else ""))
 
 
-def retrace(curves: Mapping[str, Curve], reference: Reference, seed: int) -> float | None:
+def retrace(curves: Mapping[str, Curve], reference: Reference, seed: int) -> dict[str, float] | None:
     """How far the first logged losses and norms are from those of the reference's run of the same seed,
-    relative.
+    relative, at most: name → number, to be held against RETRACED.
 
-    Of the same text: nothing but rounding may lead them apart. None if no run has that seed, or a number is
+    Of the same text, nothing but rounding may lead them apart. None if no run has that seed, or a number is
     not there.
     """
     if seed not in reference.seeds:
         return None
-    worst = 0.0
+    apart = {}
     for name, stored in reference.beginning.items():
-        known = dict(zip(curves[name].step, curves[name].value, strict=True)) if name in curves else {}
-        for step, value in zip(reference.beginning_steps, stored[reference.seeds.index(seed)], strict=True):
-            worst = max(worst, abs(known.get(float(step), math.nan) / value - 1))
-            if math.isnan(known.get(float(step), math.nan)):
-                return None
-    return worst
+        known  = dict(zip(curves[name].step, curves[name].value, strict=True)) if name in curves else {}
+        yours  = np.array([known.get(float(step), math.nan) for step in reference.beginning_steps])
+        apart[name] = float(abs(yours / stored[reference.seeds.index(seed)] - 1).max())
+    return None if any(map(math.isnan, apart.values())) else apart
 
 
 def t_quantile(p: float, freedom: int) -> float:
