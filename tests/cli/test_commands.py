@@ -222,12 +222,13 @@ def test_the_commands_are_listed_and_wrong_ones_refused(capsys):
     assert main([]) == 2 and main(["--help"]) == 0
     said = capsys.readouterr().out
     assert all(f"\n  {command} " in said
-               for command in ("train", "sample", "prepare", "plot", "bench", "gradcheck"))
+               for command in ("train", "sample", "prepare", "verify", "plot", "bench", "gradcheck"))
     assert main(["--version"]) == 0
     refused(capsys, 2, "unknown command 'tarin'; did you mean 'train'", "tarin")
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "prepare", "plot", "bench", "gradcheck"])
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "prepare", "verify", "plot", "bench",
+                                     "gradcheck"])
 def test_every_option_is_listed_and_documented(command, capsys):
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])
@@ -239,7 +240,7 @@ def test_every_option_is_listed_and_documented(command, capsys):
         body = ast.parse(inspect.getsource(kind)).body[0].body
         for field, text in zip(body, [*body[1:], None], strict=True):
             if isinstance(field, ast.AnnAssign) and field.target.id not in ("settings", "model", "names",
-                                                                            "paths", "runs"):
+                                                                            "paths", "runs", "run"):
                 assert isinstance(text.value, ast.Constant), f"{field.target.id} has no text"
                 assert f"--{field.target.id.replace('_', '-')}" in said
                 assert text.value.value.split()[0] in said
