@@ -59,11 +59,13 @@ def collect(preset: str, seeds: list[int], folders: list[Path]) -> Reference:
     settings = [settings_that_matter(run.config, run.tokenizer.vocab_size) for run in runs]
     if any(text != texts[0] for text in texts) or any(s != settings[0] for s in settings):
         raise SystemExit("the runs are not all of the same text and settings: remove the leftovers")
+    splits  = {text_of("", run.tokenizer, run.val) for run in runs}
     steps   = np.arange(0, runs[0].config.max_iters + 1, EVALUATED_EVERY)
     metrics = [read_metrics(folder) for folder in folders]
     sampled = [sample_curves(curves, steps, LOGGED_EVERY, WINDOW) for curves in metrics]
     return Reference(
-        preset, npgpt.__version__, settings[0], texts[0], tuple(seeds), LOGGED_EVERY, WINDOW, steps,
+        preset, npgpt.__version__, settings[0], texts[0], len(splits) == 1, tuple(seeds),
+        LOGGED_EVERY, WINDOW, steps,
         {name: np.array([curves[name] for curves in sampled]) for name in QUANTITIES},
         LOGGED_EVERY * np.arange(1, BEGINNING + 1),
         {name: np.array([curves[name].value[:BEGINNING] for curves in metrics])

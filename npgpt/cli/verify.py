@@ -67,6 +67,13 @@ def run(arguments: list[str]) -> int:
     if not same:
         console.print("note: this Python's documentation is worded otherwise than that of the reference; the "
                       "spread is the wider for it, by what another version's wording was seen to change")
+    if not reference.one_split:
+        console.print("note: each seed of this preset holds back another part of the text, and that makes "
+                      "most of the spread in validation loss; training loss and gradient norm are judged "
+                      "more sharply")
+    if curves["val_loss"].step[-1] > reference.steps[-1]:
+        console.print(f"note: the reference ends at step {reference.steps[-1]}; what comes after it is not "
+                      "judged")
     console.print(_table(rows, allowed(reference)))
     if same:
         _say_retraced(console, found.config.seed, retrace(curves, reference, found.config.seed), reference)

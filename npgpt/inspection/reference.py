@@ -41,15 +41,18 @@ class Text(NamedTuple):
 class Reference(NamedTuple):
     """The curves of a preset for several seeds.
 
-    settings: as `settings_that_matter` gives them.  steps: (S,).  curves: QUANTITIES → (n, S), NaN where
-    there is none; the norms by their logarithms.  logged_every, window: the steps between two logged losses,
-    and those that are averaged.  beginning_steps: (b,).  beginning: train_loss, grad_norm → (n, b)
+    settings: as `settings_that_matter` gives them.  one_split: whether all seeds hold back the same
+    validation text; else most of the spread of their validation losses is that of the texts.  steps: (S,).
+    curves: QUANTITIES → (n, S), NaN where there is none; the norms by their logarithms.  logged_every,
+    window: the steps between two logged losses, and those that are averaged.  beginning_steps: (b,).
+    beginning: train_loss, grad_norm → (n, b)
     """
 
     preset: str
     npgpt: str
     settings: dict[str, Any]
     text: Text
+    one_split: bool
     seeds: tuple[int, ...]
     logged_every: int
     window: int

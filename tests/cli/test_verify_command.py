@@ -69,7 +69,7 @@ def test_a_new_seed_is_normal_at_each_evaluation(folder, capsys):
         assert re.search(line, said.out), line
     assert len(re.findall("normal +\n", said.out)) == 3 + 2 + 2 and "within ±5.2 is" in said.out
     assert "Normal up to step 100: each of the 7 numbers" in said.out and "npgpt gradcheck" in said.out
-    assert "first 50 steps" not in said.out and said.err == ""
+    assert "first 50 steps" not in said.out and "holds back another part" not in said.out and said.err == ""
 
 
 def test_a_run_in_training_is_judged_by_the_steps_it_has_reached(folder, capsys):
@@ -127,6 +127,8 @@ def test_what_differs_is_named_and_there_is_no_verdict(folder, capsys):
             "verify", trained(folder, "a", n_embd=4, max_iters=10, lr_decay_iters=100))
     refused(capsys, "because learning_rate is 0.001, not 0.01; min_lr is 0.0001, not 0.001$",
             "verify", trained(folder, "b", learning_rate=1e-3, max_iters=10, lr_decay_iters=100))
+    assert main(["verify", trained(folder, "on", max_iters=150, lr_decay_iters=100)]) == 0
+    assert "the reference ends at step 100; what comes after it is not judged" in capsys.readouterr().out
     run = tiny.new_run(folder, "unlogged", **SETTINGS | {"max_iters": 30, "lr_decay_iters": 100})
     refused(capsys, "unlogged has no metrics.jsonl yet", "verify", "unlogged")
     tiny.train_quietly(run)

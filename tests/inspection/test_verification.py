@@ -47,8 +47,8 @@ def synthetic(n=6, spread=0.01, seed=0) -> Reference:
     for name in ("train_loss", "grad_norm"):
         curves[name][:, 0] = NAN
     beginning = {"train_loss": np.full((n, 2), 4.0), "grad_norm": np.full((n, 2), 1.0)}
-    return Reference("quick", "0", {}, Text("python-docs", 100, "a"), tuple(range(n)), 10, 200, steps, curves,
-                     np.array([10, 20]), beginning)
+    return Reference("quick", "0", {}, Text("python-docs", 100, "a"), True, tuple(range(n)), 10, 200, steps,
+                     curves, np.array([10, 20]), beginning)
 
 
 @pytest.mark.parametrize("name", reference_names())
@@ -57,16 +57,16 @@ def test_a_stored_reference_is_of_its_preset_as_it_is(name):
     settings  = settings_that_matter(read_settings(name, None), reference.settings["vocab_size"])
     assert settings_that_differ(settings, reference.settings) == []
     assert reference.preset == name and len(reference.seeds) >= 5 and reference.seeds[0] == 1337
-    assert reference.steps[-1] == reference.settings["lr_decay_iters"]
+    assert 400 <= reference.steps[-1] <= reference.settings["lr_decay_iters"]
     for quantity, curves in reference.curves.items():
         assert curves.shape == (len(reference.seeds), len(reference.steps))
         assert not np.isnan(curves[:, quantity != "val_loss":]).any()
-        assert curves[:, -1].std(ddof=1) < 0.1
+        assert curves[:, -1].std(ddof=1) < (0.1 if reference.one_split or quantity != "val_loss" else 0.3)
     assert abs(reference.curves["val_loss"][:, 0] - math.log(reference.settings["vocab_size"])).max() < 0.1
 
 
 def test_there_are_the_references_that_the_readme_names():
-    assert "shakespeare-char-cpu" in reference_names()
+    assert reference_names() == ["quick", "shakespeare-char-cpu"]
 
 
 @pytest.mark.parametrize("name", reference_names())
@@ -142,6 +142,7 @@ LATE = np.arange(11) >= 4                               # from step 200
     ({"val_loss": -0.3 * LATE}, "^Too low since step 200: .*leak"),
     ({"val_loss": 0.3 * (np.arange(11) == 4)}, "^Too high at step 200: the validation loss at step 200"),
     ({"val_loss": 0.3 * np.isin(np.arange(11), [3, 4])}, "^Too high from step 150 to 200: "),
+    ({"val_loss": 0.3 * np.isin(np.arange(11), [1, 8, 9, 10])}, "^Too high since step 400: "),
     ({"val_loss": 0.3, "train_loss": 0.3}, "^Too high since step 0: the val.*not normal either: training l"),
     ({"train_loss": 0.3}, "^Too high since step 50: the training loss"),
     ({"grad_norm": math.log(2)}, "^Too high since step 50: the gradient norm at step 500 is 2 times the "),
@@ -219,7 +220,9 @@ def test_every_other_setting_counts():
     for name, value in changes.items():
         config = dataclasses.replace(TrainConfig(), **{name: value})
         differ = settings_that_differ(settings_that_matter(config, 1024), plain)
-        assert differ, name
+        named  = {"batch_size": "batch_size × ", "gradient_accumulation_steps": "batch_size × grad",
+                  "eval_iters": "batch_size × eval", "max_iters": "lr_decay_iters"}.get(name, name)
+        assert any(sentence.startswith(named) for sentence in differ), name
     config = dataclasses.replace(TrainConfig(), n_embd=64)
     assert "n_embd is 64, not 192" in settings_that_differ(settings_that_matter(config, 1024), plain)
     assert settings_that_differ(plain, plain | {"new": 1}) == ["new is not set, not 1"]
