@@ -68,7 +68,7 @@ def test_a_new_seed_is_normal_at_each_evaluation(folder, capsys):
                  r"training loss +50 +\d\.\d{4} ", r"gradient norm +50 +\d\.\d{3} +\d\.\d{3} ×÷ 1\.\d{3} "):
         assert re.search(line, said.out), line
     assert len(re.findall("normal +\n", said.out)) == 3 + 2 + 2 and "within ±5.2 is" in said.out
-    assert "Normal up to step 100: each of the 7 numbers" in said.out and "npgpt gradcheck" in said.out
+    assert "Normal up to step 100: all numbers (7) are in" in said.out and "npgpt gradcheck" in said.out
     assert "first 50 steps" not in said.out and "holds back another part" not in said.out and said.err == ""
 
 
@@ -76,7 +76,7 @@ def test_a_run_in_training_is_judged_by_the_steps_it_has_reached(folder, capsys)
     run = tiny.new_run(folder, **SETTINGS | {"seed": 77})
     tiny.train_quietly(run, stop=lambda: (run.path / "checkpoints" / "step-000050").exists())
     assert main(["verify", "run"]) == 0
-    assert "Normal up to step 50: each of the 4 numbers" in capsys.readouterr().out
+    assert "Normal up to step 50: all numbers (4) are in" in capsys.readouterr().out
 
 
 def test_a_seed_of_the_reference_is_told_that_it_retraces_it(folder, capsys, monkeypatch):
