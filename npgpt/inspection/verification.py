@@ -29,8 +29,8 @@ LEVEL = 0.005                   # how often one number of an honest run falls ou
 """α"""
 WORDINGS = {"python-docs": {"val_loss": 0.1, "train_loss": 0.03, "grad_norm": 0.03}}
 """A standard deviation for the wording of a text that differs from one Python to another, added to that of
-the seeds (in squares). Seed 1337 on the text of Python 3.13 was within 0.08, 0.023 and 2.7 % of itself on that of
-3.11, at steps 50 and 100."""
+the seeds (in squares). Seed 1337 on the text of Python 3.13 was within 0.08, 0.023 and 2.7 % of itself on
+that of 3.11, at steps 50 and 100."""
 RETRACED = {"train_loss": 1e-4, "grad_norm": 1e-2}
 """How far rounding may lead the first steps of one seed apart, relative: a float64 run and one of two workers
 were within 4e-6 and 6e-4."""
@@ -139,8 +139,8 @@ def sentence(rows: list[Row], reference: Reference) -> tuple[bool, str]:
     n = len(reference.seeds)
     wrong = [row for row in rows if row.verdict != "normal"]
     if not wrong:
-        return True, (f"Normal up to step {max(row.step for row in rows)}: all numbers ({len(rows)}) are in the "
-                      f"range of a new seed, going by {n} others.")
+        return True, (f"Normal up to step {max(row.step for row in rows)}: all numbers ({len(rows)}) are in "
+                      f"the range of a new seed, going by {n} others.")
     losses   = [row for row in wrong if row.quantity != "grad_norm"]
     quantity = (losses or wrong)[0].quantity
     row      = max((row for row in wrong if row.quantity == quantity), key=lambda row: row.step)
