@@ -61,7 +61,7 @@ def test_a_stored_reference_is_of_its_preset_as_it_is(name):
     for quantity, curves in reference.curves.items():
         assert curves.shape == (len(reference.seeds), len(reference.steps))
         assert not np.isnan(curves[:, quantity != "val_loss":]).any()
-        assert curves[:, -1].std(ddof=1) < (0.1 if reference.one_split or quantity != "val_loss" else 0.3)
+        assert curves[:, -1].std(ddof=1) < (0.1 if reference.one_split or quantity != "val_loss" else 0.5)
     assert abs(reference.curves["val_loss"][:, 0] - math.log(reference.settings["vocab_size"])).max() < 0.1
 
 
