@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "measure what a GPT has learned: loss, right endings, what it writes, classes",
     "export": "write a run's model, or a GGUF file, in Hugging Face's layout, for transformers to read",
     "prepare": "turn text into token shards: clean, without duplicates, split and encoded",
+    "verify": "say whether the loss of a run of a known preset is normal",
     "plot": "draw the curves of one or several runs as a picture",
     "inspect": "show what a GPT makes of a text: attention, logit lens, surprisal, saliency",
     "bench": "time training and generation on this machine",

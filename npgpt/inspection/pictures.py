@@ -67,6 +67,12 @@ def key_line(**look: Any) -> Any:
     return Line2D([], [], **look)
 
 
+def key_shade(colour: str) -> Any:
+    """A shaded area for a legend."""
+    from matplotlib.patches import Patch
+    return Patch(facecolor=colour)
+
+
 def drawable(text: str) -> str:
     """The text with □ for what matplotlib's own monospaced font has no shape for."""
     return "".join(c if ord(c) in _shapes() else "□" for c in text)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npgpt.inspection.metrics import Curve, smooth
-from npgpt.inspection.pictures import INK, PALETTE, draw_picture, key_line
+from npgpt.inspection.pictures import INK, PALETTE, draw_picture, key_line, key_shade
 
 DASHES  = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))     # of the 1st to 7th run, the 8th …
 PANELS = {                      # title: what it shows, its height
@@ -16,6 +16,9 @@ PANELS = {                      # title: what it shows, its height
     "gradient norm before clipping": (("grad_norm",), 1.0),
     "tokens per second":             (("tokens_per_second",), 1.0),
 }
+SHADE    = "#DDDDDD"
+LABEL_PLACES = ((0, 14), (0, -14), (30, 0), (-30, 0), (30, 14), (-30, 14), (30, -14), (-30, -14),
+                (0, 28), (0, -28))         # of the best value's label from its mark, in points, by preference
 LOG_FROM = 10                   # largest / smallest value above which a logarithmic axis shows more
 
 
@@ -26,15 +29,25 @@ class PlottedRun(NamedTuple):
     curves: dict[str, Curve]
 
 
-def plot_runs(runs: Sequence[PlottedRun], path: Path, x: str = "step") -> None:
+class Band(NamedTuple):
+    """Where validation losses are normal.   step, low, high: (S,)"""
+
+    name: str
+    step: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def plot_runs(runs: Sequence[PlottedRun], path: Path, x: str = "step", band: Band | None = None) -> None:
     """Draws the curves of one or several runs over x (step, tokens or seconds) into a PNG or SVG file.
 
-    Raises ConfigError if the suffix is another, the file cannot be written or matplotlib is not installed.
+    band: shaded behind validation losses, over steps.  Raises ConfigError if the suffix is another, the file
+    cannot be written or matplotlib is not installed.
     """
-    draw_picture(path, lambda figure: _draw(figure, runs, x))
+    draw_picture(path, lambda figure: _draw(figure, runs, x, band))
 
 
-def _draw(figure: Any, runs: Sequence[PlottedRun], x: str) -> None:
+def _draw(figure: Any, runs: Sequence[PlottedRun], x: str, band: Band | None) -> None:
     shown  = {title: panel for title, panel in PANELS.items()
               if any(key in run.curves for run in runs for key in panel[0])}
     legend = 0.24 * max(len(runs), 4)                                                       # inches
@@ -43,22 +56,26 @@ def _draw(figure: Any, runs: Sequence[PlottedRun], x: str) -> None:
     axes = figure.subplots(len(shown), sharex=True, squeeze=False,
                            height_ratios=[height for _, height in shown.values()])[:, 0]
     unit, label = _unit(runs, x)
+    labels: list[Any] = []
     for ax, (title, (keys, _)) in zip(axes, shown.items(), strict=True):
         ax.set_title(title)
         for number, run in enumerate(runs):
             for key in keys:
                 if key in run.curves:
-                    _line(ax, run.curves[key], key, x, unit, _look(number, key, len(runs)))
+                    labels += _line(ax, run.curves[key], key, x, unit, _look(number, key, len(runs)))
+        if band and "val_loss" in keys:
+            _shade(ax, band)
         _scale(ax, title, [run.curves[key].value for run in runs for key in keys if key in run.curves])
         ax.grid(axis="y")
         ax.margins(x=0.015)
     axes[-1].set_xlabel(label)
     axes[-1].xaxis.set_major_formatter(_amount)
-    _legends(figure, runs)
+    _legends(figure, runs, band)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for ax in axes:                 # the solver's last digits vary from call to call, and SVG hashes them
         ax.set_position([round(float(side), 4) for side in ax.get_position().bounds])
+    _part(labels)
 
 
 def _look(number: int, key: str, runs: int) -> dict[str, Any]:
@@ -68,7 +85,9 @@ def _look(number: int, key: str, runs: int) -> dict[str, Any]:
             "linestyle": DASHES[number // len(PALETTE) % len(DASHES)]}
 
 
-def _line(ax: Any, curve: Curve, key: str, x: str, unit: float, look: dict[str, Any]) -> None:
+def _line(ax: Any, curve: Curve, key: str, x: str, unit: float, look: dict[str, Any]) -> list[Any]:
+    """Draws a curve; returns the label of its best value, if it has one."""
+    labels = []
     places, values = getattr(curve, x) / unit, curve.value
     known = np.concatenate([[False], ~np.isnan(places + values), [False]])
     alone = np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:])       # a line through one point is no line
@@ -78,9 +97,10 @@ def _line(ax: Any, curve: Curve, key: str, x: str, unit: float, look: dict[str, 
         if best is not None:
             ax.plot(places[best], values[best], color=look["color"], marker="o", markersize=11,
                     markerfacecolor="none", markeredgewidth=1.6, zorder=4)
-            ax.annotate(f"{values[best]:.3f}", (places[best], values[best]), (0, 10), zorder=5,
-                        textcoords="offset points", ha="center", color=look["color"], fontweight="bold",
-                        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8})
+            labels.append(ax.annotate(
+                f"{values[best]:.3f}", (places[best], values[best]), LABEL_PLACES[0], zorder=5,
+                textcoords="offset points", ha="center", va="center", color=look["color"], fontweight="bold",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}))
     elif key == "train_loss":
         ax.plot(places, values, **look, linewidth=0.8, alpha=0.3, marker="o", markersize=4, markevery=alone)
         ax.plot(places, smooth(values), **look, linewidth=1.8, marker="o", markersize=4, markevery=alone)
@@ -89,6 +109,31 @@ def _line(ax: Any, curve: Curve, key: str, x: str, unit: float, look: dict[str, 
     wrong = places[np.isnan(values)]
     ax.plot(wrong, np.full(len(wrong), 0.03), color=look["color"], linestyle="none", marker="x", markersize=6,
             transform=ax.get_xaxis_transform())
+    return labels
+
+
+def _shade(ax: Any, band: Band) -> None:
+    """The band, as far as the runs have got."""
+    step, low, high = (values[band.step <= ax.dataLim.x1] for values in band[1:])
+    ax.fill_between(step, low, high, color=SHADE, linewidth=0, zorder=0)
+
+
+def _part(labels: list[Any]) -> None:
+    """Moves labels that would lie over each other, or over another's mark, to a free place beside their own
+    mark; one that finds none is left out: the legend has its value."""
+    taken: list[Any] = []
+    marks = [label.axes.transData.transform(label.xy) for label in labels]
+    for own, label in enumerate(labels):
+        for place in LABEL_PLACES:
+            label.set_position(place)
+            box = label.get_window_extent()
+            if not (any(box.overlaps(other) for other in taken)
+                    or any(box.padded(6).contains(*mark) for mark in marks[:own] + marks[own + 1:])
+                    or box.y0 < label.axes.bbox.y0 or box.x1 > label.figure.bbox.x1):
+                taken.append(box)
+                break
+        else:
+            label.set_visible(False)
 
 
 def _scale(ax: Any, title: str, values: list[np.ndarray]) -> None:
@@ -125,7 +170,7 @@ def _amount(value: float, _: int) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
 
 
-def _legends(figure: Any, runs: Sequence[PlottedRun]) -> None:
+def _legends(figure: Any, runs: Sequence[PlottedRun], band: Band | None) -> None:
     """Left: the runs and their best validation loss. Right: what a line and a mark mean."""
     many  = len(runs) > 1
     first = [key_line(**_look(number, "train_loss", len(runs)), linewidth=2.5)
@@ -135,7 +180,7 @@ def _legends(figure: Any, runs: Sequence[PlottedRun]) -> None:
         text.set_parse_math(False)                                      # a name may have a $, or begin with _
         text.set_text(_name(run))
     colours = [INK, INK] if many else PALETTE[:2]
-    keys = {
+    keys: dict[str, Any] = {
         "training, smoothed": key_line(color=colours[0], linewidth=1.8),
         "training":           key_line(color=colours[0], linewidth=0.8, alpha=0.4),
         "validation":         key_line(color=colours[1], linewidth=1.2, marker="o", markersize=4),
@@ -145,6 +190,8 @@ def _legends(figure: Any, runs: Sequence[PlottedRun]) -> None:
             if ("val_loss" if name == "validation" else "train_loss") in recorded}
     if any(np.isnan(curve.value).any() for run in runs for curve in run.curves.values()):
         keys["not a finite number"] = key_line(color=INK, linestyle="none", marker="x")
+    if band:
+        keys[band.name] = key_shade(SHADE)
     if keys:
         figure.legend(keys.values(), keys.keys(), loc="outside upper right")
 

@@ -223,12 +223,13 @@ def test_the_commands_are_listed_and_wrong_ones_refused(capsys):
     assert main([]) == 2 and main(["--help"]) == 0
     said = capsys.readouterr().out
     assert all(f"\n  {command} " in said
-               for command in ("train", "sample", "prepare", "plot", "inspect", "bench", "gradcheck"))
+               for command in ("train", "finetune", "sample", "evaluate", "prepare", "verify", "plot",
+                               "inspect", "bench", "gradcheck"))
     assert main(["--version"]) == 0
     refused(capsys, 2, "unknown command 'tarin'; did you mean 'train'", "tarin")
 
 
-@pytest.mark.parametrize("command", ["train", "finetune", "sample", "evaluate", "prepare", "plot",
+@pytest.mark.parametrize("command", ["train", "finetune", "sample", "evaluate", "prepare", "verify", "plot",
                                      "inspect", "bench", "gradcheck"])
 def test_every_option_is_listed_and_documented(command, capsys):
     with pytest.raises(SystemExit) as leaving:
@@ -244,7 +245,7 @@ def test_every_option_is_listed_and_documented(command, capsys):
         for field, text in zip(body, [*body[1:], None], strict=True):
             if isinstance(field, ast.AnnAssign):
                 texts[field.target.id] = text and isinstance(text, ast.Expr) and text.value.value
-    for name in texts.keys() - {"settings", "model", "names", "paths", "runs"}:
+    for name in texts.keys() - {"settings", "model", "names", "paths", "runs", "run"}:
         assert texts[name], f"{name} has no text"
         assert f"--{name.replace('_', '-')}" in said
         assert texts[name].split()[0] in said

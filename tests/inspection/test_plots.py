@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from npgpt.errors import ConfigError, DataError
+from npgpt.inspection import plots
 from npgpt.inspection.metrics import read_metrics, run_names, smooth
 from npgpt.inspection.plots import PlottedRun, plot_runs
 
@@ -36,10 +37,10 @@ def draw(tmp_path):
     """The bytes of a picture; an SVG names each text it shows in a comment."""
     pytest.importorskip("matplotlib")
 
-    def bytes_of(*folders, out="picture.svg", x="step"):
+    def bytes_of(*folders, out="picture.svg", x="step", band=None):
         runs = [PlottedRun(name, read_metrics(folder))
                 for name, folder in zip(run_names(list(folders)), folders, strict=True)]
-        plot_runs(runs, tmp_path / out, x)
+        plot_runs(runs, tmp_path / out, x, band)
         return (tmp_path / out).read_bytes()
     return bytes_of
 
@@ -92,6 +93,49 @@ def test_a_picture_shows_names_units_and_the_best_value(record, draw):
                  "tokens per second", "2.125", "step", "training, smoothed", "validation"):
         assert f"<!-- {text} -->" in svg, text
     assert "#0072b2" in svg and "#d55e00" in svg and "not a finite number" not in svg
+
+
+@pytest.fixture
+def labels(monkeypatch):
+    """The labels of best values of the pictures that are drawn, after they have been moved."""
+    seen, part = [], plots._part
+    monkeypatch.setattr(plots, "_part", lambda labels: (part(labels), seen.extend(labels)))
+    return seen
+
+
+@pytest.mark.parametrize("runs, shown", [(2, 2), (7, 5), (20, 5)])
+def test_labels_of_best_values_lie_apart_and_beside_their_marks(record, draw, labels, runs, shown):
+    """Short runs beside a long one: their best values are all but at one place."""
+    long = record(*(val_line(step, 3.0) for step in range(0, 5001, 500)), name="long")
+    short = [record(val_line(0, 3.5), val_line(300 + 20 * n, 2.5 + 0.01 * n), name=f"short{n}")
+             for n in range(runs - 1)]
+    draw(long, *short)
+    boxes = [label.get_window_extent() for label in labels if label.get_visible()]
+    assert len(labels) == runs and len(boxes) >= shown
+    for n, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:n])
+    marks = [label.axes.transData.transform(label.xy) for label in labels]
+    for label, mark in zip(labels, marks, strict=True):
+        if label.get_visible():
+            box = label.get_window_extent()
+            middle = np.array([box.x0 + box.x1, box.y0 + box.y1]) / 2
+            assert np.hypot(*(middle - mark)) < 80 and not any(box.contains(*other) for other in marks)
+
+
+def test_one_label_stands_above_its_mark(record, draw, labels):
+    draw(record(val_line(0, 3.0), val_line(10, 2.0), val_line(20, 2.5)))
+    assert [label.get_position() for label in labels] == [plots.LABEL_PLACES[0]]
+
+
+def test_the_band_is_behind_the_curves_and_goes_as_far_as_they_do(record, draw):
+    step = np.array([0, 10, 20, 1000])
+    band = plots.Band("where it is normal", step, step * 0 + 2.0, step * 0 + 3.0)
+    run  = record(val_line(0, 2.5), val_line(20, 2.5))
+    svgs = [draw(run, band=band).decode(), draw(run).decode()]
+    assert ["<!-- where it is normal -->" in svg for svg in svgs] == [True, False]
+    assert "<!-- 1,000 -->" not in svgs[0]
+    shade, curve = svgs[0].index(plots.SHADE.lower()), svgs[0].index("#d55e00")
+    assert shade < curve
 
 
 def test_the_same_input_gives_the_same_bytes_without_a_date(record, draw):
