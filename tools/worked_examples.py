@@ -29,18 +29,19 @@ HELD_BACK = 0.1         # of the records, to measure on
 
 
 def arithmetic(folder: Path, small: bool) -> None:
-    """The sum's digits are written from the last to the first, as one adds by hand: so each follows from two
-    digits and a carry (Lee et al. 2023, "Teaching arithmetic to small transformers")."""
-    chosen = random.Random(0).sample(range(1_000_000), 500 if small else 101_000)
-    rows   = [{"prompt": f"{a}+{b}=", "completion": str(a + b)[::-1]}
+    """Numbers have all their digits, 085 + 440 = 0525, so that each place has its own; and the sum's are
+    written from the last to the first, as one adds by hand: so each follows from two digits and a carry (Lee
+    et al. 2023, "Teaching arithmetic to small transformers")."""
+    chosen = random.Random(0).sample(range(1_000_000), 500 if small else 51_000)
+    rows   = [{"prompt": f"{a:03}+{b:03}=", "completion": f"{a + b:04}"[::-1]}
               for a, b in (divmod(n, 1000) for n in chosen)]
     test   = 100 if small else 1000
     write(folder / "train.jsonl", rows[test:])
     write(folder / "test.jsonl", rows[:test])
     run("train", "--data", folder / "train.jsonl", "--val-fraction", "0.01", "--vocab-size", 257,
-        "--block-size", 128, "--n-layer", 3, "--n-embd", 128, "--dropout", 0, "--learning-rate", 2e-3,
-        "--max-iters", 20 if small else 2500, "--eval-interval", 10 if small else 500,
-        "--out-dir", folder / "run")
+        "--block-size", 128, "--batch-size", 4, "--n-layer", 3, "--n-embd", 128, "--dropout", 0,
+        "--learning-rate", 2e-3, "--max-iters", 20 if small else 5000,
+        "--eval-interval", 10 if small else 500, "--out-dir", folder / "run")
     evaluate(folder, "generation", "--max-new-tokens", 6)
 
 

@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from npgpt.cli.arguments import parse, value_of
-from npgpt.cli.training import go_on, reopen, stop_on_signals
+from npgpt.cli.training import go_on, reopen
 from npgpt.errors import ConfigError, UsageError
 from npgpt.tensor.device import check_device
 from npgpt.terminal import warn
@@ -54,14 +54,13 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
     config  = FinetuneConfig(**{f.name: getattr(given, f.name) for f in fields(FinetuneConfig)})
     console = Console(highlight=False, soft_wrap=True)
     check_device(config.device)
-    with stop_on_signals(say=ranks.rank == 0) as stop:
-        path = Path(resume) if resume else None
-        if ranks.rank == 0 and path:
-            reopen(path, base, config)
-        elif ranks.rank == 0:
-            path = _create(config, console)
-        path = ranks.broadcast(path)                       # from here on the folder is there for every rank
-        return go_on(path, "finetune", resume is not None, stop, ranks, console)
+    path = Path(resume) if resume else None
+    if ranks.rank == 0 and path:
+        reopen(path, base, config)
+    elif ranks.rank == 0:
+        path = _create(config, console)
+    path = ranks.broadcast(path)                           # from here on the folder is there for every rank
+    return go_on(path, "finetune", resume is not None, ranks, console)
 
 
 def _base(file: str | None, resume: str | None) -> FinetuneConfig:

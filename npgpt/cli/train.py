@@ -7,7 +7,7 @@ import tyro
 from rich.console import Console
 
 from npgpt.cli.arguments import parse, value_of
-from npgpt.cli.training import go_on, reopen, stop_on_signals
+from npgpt.cli.training import go_on, reopen
 from npgpt.errors import ConfigError, UsageError
 from npgpt.tensor.device import check_device
 from npgpt.training.communication import Ranks, processes
@@ -45,12 +45,11 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
     config  = parse(Options, "train", arguments, Options(settings=base)).settings
     console = Console(highlight=False, soft_wrap=True)
     check_device(config.device)
-    with stop_on_signals(say=ranks.rank == 0) as stop:
-        path = Path(resume) if resume else None
-        if ranks.rank == 0 and path:
-            reopen(path, base, config)
-        elif ranks.rank == 0:
-            path = new_run_path(config, Path(file).stem if file and not preset else preset or "quick")
-            create_run(path, config, lambda text: console.print(text, markup=False))
-        path = ranks.broadcast(path)                       # from here on the folder is there for every rank
-        return go_on(path, "train", resume is not None, stop, ranks, console)
+    path = Path(resume) if resume else None
+    if ranks.rank == 0 and path:
+        reopen(path, base, config)
+    elif ranks.rank == 0:
+        path = new_run_path(config, Path(file).stem if file and not preset else preset or "quick")
+        create_run(path, config, lambda text: console.print(text, markup=False))
+    path = ranks.broadcast(path)                           # from here on the folder is there for every rank
+    return go_on(path, "train", resume is not None, ranks, console)

@@ -29,12 +29,12 @@ MAY_CHANGE = {   # settings that a resumed run may be given anew
     "early_stopping_patience", "log_interval", "sample_tokens", "device", "workers"}
 
 
-def go_on(path: Path, command: str, resume: bool, stop: Callable[[], bool], ranks: Ranks,
-          console: Console) -> int:
-    """Trains the run in the folder; returns the exit status."""
+def go_on(path: Path, command: str, resume: bool, ranks: Ranks, console: Console) -> int:
+    """Trains the run in the folder, until it is done or a signal stops it; returns the exit status."""
     opened = open_run(path)
     console.print(f"run: {path}", markup=False)
-    with Monitor(path, opened.config.max_iters, console) as monitor:
+    with Monitor(path, opened.config.max_iters, console) as monitor, \
+            _stop_on_signals(say=ranks.rank == 0) as stop:
         finished = train(opened, monitor, resume=resume, stop=stop, processes=ranks)
     if not finished:
         console.print(f"stopped and saved; go on with:  npgpt {command} --resume {path}", markup=False)
@@ -79,7 +79,7 @@ def _show_result(path: Path, opened: Run, console: Console) -> None:
 
 
 @contextlib.contextmanager
-def stop_on_signals(say: bool = True) -> Iterator[Callable[[], bool]]:
+def _stop_on_signals(say: bool = True) -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether SIGINT or SIGTERM has come. A second SIGINT interrupts at once.
 
     say: tell it on standard error.

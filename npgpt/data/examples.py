@@ -155,7 +155,8 @@ def split_records(records: Sequence[Record], fraction: float, seed: int) -> tupl
     if len(kinds) < 2:
         raise DataError("there is but one record, and none to validate on: give more, or others by val_data")
     random = np.random.Generator(np.random.Philox(key=np.array([seed, STREAM], np.uint64)))
-    names  = [list(kinds)[n] for n in random.permutation(len(kinds))]
+    texts  = list(kinds)
+    names  = [texts[n] for n in random.permutation(len(texts))]
     count  = min(max(1, round(fraction * len(kinds))), len(kinds) - 1)
     held   = set(names[:count])
     return [record for record in records if repr(record) not in held], \

@@ -11,16 +11,17 @@ import pytest
 import tiny
 
 from npgpt import GPT
+from npgpt.cli.main import main
 from npgpt.data.examples import Examples, prompts_and_answers
 from npgpt.errors import ConfigError, DataError
-from npgpt.generation.chat import Conversation, chat_template
+from npgpt.generation.chat import TRANSCRIPT, Conversation, chat_template
 from npgpt.tensor import Key
 from npgpt.training.checkpoint import list_checkpoints, load_checkpoint
 from npgpt.training.communication import run_on_threads
 from npgpt.training.finetuning import FinetuneConfig
 from npgpt.training.loading import load_classifier, load_model
 from npgpt.training.runs import create_run, new_model, open_run
-from npgpt.training.trainer import Trainer, sample_text
+from npgpt.training.trainer import Trainer, overfits, sample_text
 
 SETTINGS = {"block_size": 24, "batch_size": 2, "gradient_accumulation_steps": 2, "max_iters": 12,
             "learning_rate": 1e-2, "warmup_iters": 2, "eval_interval": 6, "log_interval": 3,
@@ -104,9 +105,38 @@ def test_the_number_of_ranks_changes_nothing_but_rounding(tmp_path, base, how, k
         np.testing.assert_allclose(after[name], other_after[name], rtol=0, atol=1e-12)
 
 
+def test_a_step_and_an_evaluation_of_packed_rows_are_those_of_each_example_alone(tmp_path, base):
+    run     = finetuning(tmp_path, base, pairs(60), dropout=0.0, dtype="float64", val_fraction=0.4)
+    model   = new_model(run.path, run.config, 257)
+    trainer = Trainer(run.config, model, run.train, run.val)
+
+    def alone(batch):
+        """The summed loss of the examples, one after the other, whose gradients add up; how many count."""
+        total, count = 0.0, 0
+        for tokens, targets, numbers in zip(*batch, strict=True):
+            assert numbers.max() > 1
+            for number in range(1, numbers.max() + 1):
+                own = numbers == number
+                loss, saved = model.loss(tokens[None, own], targets[None, own], None, 1)
+                model.backward(saved)
+                total, count = total + loss, count + (targets[own] != -100).sum()
+        return total, count
+
+    batch = trainer.batches.at(0)
+    loss  = trainer.loss_and_gradients(0, batch)
+    grad  = model.flat.grad.copy()
+    model.zero_grad()
+    total, count = alone(batch)
+    np.testing.assert_allclose(loss, total / count, rtol=1e-12)
+    np.testing.assert_allclose(grad, model.flat.grad / count, rtol=0, atol=1e-12)
+    totals, counts = zip(*map(alone, trainer._batches(run.val).evaluation(2, 200)), strict=True)
+    np.testing.assert_allclose(trainer.evaluate(), sum(totals) / sum(counts), rtol=1e-12)
+
+
 def test_all_learns_where_nothing_else_is_said(tmp_path, base):
     run    = finetuning(tmp_path, base, pairs(30))
-    before = values(new_model(run.path, run.config, 257))
+    before = values(new := new_model(run.path, run.config, 257))
+    assert new.config.dropout == SETTINGS["dropout"] != 0.2       # which the base was trained with
     assert all(np.array_equal(before[name], parameter.data) for name, parameter in
                load_model(base, "best", "cpu", print).model.parameters.items())
     tiny.train_quietly(run)
@@ -175,10 +205,12 @@ def test_conversations_teach_a_template_that_chat_then_uses(tmp_path, base):
     assert run.tokenizer.decode(answer) == " yes<|endoftext|>"
     tiny.train_quietly(run)
     model, tokenizer, ends, template = load_model(run.path, "latest", "cpu", print)
-    assert ends == (256,)
+    assert ends == (256,) and template == TRANSCRIPT
     number = run.tokenizer.decode(prompt).split()[1]
     talk   = Conversation(model, tokenizer, 24, template, max_new_tokens=2, eos_token_id=ends)
     assert talk._prompt([{"role": "user", "content": number}])[0] == prompt
+    said, _ = talk._prompt([*rows[0]["messages"], {"role": "user", "content": "7"}])
+    assert tokenizer.decode(said) == "User: 0\nAssistant: yes<|endoftext|>\nUser: 7\nAssistant:"
     written = chat_template(template, "<|endoftext|>")(rows[0]["messages"], False)
     assert written == "User: 0\nAssistant: yes<|endoftext|>\n"
 
@@ -223,6 +255,14 @@ def test_an_overfitting_model_is_told_stops_early_and_the_best_is_kept(tmp_path,
     assert list_checkpoints(run.path)[-1].name == f"step-{best:06d}"
 
 
+@pytest.mark.parametrize("since, train_loss, at_best, told", [
+    (2, 0.9, 1.0, True), (3, 0.9, 1.0, True), (1, 0.9, 1.0, False), (2, 1.1, 1.0, False),
+    (2, None, 1.0, False), (2, 0.9, None, False)])
+def test_overfitting_is_a_loss_that_falls_on_what_is_learned_and_rises_elsewhere_twice(since, train_loss,
+                                                                                      at_best, told):
+    assert overfits({"evaluations_since_best": since, "train_loss_at_best": at_best}, train_loss) == told
+
+
 def test_a_model_that_still_gets_better_is_not_said_to_overfit(tmp_path, base, capsys):
     tiny.train_quietly(finetuning(tmp_path, base, pairs(30), early_stopping_patience=1, eval_interval=3))
     said = capsys.readouterr().out
@@ -235,6 +275,23 @@ def test_texts_are_learned_as_in_pretraining(tmp_path, base):
     assert not isinstance(run.train, Examples) and len(run.train) > 200
     tiny.train_quietly(run)
     assert latest(run).step == 12
+
+
+def test_a_prepared_folder_must_have_the_models_tokenizer(tmp_path, base):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("to be or not to be\n\n" * 30)
+    (tmp_path / "texts" / "b.txt").write_text("that is the question\n\n" * 30)
+
+    def prepared(name, tokenizer):
+        assert main(["prepare", str(tmp_path / "texts"), "--tokenizer", str(tokenizer), "--out-dir",
+                     str(tmp_path / name), "--val-fraction", "0.5"]) == 0
+        return {"data": str(tmp_path / name)}
+
+    tiny.train_quietly(run := finetuning(tmp_path, base, [], **prepared("own", base / "tokenizer")))
+    assert latest(run).step == 12
+    other = tiny.new_run(tmp_path, "other", tokenizer="bpe", vocab_size=258, block_size=24)
+    with pytest.raises(DataError, match="was prepared with another tokenizer than the model's"):
+        finetuning(tmp_path, base, [], "none", **prepared("others", other.path / "tokenizer"))
 
 
 def test_the_sample_is_the_answer_to_the_first_example_to_validate_on(tmp_path, base):
