@@ -8,7 +8,8 @@
 
 Each writes its records into runs/examples/NAME/, prints the commands of npgpt that do the work, and runs
 them. The last three begin from a small model of English, the preset quick, which is trained first where it is
-not there yet. --small does the same with little of everything, to see that it works.
+not there yet: too small to talk sense. --base NAME begins from another: a run, a model's folder, a GGUF file.
+--small does the same with little of everything, to see that it works.
 """
 
 import argparse
@@ -28,7 +29,7 @@ Rows = list[dict[str, Any]]
 HELD_BACK = 0.1         # of the records, to measure on
 
 
-def arithmetic(folder: Path, small: bool) -> None:
+def arithmetic(folder: Path, small: bool, _: str | None) -> None:
     """Numbers have all their digits, 085 + 440 = 0525, so that each place has its own; and the sum's are
     written from the last to the first, as one adds by hand: so each follows from two digits and a carry (Lee
     et al. 2023, "Teaching arithmetic to small transformers")."""
@@ -45,57 +46,56 @@ def arithmetic(folder: Path, small: bool) -> None:
     evaluate(folder, "generation", "--max-new-tokens", 6)
 
 
-def digits(folder: Path, small: bool) -> None:
-    """An image of 8 × 8 is 8 lines of letters, a for white to q for black."""
+def digits(folder: Path, small: bool, _: str | None) -> None:
+    """An image of 8 × 8 is 8 lines of letters, a for white to q for black. To learn from, each is there five
+    times: as it is, and moved by one place to every side."""
     from sklearn.datasets import load_digits
     images, labels = load_digits(return_X_y=True)
-    rows = [{"prompt": "".join("".join("abcdefghijklmnopq"[int(ink)] for ink in image[start:start + 8]) + "\n"
-                               for start in range(0, 64, 8)), "completion": str(label)}
-            for image, label in zip(images, labels, strict=True)]
-    split(folder, rows[:200] if small else rows)
+    rows = different({"prompt": "".join("".join("abcdefghijklmnopq"[int(ink)] for ink in line) + "\n"
+                                        for line in image.reshape(8, 8)), "completion": str(label)}
+                     for image, label in zip(images, labels, strict=True))[:200 if small else None]
+    test = round(HELD_BACK * len(rows))
+    write(folder / "train.jsonl", [row | {"prompt": image} for row in rows[test:]
+                                   for image in moved(row["prompt"])])
+    write(folder / "test.jsonl", rows[:test])
     run("train", "--data", folder / "train.jsonl", "--vocab-size", 257, "--block-size", 80, "--n-layer", 3,
-        "--n-embd", 128, "--dropout", 0.2, "--learning-rate", 1e-3, "--max-iters", 10 if small else 1500,
+        "--n-embd", 128, "--dropout", 0.1, "--learning-rate", 1e-3, "--max-iters", 10 if small else 2000,
         "--eval-interval", 10 if small else 250, "--out-dir", folder / "run")
     evaluate(folder, "generation", "--max-new-tokens", 2)
 
 
-def topics(folder: Path, small: bool) -> None:
+def topics(folder: Path, small: bool, model: str | None) -> None:
     """A classifier of questions and answers by the file of chatterbot-corpus that they are from."""
     names = ("ai", "coding", "tech_support", "trivia")
     rows  = [{"text": text, "label": name} for name in names for talk in conversations(name) for text in talk]
     split(folder, different(rows)[:60 if small else None])
-    run("finetune", base(folder, small), "--data", folder / "train.jsonl", "--learning-rate", 1e-3,
-        "--epochs", 1 if small else 8, "--dropout", 0.1, "--early-stopping-patience", 4,
-        "--out-dir", folder / "run")
+    finetune(folder, small, model, 1e-3, 8, "--dropout", 0.1, "--early-stopping-patience", 4)
     evaluate(folder, "classification")
 
 
-def dialogue(folder: Path, small: bool) -> None:
+def dialogue(folder: Path, small: bool, model: str | None) -> None:
     names = ("ai", "botprofile", "conversations", "emotion", "food", "gossip", "greetings", "humor",
              "psychology")
     rows  = [{"messages": [{"role": role, "content": text}
                            for role, text in zip(("user", "assistant"), talk, strict=False)]}
              for name in names for talk in conversations(name)]
     split(folder, different(rows)[:60 if small else None])
-    run("finetune", base(folder, small), "--data", folder / "train.jsonl", "--lora-rank", 16,
-        "--lora-alpha", 32, "--learning-rate", 3e-3, "--epochs", 1 if small else 10,
-        "--early-stopping-patience", 3, "--out-dir", folder / "run")
+    finetune(folder, small, model, 3e-3, 10, "--lora-rank", 16, "--lora-alpha", 32,
+             "--early-stopping-patience", 3)
     evaluate(folder, "generation", "--max-new-tokens", 40)
 
 
-def translation(folder: Path, small: bool) -> None:
+def translation(folder: Path, small: bool, model: str | None) -> None:
     import polib
     files = sorted(Path(str(resources.files("django"))).rglob("locale/fr/LC_MESSAGES/*.po"))
     rows  = [{"prompt": f"English: {entry.msgid}\nFrench:", "completion": f" {entry.msgstr}"}
              for file in files for entry in polib.pofile(str(file)).translated_entries() if entry.msgstr]
     split(folder, different(rows)[:60 if small else None])
-    run("finetune", base(folder, small), "--data", folder / "train.jsonl", "--learning-rate", 2e-3,
-        "--epochs", 1 if small else 20, "--dropout", 0.1, "--early-stopping-patience", 3,
-        "--out-dir", folder / "run")
+    finetune(folder, small, model, 2e-3, 20, "--dropout", 0.1, "--early-stopping-patience", 3)
     evaluate(folder, "generation", "--max-new-tokens", 60)
 
 
-EXAMPLES: dict[str, Callable[[Path, bool], None]] = {
+EXAMPLES: dict[str, Callable[[Path, bool, str | None], None]] = {
     "arithmetic": arithmetic, "digits": digits, "topics": topics, "dialogue": dialogue,
     "translation": translation}
 
@@ -107,6 +107,14 @@ def conversations(name: str) -> Iterator[list[str]]:
     for talk in yaml.safe_load(text)["conversations"]:
         if len(talk) > 1:
             yield [str(line).strip() for line in talk]
+
+
+def moved(image: str) -> Iterator[str]:
+    """An image of `digits` where it is, and one place further up, down, left and right."""
+    lines, white = image.split(), ["a" * 8]
+    for there in (lines, lines[1:] + white, white + lines[:-1], [line[1:] + "a" for line in lines],
+                  ["a" + line[:-1] for line in lines]):
+        yield "".join(f"{line}\n" for line in there)
 
 
 def different(rows: Iterable[dict[str, Any]]) -> Rows:
@@ -137,6 +145,14 @@ def base(folder: Path, small: bool) -> Path:
     return path
 
 
+def finetune(folder: Path, small: bool, model: str | None, learning_rate: float, epochs: int,
+             *words: Any) -> None:
+    """model: what was named by --base, or None. It is taken to be a larger one, which wants smaller steps."""
+    run("finetune", model or base(folder, small), "--data", folder / "train.jsonl",
+        "--learning-rate", learning_rate / 5 if model else learning_rate,
+        "--epochs", 1 if small else epochs, *words, "--out-dir", folder / "run")
+
+
 def evaluate(folder: Path, task: str, *words: Any) -> None:
     run("evaluate", folder / "run", "--task", task, "--data", folder / "test.jsonl", *words,
         "--predictions", folder / "predictions.jsonl", "--out", folder / "result.json")
@@ -156,13 +172,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("example", choices=EXAMPLES)
     parser.add_argument("--out-dir", type=Path, default=Path("runs/examples"),
                         help="where its folder is made")
+    parser.add_argument("--base", help="what the last three fine-tune, if not the preset quick")
     parser.add_argument("--small", action="store_true", help="little of everything, to see that it works")
     options = parser.parse_args(arguments)
     folder  = options.out_dir / options.example
     if folder.exists():
         parser.error(f"{folder} is there already: remove it, or choose another --out-dir")
     try:
-        EXAMPLES[options.example](folder, options.small)
+        EXAMPLES[options.example](folder, options.small, options.base)
     except ModuleNotFoundError as error:
         shutil.rmtree(folder, ignore_errors=True)
         parser.error(f"this example needs the package {error.name}: install it by pip")

@@ -9,7 +9,8 @@ import tyro
 from npgpt.cli.arguments import parse
 from npgpt.errors import ConfigError
 from npgpt.interop.classifiers import Labels
-from npgpt.interop.huggingface import CHAT_TEMPLATE, write_model
+from npgpt.interop.huggingface import CHAT_TEMPLATE
+from npgpt.interop.huggingface_writing import write_model
 from npgpt.interop.peft_files import write_adapter
 from npgpt.models import SequenceClassifier
 from npgpt.terminal import warn

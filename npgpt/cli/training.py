@@ -58,10 +58,10 @@ def reopen(path: Path, before: Config, config: Config) -> None:
 def _show_result(path: Path, opened: Run, console: Console) -> None:
     """The last words: how good the best checkpoint is, what it writes, and the next command to type."""
     model, _, checkpoint = load_run(path, "best", opened.config.device, lambda text: None)
-    loss = checkpoint.state["best_val_loss"]
-    console.print(f"\nbest validation loss {loss:.4f} nats a token (perplexity {math.exp(loss):.1f}) "
-                  f"at step {checkpoint.step}", markup=False)
+    loss   = checkpoint.state["best_val_loss"]
     sample = sample_text(opened, model, 256)
+    what   = "text" if sample is None else f"token (perplexity {math.exp(loss):.1f})"
+    console.print(f"\nbest validation loss {loss:.4f} nats a {what} at step {checkpoint.step}", markup=False)
     if sample:
         after = "the first example" if isinstance(opened.val, Examples) else "the start"
         console.print(f"after {after} of the validation data it writes:\n")

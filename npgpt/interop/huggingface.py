@@ -1,58 +1,49 @@
-"""Models in Hugging Face's layout: a folder is read into (configuration, named tensors), or written so.
+"""Models in Hugging Face's layout: a folder is read into (configuration, named tensors).
 
     config.json   generation_config.json   model.safetensors, or model-00001-of-00002.safetensors … and
     model.safetensors.index.json           the tokenizer's files beside them
 
 Which tensor is which parameter depends on the family alone (families.py). What no family can hold, npgpt
-writes under its own names, with model_type npgpt, for itself to read.
+writes under its own names (huggingface_writing.py), with model_type npgpt, for itself to read.
 """
 
-import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from npgpt.errors import CheckpointError, ConfigError
-from npgpt.files import atomic_folder
 from npgpt.interop.classifiers import (
     HEADS,
     LANGUAGE_MODEL_HEAD,
     OWN_CLASSIFIER,
     SCORE,
     Labels,
-    label_entries,
     read_labels,
     with_score,
 )
 from npgpt.interop.entries import Entries
-from npgpt.interop.families import FAMILIES, Family, Settings, family_for
+from npgpt.interop.families import FAMILIES, Family, Settings
 from npgpt.interop.hub import fetch, is_name
-from npgpt.interop.layouts import Assembled, Piece, Place, taken_apart
+from npgpt.interop.layouts import Assembled, Piece, Place
 from npgpt.interop.safetensors_files import (
     FLOATS,
-    INDEX,
     MODEL,
-    NAMES,
-    SIZES,
     Tensor,
     member,
     open_folder,
     read_json,
     refused,
-    safetensors_pieces,
     shown,
-    stored_type,
 )
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 OWN, OWN_SETTINGS = "npgpt", "npgpt_config"
 EMBEDDING = "wte.weight"
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 CHUNK = 1 << 22                 # numbers compared at a time
 
 C = TypeVar("C")
@@ -193,7 +184,7 @@ def _arranged(folder: Path, family: Family, places: Iterable[Place], tensors: di
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
     arranged, left = {}, set(tensors)
     for place in places:
-        place = _prefixed(place, prefix)
+        place = prefixed(place, prefix)
         for piece in place.pieces:
             if piece.name not in tensors:
                 raise CheckpointError(f"{folder} has no tensor {piece.name}, which its {CONFIG} asks for")
@@ -228,7 +219,8 @@ def _check_tied(head: Tensor, embedding: Tensor) -> None:
                                  "are one (tie_word_embeddings)")
 
 
-def _prefixed(place: Place, prefix: str) -> Place:
+def prefixed(place: Place, prefix: str) -> Place:
+    """The place, whose pieces have names that begin so; heads have no prefix."""
     return Place(place.name, tuple(piece if piece.name in HEADS else piece._replace(name=prefix + piece.name)
                                    for piece in place.pieces))
 
@@ -249,111 +241,3 @@ def _own_places(e: Entries, tensors: dict[str, Tensor]) -> list[Place]:
             raise e.refused(f"its {name} is {e.whole(name):,}, and all tensors together have {total:,} "
                             "numbers")
     return [Place(name, (Piece(name, tensor.shape),)) for name, tensor in tensors.items()]
-
-
-# Writing
-
-def write_model(path: str | Path, settings: Settings, arrays: Mapping[str, Any], dtype: str | None = None,
-                max_shard_size: int | str = "5GB", eos_token_ids: Sequence[int] = (), exact: bool = True,
-                beside: Callable[[Path], None] | None = None, labels: Labels | None = None) -> None:
-    """Writes a folder, whole or not at all.  settings: all of GPTConfig's fields.  arrays: by npgpt's names.
-
-    dtype: float64, float32, float16 or bfloat16, by default the arrays'.  max_shard_size: bytes of a file, or
-    as "200MB"; a larger model gets several.  exact: reading gives just this model back, if need be by npgpt
-    alone; else what no family has a place for is refused, and absent biases of GPT-2 become zeros.
-    beside: writes more files into the folder.  labels: of a classifier.  Raises ConfigError, CheckpointError.
-    """
-    if dtype is not None and dtype not in NAMES:
-        raise ConfigError(f"dtype must be {', '.join(NAMES)}, not {dtype!r}")
-    config, tensors = _translated(settings, arrays, exact, labels)
-    kinds = {tensor.dtype.name for tensor in tensors.values()}
-    config["torch_dtype"] = dtype or (kinds.pop() if len(kinds) == 1 else "float32")
-    first, *others = (*eos_token_ids, None)                 # GPT-2 begins a text with what ends one
-    ends = {"bos_token_id": first, "eos_token_id": first if len(others) < 2 else [*eos_token_ids]}
-    config |= ends
-    generation = ends if eos_token_ids else {}
-    try:
-        shards = list(_shards(tensors, dtype, _bytes(max_shard_size)))
-        with atomic_folder(path, last=CONFIG) as folder:
-            for file, names in shards:
-                write_file(folder / file, safetensors_pieces({name: tensors[name] for name in names}, dtype,
-                                                         {"format": "pt"}))
-            if len(shards) > 1:
-                total = sum(_size(name, tensor, dtype) for name, tensor in tensors.items())
-                write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": {
-                    name: file for file, names in shards for name in names}})
-            write_json(folder / GENERATION, generation)
-            if beside is not None:
-                beside(folder)
-            write_json(folder / CONFIG, config)
-    except (OSError, ValueError) as error:      # the disk; a value that no file can hold
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"cannot save the model to {path}: {reason}") from error
-
-
-def _translated(settings: Settings, arrays: Mapping[str, Any], exact: bool,
-                labels: Labels | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """config.json, and the tensors by their names in the file."""
-    if any(name.endswith("lora_A") for name in arrays):
-        raise ConfigError("a model with LoRA cannot be saved as a model: merge it first, with merge_lora, or "
-                          "save the adapter alone")
-    found, told = family_for(settings, exact), label_entries(labels) if labels else {}
-    if isinstance(found, str):
-        if not exact:
-            raise ConfigError(f"a model with {found} = {settings[found]!r} cannot be exported: no family of "
-                              f"transformers that npgpt writes ({', '.join(FAMILIES)}) has a place for it")
-        if labels:
-            told |= {"architectures": [OWN_CLASSIFIER]}
-        return {"model_type": OWN, OWN_SETTINGS: dict(settings), **told}, dict(arrays)
-    kind, config = found
-    family, tensors = FAMILIES[kind], {}
-    interleaved = settings["position"] == "rotary" and settings["rope_interleaved"]
-    places = family.places(settings)
-    if labels:
-        places = with_score(places, settings["n_embd"], labels)
-    for place in places:
-        array = arrays.get(place.name)
-        if array is None:
-            array = np.zeros(place.shape, arrays[EMBEDDING].dtype)
-        tensors.update(taken_apart(_prefixed(place, family.prefix), array, interleaved))
-    architecture = family.classifier if labels else family.architectures[0]
-    return {"model_type": kind, "architectures": [architecture], **config, **told}, tensors
-
-
-def _shards(tensors: Mapping[str, Any], dtype: str | None, limit: int) -> Iterator[tuple[str, list[str]]]:
-    """(file, names of its tensors); a file has more than the limit only where one tensor has."""
-    groups: list[list[str]] = [[]]
-    filled = 0
-    for name, tensor in tensors.items():
-        size = _size(name, tensor, dtype)
-        if groups[-1] and filled + size > limit:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += size
-    if len(groups) == 1:
-        yield MODEL, groups[0]
-        return
-    for number, names in enumerate(groups, start=1):
-        yield f"model-{number:05d}-of-{len(groups):05d}.safetensors", names
-
-
-def _size(name: str, tensor: Any, dtype: str | None) -> int:
-    return tensor.size * SIZES[stored_type(name, tensor.dtype, dtype)]
-
-
-def _bytes(size: int | str) -> int:
-    match = re.fullmatch(r"([0-9]{1,15})\s*([A-Z]*)", str(size).strip().upper())
-    if not match or match[2] not in UNITS or int(match[1]) < 1:
-        raise ConfigError(f"max_shard_size must be a number of bytes, or as 200MB or 5GB, not {size!r}")
-    return int(match[1]) * UNITS[match[2]]
-
-
-def write_file(path: Path, pieces: Iterator[bytes | memoryview]) -> None:
-    with path.open("xb") as file:
-        for piece in pieces:
-            file.write(piece)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

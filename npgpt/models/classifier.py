@@ -12,7 +12,8 @@ import numpy as np
 
 from npgpt.errors import ConfigError, DataError
 from npgpt.interop.classifiers import Labels
-from npgpt.interop.huggingface import find_folder, read_classifier, write_model
+from npgpt.interop.huggingface import find_folder, read_classifier
+from npgpt.interop.huggingface_writing import write_model
 from npgpt.layers import Linear, lora_layers
 from npgpt.models.config import GPTConfig
 from npgpt.models.decoder import IGNORE_INDEX, Decoder

@@ -11,7 +11,8 @@ from pathlib import Path
 from npgpt.errors import DataError
 from npgpt.generation import decoding
 from npgpt.generation.kv_cache import KVCache
-from npgpt.interop.huggingface import find_folder, read_model, write_model
+from npgpt.interop.huggingface import find_folder, read_model
+from npgpt.interop.huggingface_writing import write_model
 from npgpt.layers import LanguageModelHead, Parameter
 from npgpt.models.config import GPTConfig
 from npgpt.models.decoder import IGNORE_INDEX, Decoder

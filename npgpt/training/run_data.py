@@ -18,7 +18,8 @@ from npgpt.data.shards import write_shard
 from npgpt.errors import ConfigError, DataError
 from npgpt.generation.chat import TRANSCRIPT, chat_template
 from npgpt.interop.classifiers import Labels
-from npgpt.interop.huggingface import CHAT_TEMPLATE, write_model
+from npgpt.interop.huggingface import CHAT_TEMPLATE
+from npgpt.interop.huggingface_writing import write_model
 from npgpt.models import SequenceClassifier
 from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
 from npgpt.tokenizers.files import Tokenizer

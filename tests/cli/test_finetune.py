@@ -61,7 +61,8 @@ def test_a_run_learns_answers_goes_on_writes_and_is_exported(capsys):
 
 def test_a_classifier_and_adapters_are_exported(capsys):
     assert finetune("base", "--data", "labels.jsonl", *FLAGS, "--lora-rank", "2", "--out-dir", "classes") == 0
-    assert "next:  npgpt evaluate classes --task classification" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "next:  npgpt evaluate classes --task classification" in said and " nats a text at step " in said
     assert main(["export", "classes", "--out-dir", "classifier"]) == 0
     ours, _ = load_classifier(Path("classes"), "best", "cpu", print)
     theirs  = SequenceClassifier.from_pretrained("classifier")

@@ -21,7 +21,7 @@ from model_folders import (
 import npgpt
 from npgpt.cli.main import main
 from npgpt.errors import CheckpointError, ConfigError, TokenizerError
-from npgpt.interop import huggingface
+from npgpt.interop import huggingface_writing
 from npgpt.interop.huggingface import read_chat_template, read_ends
 from npgpt.tokenizers.patterns import SPLIT_PATTERNS
 from npgpt.training.loading import load_model, load_run
@@ -36,7 +36,7 @@ def load(folder):
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     model = random_model(npgpt.GPTConfig(11, 6, 2, 2, 4))
     path  = tmp_path / "new" / "model"
-    real  = huggingface.write_json
+    real  = huggingface_writing.write_json
     for survived in range(3):
         left = [survived]
 
@@ -46,11 +46,11 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
             left[0] -= 1
             real(file, content)
 
-        monkeypatch.setattr(huggingface, "write_json", fails)
+        monkeypatch.setattr(huggingface_writing, "write_json", fails)
         with pytest.raises(CheckpointError, match="cannot save the model to .*: No space left"):
             model.save_pretrained(path, max_shard_size=500)
         assert list((tmp_path / "new").iterdir()) == []
-    monkeypatch.setattr(huggingface, "write_json", real)
+    monkeypatch.setattr(huggingface_writing, "write_json", real)
     model.save_pretrained(path, max_shard_size=500)
     files = {file.name: file.read_bytes() for file in path.iterdir()}
     assert {"config.json", "generation_config.json", "model.safetensors.index.json"} < files.keys()
@@ -103,7 +103,8 @@ def test_what_float16_cannot_hold_is_not_saved(tmp_path):
 @pytest.mark.parametrize("size, files", [("1KB", 3), (" 1 kb", 3), ("3KB", 1), (10**9, 1), ("1 MB", 1), (1,
                                                                                                          28)])
 def test_sizes_of_files(size, files, tmp_path):
-    assert [huggingface._bytes(f"2{unit}") for unit in ("", "kB", "MiB", "GB")] == [2, 2000, 2**21, 2 * 10**9]
+    assert [huggingface_writing._bytes(f"2{unit}") for unit in ("", "kB", "MiB", "GB")] == [
+        2, 2000, 2**21, 2 * 10**9]
     random_model(npgpt.GPTConfig(11, 6, 2, 2, 4)).save_pretrained(tmp_path / "x", "float32", size)
     assert len(list((tmp_path / "x").glob("*.safetensors"))) == files
 

@@ -12,7 +12,7 @@ from npgpt import SequenceClassifier, add_lora
 from npgpt.errors import CheckpointError, ConfigError
 from npgpt.interop import peft_files
 from npgpt.interop.classifiers import Labels
-from npgpt.interop.huggingface import write_model
+from npgpt.interop.huggingface_writing import write_model
 from npgpt.layers import lora_layers
 
 ALL = ("c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")

@@ -12,7 +12,7 @@ from model_folders import random_model
 
 import npgpt
 from npgpt.errors import ConfigError
-from npgpt.interop.huggingface import write_model
+from npgpt.interop.huggingface_writing import write_model
 
 torch        = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
