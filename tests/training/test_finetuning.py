@@ -209,8 +209,8 @@ def test_conversations_teach_a_template_that_chat_then_uses(tmp_path, base):
     number = run.tokenizer.decode(prompt).split()[1]
     talk   = Conversation(model, tokenizer, 24, template, max_new_tokens=2, eos_token_id=ends)
     assert talk._prompt([{"role": "user", "content": number}])[0] == prompt
-    said, _ = talk._prompt([*rows[0]["messages"], {"role": "user", "content": "7"}])
-    assert tokenizer.decode(said) == "User: 0\nAssistant: yes<|endoftext|>\nUser: 7\nAssistant:"
+    assert talk._render([*rows[0]["messages"], {"role": "user", "content": "7"}]) == \
+        "User: 0\nAssistant: yes<|endoftext|>\nUser: 7\nAssistant:"
     written = chat_template(template, "<|endoftext|>")(rows[0]["messages"], False)
     assert written == "User: 0\nAssistant: yes<|endoftext|>\n"
 
