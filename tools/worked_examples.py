@@ -54,13 +54,15 @@ def digits(folder: Path, small: bool, _: str | None) -> None:
     rows = different({"prompt": "".join("".join("abcdefghijklmnopq"[int(ink)] for ink in line) + "\n"
                                         for line in image.reshape(8, 8)), "completion": str(label)}
                      for image, label in zip(images, labels, strict=True))[:200 if small else None]
-    test = round(HELD_BACK * len(rows))
-    write(folder / "train.jsonl", [row | {"prompt": image} for row in rows[test:]
+    held = round(HELD_BACK * len(rows))
+    write(folder / "test.jsonl", rows[:held])
+    write(folder / "val.jsonl", rows[held:2 * held])
+    write(folder / "train.jsonl", [row | {"prompt": image} for row in rows[2 * held:]
                                    for image in moved(row["prompt"])])
-    write(folder / "test.jsonl", rows[:test])
-    run("train", "--data", folder / "train.jsonl", "--vocab-size", 257, "--block-size", 80, "--n-layer", 3,
-        "--n-embd", 128, "--dropout", 0.1, "--learning-rate", 1e-3, "--max-iters", 10 if small else 2000,
-        "--eval-interval", 10 if small else 250, "--out-dir", folder / "run")
+    run("train", "--data", folder / "train.jsonl", "--val-data", folder / "val.jsonl", "--vocab-size", 257,
+        "--block-size", 80, "--n-layer", 3, "--n-embd", 128, "--dropout", 0.1, "--learning-rate", 1e-3,
+        "--max-iters", 10 if small else 3000, "--eval-interval", 10 if small else 500,
+        "--out-dir", folder / "run")
     evaluate(folder, "generation", "--max-new-tokens", 2)
 
 
