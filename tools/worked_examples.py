@@ -150,7 +150,7 @@ def base(folder: Path, small: bool) -> Path:
 def finetune(folder: Path, small: bool, model: str | None, learning_rate: float, epochs: int,
              *words: Any) -> None:
     """model: what was named by --base, or None. It is taken to be a larger one, which wants smaller steps."""
-    run("finetune", model or base(folder, small), "--data", folder / "train.jsonl",
+    run("finetune", model or base(folder, small), "--data", folder / "train.jsonl", "--block-size", 128,
         "--learning-rate", learning_rate / 5 if model else learning_rate,
         "--epochs", 1 if small else epochs, *words, "--out-dir", folder / "run")
 
