@@ -12,6 +12,7 @@ Special tokens stand for no bytes of a text; whoever wants one between texts put
 
 import codecs
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise
 from pathlib import Path
@@ -19,13 +20,17 @@ from pathlib import Path
 import regex
 
 from npgpt.errors import TokenizerError
+from npgpt.tokenizers.array_encoding import ArrayEncoder
+from npgpt.tokenizers.array_merging import ArrayMerger
 from npgpt.tokenizers.byte_pair_tables import NO_TOKEN, check_special_tokens, default_vocabulary, tables
 from npgpt.tokenizers.byte_pair_training import Pair, count_pieces, learn_merges
-from npgpt.tokenizers.checks import checked_text, look_up
+from npgpt.tokenizers.checks import checked_text, has_surrogates, look_up
 from npgpt.tokenizers.formats import END_OF_TEXT, BytePair, read_byte_pair, write_byte_pair
-from npgpt.tokenizers.patterns import splitter
+from npgpt.tokenizers.patterns import splitter, stretches
 
 SHORT = 50              # bytes of a piece that is merged without a heap
+LONG_TEXT = 10_000      # characters of a text that is encoded on arrays
+STRETCH   = 500_000     # of its characters at a time; one that cannot be cut may have eight times as many
 
 
 class BPETokenizer:
@@ -135,7 +140,21 @@ class BPETokenizer:
 
     def _encode_clean(self, text: str) -> list[int]:
         """A surrogate in this text stands for a byte, as Python's "surrogateescape" has it."""
+        if self.pattern != "gpt2" or len(text) < LONG_TEXT or self._absent:
+            return self._encode_pieces(text)
+        ids: list[int] = []
+        for stretch in stretches(text, STRETCH):
+            ids += self._encode_pieces(stretch) if len(stretch) > 8 * STRETCH or has_surrogates(stretch) \
+                else self._arrays.encode(stretch).tolist()
+        return ids
+
+    def _encode_pieces(self, text: str) -> list[int]:
         return list(chain.from_iterable(map(self._ids_of_piece.__getitem__, self._split(text))))
+
+    @cached_property
+    def _arrays(self) -> ArrayEncoder:
+        return ArrayEncoder(ArrayMerger(self._byte_ids, self._ranks, self._made, self._bits),
+                            self._ids.items() if self.ignore_merges else (), self._ids_of_piece.__getitem__)
 
     def _encode_piece(self, piece: str) -> list[int]:
         """Applies the merges to one piece, smallest rank first, then leftmost."""

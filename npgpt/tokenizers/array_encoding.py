@@ -1,0 +1,105 @@
+"""Encoding a long text on arrays: what BPETokenizer does piece by piece, for all pieces at once.
+
+A piece of at most 15 bytes is written as two 64-bit numbers: its first eight bytes; and the others, with its
+length in the highest byte. A table (array_table.py) is searched for these, not for a hash that two pieces
+might share. Pieces that it does not have are merged, all together (array_merging.py), and put in. Longer
+pieces, about one in a hundred, go through the tokenizer's own cache.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from npgpt.tokenizers.array_merging import ArrayMerger
+from npgpt.tokenizers.array_split import piece_starts
+from npgpt.tokenizers.array_table import ArrayTable
+
+SHORT    = 15                   # bytes
+CAPACITY = 1 << 17              # pieces that are remembered; when it is full the table starts anew
+AT_ONCE  = 1 << 16              # pieces looked up at a time
+LENGTH   = np.uint64(56)        # bits below a piece's length
+FIRST, SECOND = (np.array([(1 << 8 * min(max(n - before, 0), 8)) - 1 for n in range(SHORT + 1)], np.uint64)
+                 for before in (0, 8))
+"""By a piece's length, the bits of its two numbers that bytes of it fill."""
+
+
+class ArrayEncoder:
+    """merger: of pieces of at most SHORT bytes.  tokens: pieces that are tokens whatever the merges make of
+    them, with their ids.  encode_long: gives the ids of any piece.  Threads may share it: they take turns.
+    """
+
+    def __init__(self, merger: ArrayMerger, tokens: Iterable[tuple[bytes, int]],
+                 encode_long: Callable[[str], Sequence[int]]):
+        self._merger, self._encode_long, self._lock = merger, encode_long, threading.Lock()
+        self._tokens = [(data, id) for data, id in tokens if 0 < len(data) <= SHORT]
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets all pieces but the tokens."""
+        self._table = ArrayTable(CAPACITY + len(self._tokens))
+        data    = b"".join(data.ljust(16, b"\0") for data, _ in self._tokens)
+        lengths = np.array([len(data) for data, _ in self._tokens], np.uint64)
+        first, second = np.frombuffer(data, "<u8").reshape(-1, 2).T
+        order = self._table.add(first, second | lengths << LENGTH)
+        self._ids  = np.array([id for _, id in self._tokens], np.int32)[order]          # of piece after piece
+        self._ends = np.arange(len(order) + 1)                # piece n has _ids[_ends[n]:_ends[n + 1]]
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of a text of at least one character, without surrogates: (n,)"""
+        data   = text.encode()
+        points = np.frombuffer(data, np.uint8) if text.isascii() else \
+            np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        starts = piece_starts(points)
+        parts  = []
+        places = np.append(starts if text.isascii() else _byte_places(points)[starts], len(data))
+        starts = np.append(starts, len(points))
+        words  = np.ndarray(len(data) + 9, "<u8", data + bytes(16), strides=(1,))     # eight bytes at each
+        with self._lock:
+            for piece in range(0, len(starts) - 1, AT_ONCE):
+                here    = slice(piece, piece + AT_ONCE)
+                lengths = np.diff(places[piece:piece + AT_ONCE + 1])
+                sizes   = np.minimum(lengths, SHORT)          # of a longer piece the beginning, for now
+                first   = words[places[:-1][here]] & FIRST[sizes]
+                second  = words[places[:-1][here] + 8] & SECOND[sizes] | sizes.astype(np.uint64) << LENGTH
+                number  = self._numbers(first, second)
+                long    = np.flatnonzero(lengths > SHORT)
+                others  = [self._encode_long(text[start:end]) for start, end in
+                           zip(starts[piece + long].tolist(), starts[piece + long + 1].tolist(), strict=True)]
+                parts.append(self._gathered(number, long, others))
+        return np.concatenate(parts)
+
+    def _numbers(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Of pieces in the table, where the new ones are put first."""
+        numbers = self._table.find(first, second)
+        missing = np.flatnonzero(numbers < 0)
+        if missing.size == 0:
+            return numbers
+        if self._table.count + missing.size > self._table.capacity:
+            self.clear()
+            return self._numbers(first, second)
+        new   = missing[self._table.add(first[missing], second[missing])]
+        data  = np.stack([first[new], second[new]], 1).view(np.uint8)         # (W, 16), the length at the end
+        size  = data[:, SHORT].astype(np.int64)
+        ids, counts = self._merger.merge(np.ascontiguousarray(data.T[:size.max()]), size)
+        self._ends  = np.concatenate([self._ends, self._ends[-1] + np.cumsum(counts)])
+        self._ids   = np.concatenate([self._ids, ids.astype(np.int32)])
+        numbers[missing] = self._table.find(first[missing], second[missing])
+        return numbers
+
+    def _gathered(self, numbers: np.ndarray, long: np.ndarray, others: list[Sequence[int]]) -> np.ndarray:
+        """The ids of pieces by their numbers, but of those at `long` the ids in `others`."""
+        starts, ids = self._ends[numbers], self._ids
+        counts = self._ends[numbers + 1] - starts
+        if others:
+            counts[long] = lengths = np.array([len(other) for other in others])
+            starts[long] = len(ids) + np.cumsum(lengths) - lengths
+            ids = np.concatenate([ids, *(np.array(other, np.int32) for other in others)])
+        ends = np.cumsum(counts)
+        return ids[np.repeat(starts - (ends - counts), counts) + np.arange(ends[-1])]
+
+
+def _byte_places(points: np.ndarray) -> np.ndarray:
+    """points: (n,)  →  where each begins in UTF-8: (n,)"""
+    sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    return np.cumsum(sizes) - sizes
