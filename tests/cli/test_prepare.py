@@ -87,7 +87,7 @@ def test_duplicates_can_be_kept(folder, capsys):
 
 
 def test_interrupted_it_says_so_and_leaves_nothing_running(folder, capsys):
-    for n in range(12):                                                                # some seconds of work
+    for n in range(40):                                                                # some seconds of work
         Path(f"texts/{n}.txt").write_text(f"{n} is not one " * 70_000)
     command = ["prepare", "texts", "--out-dir", "out", "--vocab-size", "257"]
     with subprocess.Popen([sys.executable, "-m", "npgpt", *command, "--workers", "2"], text=True,
