@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from npgpt.tokenizers.array_merging import ArrayMerger
-from npgpt.tokenizers.array_split import piece_starts
+from npgpt.tokenizers.array_split import code_points
 from npgpt.tokenizers.array_table import ArrayTable
 
 SHORT    = 15                   # bytes
@@ -25,13 +25,15 @@ FIRST, SECOND = (np.array([(1 << 8 * min(max(n - before, 0), 8)) - 1 for n in ra
 
 
 class ArrayEncoder:
-    """merger: of pieces of at most SHORT bytes.  tokens: pieces that are tokens whatever the merges make of
-    them, with their ids.  encode_long: gives the ids of any piece.  Threads may share it: they take turns.
+    """split: gives the places where the pieces of a text begin.  merger: of pieces of at most SHORT bytes.
+    tokens: pieces that are tokens whatever the merges make of them, with their ids.  encode_long: gives the
+    ids of any piece.  Threads may share it: they take turns.
     """
 
-    def __init__(self, merger: ArrayMerger, tokens: Iterable[tuple[bytes, int]],
-                 encode_long: Callable[[str], Sequence[int]]):
-        self._merger, self._encode_long, self._lock = merger, encode_long, threading.Lock()
+    def __init__(self, split: Callable[[str], np.ndarray], merger: ArrayMerger,
+                 tokens: Iterable[tuple[bytes, int]], encode_long: Callable[[str], Sequence[int]]):
+        self._split, self._merger, self._encode_long = split, merger, encode_long
+        self._lock   = threading.Lock()
         self._tokens = [(data, id) for data, id in tokens if 0 < len(data) <= SHORT]
         self.clear()
 
@@ -48,12 +50,10 @@ class ArrayEncoder:
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text of at least one character, without surrogates: (n,)"""
         data   = text.encode()
-        points = np.frombuffer(data, np.uint8) if text.isascii() else \
-            np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        starts = piece_starts(points)
+        starts = self._split(text)
+        places = np.append(starts if text.isascii() else _byte_places(text)[starts], len(data))
+        starts = np.append(starts, len(text))
         parts  = []
-        places = np.append(starts if text.isascii() else _byte_places(points)[starts], len(data))
-        starts = np.append(starts, len(points))
         words  = np.ndarray(len(data) + 9, "<u8", data + bytes(16), strides=(1,))     # eight bytes at each
         with self._lock:
             for piece in range(0, len(starts) - 1, AT_ONCE):
@@ -99,7 +99,8 @@ class ArrayEncoder:
         return ids[np.repeat(starts - (ends - counts), counts) + np.arange(ends[-1])]
 
 
-def _byte_places(points: np.ndarray) -> np.ndarray:
-    """points: (n,)  →  where each begins in UTF-8: (n,)"""
-    sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+def _byte_places(text: str) -> np.ndarray:
+    """Where each character begins in UTF-8: (n,)"""
+    points = code_points(text)
+    sizes  = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
     return np.cumsum(sizes) - sizes

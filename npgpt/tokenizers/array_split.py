@@ -16,8 +16,9 @@ KINDS = (regex.compile(r"\p{L}"), regex.compile(r"\p{N}"), regex.compile(r"\s"))
 BLANK, APOSTROPHE = map(ord, " '")
 
 
-def piece_starts(points: np.ndarray) -> np.ndarray:
-    """points: the code points, at least one, uint8 if all are ASCII, else uint32: (n,)  →  (pieces,)"""
+def piece_starts(text: str) -> np.ndarray:
+    """The place in the text, of at least one character, where each piece begins: (pieces,)"""
+    points  = code_points(text)
     kinds   = _kinds(points)
     space   = kinds == SPACE
     starts  = np.ones(len(points), bool)
@@ -33,6 +34,12 @@ def piece_starts(points: np.ndarray) -> np.ndarray:
     ends    = np.concatenate([quotes[one] + 2, quotes[two] + 3])
     starts[ends[ends < len(points)]] = True
     return np.flatnonzero(starts)
+
+
+def code_points(text: str) -> np.ndarray:
+    """uint8 if all are ASCII, else uint32: (n,)"""
+    return np.frombuffer(text.encode(), np.uint8) if text.isascii() else \
+        np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
 
 def _kinds(points: np.ndarray) -> np.ndarray:

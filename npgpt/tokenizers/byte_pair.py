@@ -17,11 +17,13 @@ from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise
 from pathlib import Path
 
+import numpy as np
 import regex
 
 from npgpt.errors import TokenizerError
 from npgpt.tokenizers.array_encoding import ArrayEncoder
 from npgpt.tokenizers.array_merging import ArrayMerger
+from npgpt.tokenizers.array_split import piece_starts
 from npgpt.tokenizers.byte_pair_tables import NO_TOKEN, check_special_tokens, default_vocabulary, tables
 from npgpt.tokenizers.byte_pair_training import Pair, count_pieces, learn_merges
 from npgpt.tokenizers.checks import checked_text, has_surrogates, look_up
@@ -29,8 +31,8 @@ from npgpt.tokenizers.formats import END_OF_TEXT, BytePair, read_byte_pair, writ
 from npgpt.tokenizers.patterns import splitter, stretches
 
 SHORT = 50              # bytes of a piece that is merged without a heap
-LONG_TEXT = 10_000      # characters of a text that is encoded on arrays
-STRETCH   = 500_000     # of its characters at a time; one that cannot be cut may have eight times as many
+LONG_TEXT = 6000        # characters of a text that is encoded on arrays
+STRETCH   = 1_000_000   # of them at a time; one that cannot be cut there may have four times as many
 
 
 class BPETokenizer:
@@ -140,11 +142,11 @@ class BPETokenizer:
 
     def _encode_clean(self, text: str) -> list[int]:
         """A surrogate in this text stands for a byte, as Python's "surrogateescape" has it."""
-        if self.pattern != "gpt2" or len(text) < LONG_TEXT or self._absent:
+        if len(text) < LONG_TEXT or self._absent:
             return self._encode_pieces(text)
         ids: list[int] = []
         for stretch in stretches(text, STRETCH):
-            ids += self._encode_pieces(stretch) if len(stretch) > 8 * STRETCH or has_surrogates(stretch) \
+            ids += self._encode_pieces(stretch) if len(stretch) > 4 * STRETCH or has_surrogates(stretch) \
                 else self._arrays.encode(stretch).tolist()
         return ids
 
@@ -153,8 +155,14 @@ class BPETokenizer:
 
     @cached_property
     def _arrays(self) -> ArrayEncoder:
-        return ArrayEncoder(ArrayMerger(self._byte_ids, self._ranks, self._made, self._bits),
+        return ArrayEncoder(piece_starts if self.pattern == "gpt2" else self._piece_starts,
+                            ArrayMerger(self._byte_ids, self._ranks, self._made, self._bits),
                             self._ids.items() if self.ignore_merges else (), self._ids_of_piece.__getitem__)
+
+    def _piece_starts(self, text: str) -> np.ndarray:
+        """As array_split.piece_starts, by any pattern."""
+        lengths = np.array(list(map(len, self._split(text))))
+        return np.cumsum(lengths) - lengths
 
     def _encode_piece(self, piece: str) -> list[int]:
         """Applies the merges to one piece, smallest rank first, then leftmost."""
