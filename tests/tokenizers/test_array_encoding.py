@@ -44,6 +44,14 @@ def test_a_text_is_cut_as_by_the_pattern(text):
     assert pieces(text) == splitter("gpt2")(text)
 
 
+@pytest.mark.parametrize("ending", ["s", "d", "m", "t", "ll", "ve", "re", "l", "v", "e", "S", "LL", "é", "sé", "1"])
+def test_an_ending_is_cut_off_where_the_pattern_does(ending):
+    texts = [before + "'" + ending + after for before in ("", "it", "it ", "1", "é", "'", ".", "\n", " ", "\xa0")
+             for after in ("", "x", " x", "'s", "1", ".", "\n\n", "é")]
+    for text in [*texts, "".join(texts)]:
+        assert pieces(text) == splitter("gpt2")(text)
+
+
 def test_every_character_is_of_its_kind():
     points = [point for point in range(sys.maxunicode + 1) if not 0xD800 <= point <= 0xDFFF]
     random.Random(0).shuffle(points)
