@@ -102,6 +102,7 @@ def competitors(ours, folder: Path) -> dict[str, Callable]:
     def fresh(text: str) -> list[int]:
         ours._ids_of_piece.clear()
         ours._ids_of_piece._old.clear()
+        ours._arrays.clear()
         return ours.encode_ordinary(text)
 
     return {"npgpt": ours.encode_ordinary, "npgpt, empty cache": fresh, "tiktoken": tik.encode_ordinary,

@@ -44,9 +44,10 @@ def test_a_text_is_cut_as_by_the_pattern(text):
     assert pieces(text) == splitter("gpt2")(text)
 
 
-@pytest.mark.parametrize("ending", ["s", "d", "m", "t", "ll", "ve", "re", "l", "v", "e", "S", "LL", "é", "sé", "1"])
+@pytest.mark.parametrize("ending", ["s", "d", "m", "t", "ll", "ve", "re", "l", "v", "S", "LL", "é", "sé"])
 def test_an_ending_is_cut_off_where_the_pattern_does(ending):
-    texts = [before + "'" + ending + after for before in ("", "it", "it ", "1", "é", "'", ".", "\n", " ", "\xa0")
+    texts = [f"{before}'{ending}{after}"
+             for before in ("", "it", "it ", "1", "é", "'", ".", "\n", " ", "\xa0")
              for after in ("", "x", " x", "'s", "1", ".", "\n\n", "é")]
     for text in [*texts, "".join(texts)]:
         assert pieces(text) == splitter("gpt2")(text)
