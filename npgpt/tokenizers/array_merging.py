@@ -47,12 +47,11 @@ class ArrayMerger:
                 tokens, ranks = tokens[:, ~done], ranks[:, ~done]
             counts[which] -= 1
             T      = counts[which].max(initial=0)
-            tokens = self._without(tokens, best + 1, T)
-            ranks  = self._without(ranks, best, T)
+            tokens, ranks = (self._without(rows, best + 1, T) for rows in (tokens, ranks))
             new    = self._made[rank]
             column = np.arange(len(which))
             tokens[best, column] = new
-            ranks[best, column] = self._none                                  # if it is the last token now
+            ranks[best, column]  = self._none                                 # if it is the last token now
             before = np.flatnonzero(best > 0)
             place  = best[before] - 1, before
             ranks[place] = self._rank(tokens[place], new[before])

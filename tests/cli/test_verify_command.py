@@ -14,7 +14,8 @@ from npgpt.inspection.reference import read_reference, write_reference
 from npgpt.layers import norm
 from npgpt.training import trainer
 
-SETTINGS = {"max_iters": 100, "eval_interval": 50, "log_interval": 10, "sample_tokens": 0, "dropout": 0.1, "workers": 1}
+SETTINGS = {"max_iters": 100, "eval_interval": 50, "log_interval": 10, "sample_tokens": 0, "dropout": 0.1,
+            "workers": 1}
 SEEDS = [1337, 1, 2, 3, 4, 5]
 
 
