@@ -16,7 +16,7 @@ from npgpt.tokenizers.array_table import ArrayTable
 from npgpt.tokenizers.patterns import SPLIT_PATTERNS, splitter
 
 ENGLISH = "\n".join(topics[name] for name in ("class", "exprlists", "types", "specialnames", "import"))
-AWKWARD = " \n\t\r\x0b\x1c\x1f\x85\xa0\u3000'’sdmtlvreST.,-09²½٣éǅ中文😀\u0301\u200b\x00"
+AWKWARD = " \n\t\r\x0b\x1c\x1f\x85\xa0\u3000'’sdmtlvreST.,-09²½٣éǅ中文😀\u0301\u200b\x00\x7f\x80\u07ff\u0800\uffff\U00010000"
 
 
 @pytest.fixture(scope="module")
@@ -167,13 +167,14 @@ def test_every_pattern_gives_its_ids(tokenizer, pattern):
 
 
 def test_a_token_is_taken_whole_only_where_merges_are_ignored(always):
-    """Of the vocabulary's tokens `abc` no merges lead to it."""
+    """To most of these tokens no merges lead."""
     letters    = BPETokenizer(()).vocabulary
     a, b       = (next(id for id, data in letters.items() if data == letter) for letter in (b"a", b"b"))
-    vocabulary = letters | {256: b"ab", 257: b"abc"}
-    whole, merged = (BPETokenizer([(a, b)], vocabulary=vocabulary, ignore_merges=ignore).encode("abc abc abc")
-                     for ignore in (True, False))
-    assert whole[0] == 257 and 257 not in merged and merged[0] == 256
+    vocabulary = letters | {256: b"ab", 257: b"abc", 258: b"abc" * 5, 259: b"abc" * 5 + b"d", 260: b"abca"}
+    for token in range(257, 261):
+        whole, merged = (BPETokenizer([(a, b)], vocabulary=vocabulary, ignore_merges=ignore)
+                         .encode(vocabulary[token].decode()) for ignore in (True, False))
+        assert whole == [token] and token not in merged and merged[0] == 256
 
 
 def test_bytes_without_a_token_are_left_out(always):
