@@ -16,7 +16,8 @@ from npgpt.tokenizers.array_table import ArrayTable
 from npgpt.tokenizers.patterns import SPLIT_PATTERNS, splitter
 
 ENGLISH = "\n".join(topics[name] for name in ("class", "exprlists", "types", "specialnames", "import"))
-AWKWARD = " \n\t\r\x0b\x1c\x1f\x85\xa0\u3000'’sdmtlvreST.,-09²½٣éǅ中文😀\u0301\u200b\x00\x7f\x80\u07ff\u0800\uffff\U00010000"
+AWKWARD = (" \n\t\r\x0b\x1c\x1f\x85\xa0\u3000'’sdmtlvreST.,-09²½٣éǅ中文😀\u0301\u200b"
+           "\x00\x7f\x80\u07ff\u0800\uffff\U00010000")
 
 
 @pytest.fixture(scope="module")
