@@ -34,18 +34,18 @@ class ArrayEncoder:
                  tokens: Iterable[tuple[bytes, int]], encode_long: Callable[[str], Sequence[int]]):
         self._split, self._merger, self._encode_long = split, merger, encode_long
         self._lock   = threading.Lock()
-        self._tokens = [(data, id) for data, id in tokens if 0 < len(data) <= SHORT]
+        short   = {data: id for data, id in tokens if 0 < len(data) <= SHORT}
+        numbers = np.frombuffer(b"".join(data.ljust(16, b"\0") for data in short), "<u8").reshape(-1, 2)
+        lengths = np.fromiter(map(len, short), np.uint64, len(short))
+        self._token_keys = numbers[:, 0], numbers[:, 1] | lengths << LENGTH
+        self._token_ids  = np.fromiter(short.values(), np.int32, len(short))
         self.clear()
 
     def clear(self) -> None:
         """Forgets all pieces but the tokens."""
-        self._table = ArrayTable(CAPACITY + len(self._tokens))
-        data    = b"".join(data.ljust(16, b"\0") for data, _ in self._tokens)
-        lengths = np.array([len(data) for data, _ in self._tokens], np.uint64)
-        first, second = np.frombuffer(data, "<u8").reshape(-1, 2).T
-        order = self._table.add(first, second | lengths << LENGTH)
-        self._ids  = np.array([id for _, id in self._tokens], np.int32)[order]          # of piece after piece
-        self._ends = np.arange(len(order) + 1)                # piece n has _ids[_ends[n]:_ends[n + 1]]
+        self._table = ArrayTable(CAPACITY + len(self._token_ids))
+        self._ids   = self._token_ids[self._table.add(*self._token_keys)]     # of one piece after the other
+        self._ends  = np.arange(len(self._ids) + 1)           # piece n has _ids[_ends[n]:_ends[n + 1]]
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of a text of at least one character, without surrogates: (n,)"""

@@ -139,7 +139,7 @@ def test_a_full_table_starts_anew_and_nothing_changes(tokenizer, monkeypatch, at
         text  = ENGLISH[:20_000]
         assert other.encode_ordinary(text) == other._encode_pieces(text)
         table = other._arrays._table
-        assert 0 < table.count <= table.capacity == 60 + len(other._arrays._tokens)
+        assert 0 < table.count <= table.capacity == 60 + len(other._arrays._token_ids)
         assert len(other._arrays._ends) == table.count + 1
 
 
