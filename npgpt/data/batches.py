@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from npgpt.data.shards import check_uncut
 from npgpt.errors import DataError
 
 STREAM = 2
@@ -94,6 +95,7 @@ def epoch_random(seed: int, epoch: int) -> np.random.Generator:
 
 
 def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
+    check_uncut(tokens)
     rows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)  # (B, T + 1)
     return Batch(np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:]))
 

@@ -16,6 +16,7 @@ written and read as well, both of two bytes an id and silent about the vocabular
 All numbers are little-endian.
 """
 
+import contextlib
 import os
 import struct
 import zlib
@@ -117,6 +118,16 @@ def open_shard(path: str | os.PathLike[str], format: str | None = None) -> Shard
     if version != VERSION:
         raise DataError(f"{path} is a token shard of version {version}; this npgpt reads version {VERSION}")
     return Shard(_map(path, id_type(vocab_size), HEADER.size, count, size), vocab_size)
+
+
+def check_uncut(tokens: np.ndarray) -> None:
+    """Raises DataError if a memory-mapped file has become shorter since it was opened: reading what is gone
+    would kill the process (SIGBUS). One that has been removed can still be read."""
+    if not isinstance(tokens, np.memmap) or tokens.filename is None:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        if Path(tokens.filename).stat().st_size < tokens.offset + tokens.nbytes:
+            raise DataError(f"{tokens.filename} has become shorter while it was read: write it anew")
 
 
 def check_format(format: str, vocab_size: int) -> None:

@@ -16,7 +16,7 @@ from npgpt.tokenizers.array_split import code_points
 from npgpt.tokenizers.array_table import ArrayTable
 
 SHORT    = 15                   # bytes
-CAPACITY = 1 << 17              # pieces that are remembered; when it is full the table starts anew
+CAPACITY = 1 << 18              # pieces that are remembered; when it is full the table starts anew
 AT_ONCE  = 1 << 16              # pieces looked up at a time
 LENGTH   = np.uint64(56)        # bits below a piece's length
 FIRST, SECOND = (np.array([(1 << 8 * min(max(n - before, 0), 8)) - 1 for n in range(SHORT + 1)], np.uint64)

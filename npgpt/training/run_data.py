@@ -14,7 +14,7 @@ from npgpt.data.examples import Examples, encode_records, save_examples, split_r
 from npgpt.data.packing import pack
 from npgpt.data.prepared import is_prepared, open_prepared
 from npgpt.data.records import Dialogue, Labelled, Record, Text, read_records, texts_of
-from npgpt.data.shards import write_shard
+from npgpt.data.shards import check_uncut, write_shard
 from npgpt.errors import ConfigError, DataError
 from npgpt.generation.chat import TRANSCRIPT, chat_template
 from npgpt.interop.classifiers import Labels
@@ -190,6 +190,7 @@ def _save_tokens(path: Path, config: Config, tokenizer: Tokenizer, train: Iterab
 def _chunks(shards: Iterable[np.ndarray], size: int = 1 << 20) -> Iterator[np.ndarray]:
     for shard in shards:
         for start in range(0, len(shard), size):
+            check_uncut(shard)
             yield shard[start:start + size]
 
 

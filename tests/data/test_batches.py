@@ -1,3 +1,4 @@
+import os
 import sys
 import threading
 
@@ -165,3 +166,20 @@ def test_too_few_tokens(length):
     with pytest.raises(DataError, match=says):
         evaluation_batches(np.arange(length), 8, 1, 1)  # at once, not when the first batch is asked for
     assert Batches(np.arange(9), 8, 1, 0).at(5)[1].tolist() == [list(range(1, 9))]
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_told(tmp_path):
+    """Of less than a page: what is gone from that reads as zeros, and does not kill the test."""
+    path = tmp_path / "a"
+    write_shard(path, [np.arange(300)], 300)
+    batches = Batches(open_shard(path).tokens, 4, 2, 0)
+    batches.at(0)
+    size = path.stat().st_size
+    os.truncate(path, size - 2)
+    for read in (lambda: batches.at(1), lambda: next(batches.evaluation(2, 1))):
+        with pytest.raises(DataError, match=f"{path} has become shorter while it was read"):
+            read()
+    os.truncate(path, size)
+    batches.at(1)
+    path.unlink()
+    batches.at(1)

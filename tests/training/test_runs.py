@@ -1,6 +1,7 @@
 """What a new run is made of: whose text the tokenizer has seen, and where one document ends."""
 
 import json
+import os
 
 import numpy as np
 import preparing
@@ -81,6 +82,14 @@ def test_a_prepared_folder_brings_its_tokenizer_its_split_and_all_its_shards(tmp
         assert np.array_equal(run.train, np.concatenate(shards.train))
         assert np.array_equal(run.val, np.concatenate(shards.val))
         assert f"{len(run.train):,} to train on, {len(run.val):,} to validate" in said[0]
+    preparing.run(tmp_path / "texts", prepared := tmp_path / "cut")
+    opened = open_prepared(prepared)
+    monkeypatch.setattr("npgpt.training.run_data.open_prepared", lambda folder: opened)
+    last = max(prepared.glob("train-*.bin"))
+    os.truncate(last, last.stat().st_size - 1)
+    with pytest.raises(DataError, match=f"{last} has become shorter while it was read"):
+        create_run(tmp_path / "again", TrainConfig(**tiny.SETTINGS | {"data": str(prepared)}), said.append)
+    monkeypatch.undo()
     with pytest.raises(DataError, match=r"train-00000.bin.*No such file"):
         create_run(tmp_path / "again", config, said.append)
     assert not (tmp_path / "again").exists()
