@@ -159,6 +159,10 @@ class BPETokenizer:
                             ArrayMerger(self._byte_ids, self._ranks, self._made, self._bits),
                             self._ids.items() if self.ignore_merges else (), self._ids_of_piece.__getitem__)
 
+    def __getstate__(self) -> dict[str, object]:
+        """What a copy gets: not what arrays remember, which has a lock and is soon made again."""
+        return {name: value for name, value in vars(self).items() if name != "_arrays"}
+
     def _piece_starts(self, text: str) -> np.ndarray:
         """As array_split.piece_starts, by any pattern."""
         lengths = np.array(list(map(len, self._split(text))))

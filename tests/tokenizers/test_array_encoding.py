@@ -1,5 +1,6 @@
 """Long texts, encoded on arrays, get the ids that they get piece by piece."""
 
+import copy
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -189,3 +190,9 @@ def test_threads_share_a_tokenizer(tokenizer, always):
     texts = [ENGLISH[start:start + 2000] for start in range(0, 40_000, 1000)]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(other.encode_ordinary, texts)) == list(map(tokenizer._encode_pieces, texts))
+
+
+def test_a_tokenizer_that_has_encoded_a_long_text_can_be_copied(tokenizer):
+    ids = tokenizer.encode(ENGLISH)
+    for other in (copy.copy(tokenizer), copy.deepcopy(tokenizer)):
+        assert other.encode(ENGLISH) == ids and other._arrays is not tokenizer._arrays
