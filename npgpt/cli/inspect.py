@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from npgpt.cli.arguments import parse
+from npgpt.cli.progress import progress_bar
 from npgpt.errors import ConfigError, DataError
 from npgpt.inspection.page import write_page
 from npgpt.inspection.pictures import check_matplotlib
@@ -49,9 +48,7 @@ def run(arguments: list[str]) -> int:
     loaded  = load_model(options.model, options.checkpoint, options.device, warn)
     tokens  = loaded.tokenizer.encode_ordinary(options.text.replace("\\n", "\n"))
     target  = len(tokens) if options.target is None else options.target
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar() as progress:
         task   = progress.add_task("predictions explained", total=None)
         report = make_report(
             options.model.resolve().name, loaded.model, loaded.tokenizer, tokens, target, page,

@@ -9,7 +9,7 @@ HALF = np.uint64(32)
 class ArrayTable:
     """The keys are numbered as they come: 0, 1, 2, …  A key is two numbers, uint64, the second not 0.
 
-    capacity: how many keys there may be; half as many slots stay empty, or finding would take long.
+    capacity: how many keys there may be. At least as many slots stay empty, or finding would take long.
     """
 
     def __init__(self, capacity: int):

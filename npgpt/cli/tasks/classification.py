@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from npgpt.cli.progress import progress_bar
 from npgpt.cli.tasks.options import Options
-from npgpt.cli.tasks.report import counted, numbers_table, print_bootstrap, progress_bar, write_out
+from npgpt.cli.tasks.report import counted, numbers_table, print_bootstrap, write_out
 from npgpt.data.records import Labelled, Record, read_records
 from npgpt.errors import DataError
 from npgpt.evaluation import classification

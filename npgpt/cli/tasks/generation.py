@@ -6,13 +6,13 @@ from pathlib import Path
 from rich.console import Console
 
 from npgpt.cli.arguments import unescaped
+from npgpt.cli.progress import progress_bar
 from npgpt.cli.tasks.options import Options
 from npgpt.cli.tasks.report import (
     counted,
     numbers_table,
     prefix_of,
     print_bootstrap,
-    progress_bar,
     write_out,
 )
 from npgpt.data.records import Dialogue, Record, read_records

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from npgpt.cli.progress import progress_bar
 from npgpt.cli.tasks.options import Options
 from npgpt.cli.tasks.report import (
     context_of,
@@ -15,7 +16,6 @@ from npgpt.cli.tasks.report import (
     numbers_table,
     prefix_of,
     print_bootstrap,
-    progress_bar,
     write_out,
 )
 from npgpt.data.examples import Examples, encode_records

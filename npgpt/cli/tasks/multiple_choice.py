@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from npgpt.cli.progress import progress_bar
 from npgpt.cli.tasks.options import Options
 from npgpt.cli.tasks.report import (
     context_of,
@@ -11,7 +12,6 @@ from npgpt.cli.tasks.report import (
     numbers_table,
     prefix_of,
     print_bootstrap,
-    progress_bar,
     write_out,
 )
 from npgpt.evaluation import multiple_choice

@@ -7,7 +7,6 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from npgpt.cli.tasks.options import Options
@@ -64,12 +63,6 @@ def print_bootstrap(options: Options, units: str, count: int, console: Console) 
     console.print(f"intervals: bootstrap over {count:,} {units}, {counted(options.resamples, 'resample')}, "
                   f"seed {options.seed}{'; of so few, they are too narrow' * (count < FEW)}" if count > 1 else
                   f"no intervals: there is but one of the {units} that a bootstrap would draw", markup=False)
-
-
-def progress_bar() -> Progress:
-    console = Console(stderr=True, highlight=False)
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                    TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
 
 
 def counted(count: int, thing: str) -> str:
