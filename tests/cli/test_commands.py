@@ -314,6 +314,17 @@ def test_a_signal_saves_once_and_exits_with_130(folder, number, capsys):
     assert f"going on at step {step}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["train", "finetune"])
+def test_an_interrupt_before_there_is_a_step_to_save_quits_at_once(folder, command, monkeypatch, capsys):
+    assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--max-iters", "1", "--out-dir", "base"]) == 0
+    module = importlib.import_module(f"npgpt.cli.{command}")
+    monkeypatch.setattr(module, "create_run", lambda *arguments: os.kill(os.getpid(), signal.SIGINT))
+    capsys.readouterr()
+    model = ["base"] if command == "finetune" else []
+    assert main([command, *model, "--data", "text.txt", "--out-dir", "run"]) == 130
+    assert capsys.readouterr().err == "npgpt: interrupted\n" and not Path("run").exists()
+
+
 def test_a_second_interrupt_quits_at_once(folder):
     with start(folder, "--gradient-accumulation-steps", "100000") as process:            # steps of minutes
         wait_for(process, "validation loss")
