@@ -2,6 +2,7 @@
 
     python tools/bench_tokenizer.py TEXT                    # a UTF-8 file
     python tools/bench_tokenizer.py TEXT --gpt2 FOLDER      # with GPT-2's own vocab.bpe and encoder.json
+    python tools/bench_tokenizer.py TEXT --pattern o200k    # cut by another of the known patterns
     python tools/bench_tokenizer.py TEXT --vocab-size 32768 --train-only --rounds 1
 
 Training learns a vocabulary from the text (--vocab-size, 4096 + 257). Encoding gives the whole text to each
@@ -38,6 +39,8 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
     parser.add_argument("--gpt2", type=Path, help="a folder with GPT-2's vocab.bpe and encoder.json")
+    parser.add_argument("--pattern", choices=SPLIT_PATTERNS, default="gpt2",
+                        help="of what is learned; Hugging Face's trainer always has GPT-2's (gpt2)")
     parser.add_argument("--vocab-size", type=int, default=4096 + 257, help="tokens to train (4353)")
     parser.add_argument("--rounds", type=int, default=5, help="(5)")
     parser.add_argument("--train-only", action="store_true")
@@ -47,7 +50,8 @@ def main() -> None:
     console = Console(width=100)
 
     learned: dict[str, object] = {}
-    rows = measure({"npgpt": lambda: learned.update(ours=BPETokenizer.train([text], options.vocab_size)),
+    rows = measure({"npgpt": lambda: learned.update(ours=BPETokenizer.train([text], options.vocab_size,
+                                                                               options.pattern)),
                     "Hugging Face": lambda: train_hugging_face(text, options.vocab_size)}, options.rounds)
     print_table(console, f"training {options.vocab_size:,} tokens on {size / 1e6:.1f} MB", rows, size)
     if options.train_only:

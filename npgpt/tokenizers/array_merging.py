@@ -1,8 +1,9 @@
 """BPE's merges applied to many short pieces at once: in every round each piece has its best pair merged, that
 of the smallest rank, the leftmost of equals.
 
-Token t of piece w stands at [t, w], so that a round works on long rows. A piece without a pair to merge is
-done and leaves; what is left has fewer tokens every round.
+Slot t of piece w is at [t, w], so that a round works on long rows; at first it holds byte t. When two tokens
+become one, that is put where the left one was, and the slot of the right one is empty from then on. Every
+piece has one more slot, empty from the beginning: it stands before the first token and after the last.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from npgpt.tokenizers.array_table import ArrayTable
+
+EMPTY = -1                              # no token; with it nothing is a pair
 
 
 class ArrayMerger:
@@ -22,7 +25,7 @@ class ArrayMerger:
         self._pairs = ArrayTable(len(pairs))
         order       = self._pairs.add(pairs, np.ones_like(pairs))
         self._none  = len(made)                                               # the rank of what is no pair
-        self._ranks = np.array([*ranks.values(), self._none], np.int32)[[*order, -1]]
+        self._ranks = np.array([*ranks.values(), self._none], np.int64)[[*order, -1]]
         left, right = np.divmod(np.arange(1 << 16), 256)
         self._first = self._rank(self._byte_ids[left], self._byte_ids[right])
 
@@ -30,42 +33,38 @@ class ArrayMerger:
         """pieces: bytes, uint8 (T, W), anything after a piece's end.  lengths: at least one byte each, (W,)
         →  all ids, one piece after the other: (Σ counts,)  counts: (W,)
         """
-        T, W   = pieces.shape
-        tokens = self._byte_ids[pieces]                                       # (T, W)
-        ranks  = np.full((T, W), self._none, np.int32)        # [t, w]: of the pair that begins at token t
-        ranks[:-1] = self._first[pieces[:-1].astype(np.int64) << 8 | pieces[1:]]
-        ranks[np.arange(T)[:, None] >= lengths - 1] = self._none
-        result, counts = np.empty((T, W), np.int64), lengths.copy()
-        which  = np.arange(W)                                 # pieces that are not done
-        while which.size:
-            best = ranks.argmin(0)
-            rank = ranks[best, np.arange(len(which))]
-            done = rank == self._none
-            if done.any():
-                result[:len(tokens), which[done]] = tokens[:, done]
-                which, best, rank = which[~done], best[~done], rank[~done]
-                tokens, ranks = tokens[:, ~done], ranks[:, ~done]
-            counts[which] -= 1
-            T      = counts[which].max(initial=0)
-            tokens, ranks = (self._without(rows, best + 1, T) for rows in (tokens, ranks))
-            new    = self._made[rank]
-            column = np.arange(len(which))
-            tokens[best, column] = new
-            ranks[best, column]  = self._none                                 # if it is the last token now
-            before = np.flatnonzero(best > 0)
-            place  = best[before] - 1, before
-            ranks[place] = self._rank(tokens[place], new[before])
-            after  = np.flatnonzero(best + 1 < counts[which])
-            place  = best[after], after
-            ranks[place] = self._rank(new[after], tokens[best[after] + 1, after])
-        return result.T[np.arange(len(result)) < counts[:, None]], counts
+        T, W    = pieces.shape
+        t, w    = np.arange(T + 1)[:, None], np.arange(W)
+        tokens  = np.full((T + 1, W), EMPTY)
+        tokens[:-1] = np.where(t[:-1] < lengths, self._byte_ids[pieces], EMPTY)
+        ranks   = np.full((T + 1, W), self._none)             # [t, w]: of the pair that begins at slot t
+        ranks[:-2] = self._first[pieces[:-1].astype(np.int64) << 8 | pieces[1:]]
+        ranks[t >= lengths - 1] = self._none
+        orders  = ranks * (T + 1) + t                         # the smallest is the pair to merge
+        nothing = self._none * (T + 1)
+        slots   = t * W + w                                   # in the arrays laid flat
+        following = slots + W
+        previous  = (slots - W) % slots.size                  # of the first: the last, which is empty
+        flat_tokens, flat_orders, following, previous = (
+            array.reshape(-1) for array in (tokens, orders, following, previous))
+        while True:
+            best = orders.min(0)
+            w    = np.flatnonzero(best < nothing)             # pieces that are not done
+            if not w.size:
+                break
+            rank, t = np.divmod(best[w], T + 1)
+            left    = t * W + w
+            right   = following[left]
+            before, after = previous[left], following[right]
+            flat_tokens[left] = new = self._made[rank]
+            flat_tokens[right] = EMPTY
+            flat_orders[right] = nothing
+            following[left], previous[after] = after, left
+            flat_orders[before] = self._rank(flat_tokens[before], new) * (T + 1) + before // W
+            flat_orders[left]   = self._rank(new, flat_tokens[after]) * (T + 1) + t
+        there = tokens.T != EMPTY
+        return tokens.T[there], there.sum(1)
 
     def _rank(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         pairs = left.astype(np.uint64) << self._bits | right.astype(np.uint64)
         return self._ranks[self._pairs.find(pairs, np.ones_like(pairs))]
-
-    @staticmethod
-    def _without(rows: np.ndarray, place: np.ndarray, T: int) -> np.ndarray:
-        """rows: (≥ T, W)  →  (T, W), each column without what stands at its place; those after it move up."""
-        t = np.arange(T)[:, None]
-        return np.take_along_axis(rows, np.minimum(t + (t >= place), len(rows) - 1), 0)

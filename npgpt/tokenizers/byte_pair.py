@@ -12,12 +12,11 @@ Special tokens stand for no bytes of a text; whoever wants one between texts put
 
 import codecs
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise
 from pathlib import Path
 
-import numpy as np
 import regex
 
 from npgpt.errors import TokenizerError
@@ -155,18 +154,13 @@ class BPETokenizer:
 
     @cached_property
     def _arrays(self) -> ArrayEncoder:
-        return ArrayEncoder(piece_starts if self.pattern == "gpt2" else self._piece_starts,
+        return ArrayEncoder(partial(piece_starts, pattern=self.pattern),
                             ArrayMerger(self._byte_ids, self._ranks, self._made, self._bits),
                             self._ids.items() if self.ignore_merges else (), self._ids_of_piece.__getitem__)
 
     def __getstate__(self) -> dict[str, object]:
         """What a copy gets: not what arrays remember, which has a lock and is soon made again."""
         return {name: value for name, value in vars(self).items() if name != "_arrays"}
-
-    def _piece_starts(self, text: str) -> np.ndarray:
-        """As array_split.piece_starts, by any pattern."""
-        lengths = np.array(list(map(len, self._split(text))))
-        return np.cumsum(lengths) - lengths
 
     def _encode_piece(self, piece: str) -> list[int]:
         """Applies the merges to one piece, smallest rank first, then leftmost."""

@@ -25,8 +25,7 @@ word ends where capitals begin again after small letters, and takes an English e
 Long texts may be cut into stretches first. A stretch ends with a line, before a letter: there every pattern
 cuts, for none takes a letter after a line break along, and a single line break is a piece (or the end of one)
 whatever comes after it. Stretches of ASCII are cut by the same pattern written for ASCII, which the standard
-library's `re` does twice as fast as `regex` does the other. Long texts are cut by `gpt2` on arrays
-(array_split.py).
+library's `re` does twice as fast as `regex` does the other. Long texts are cut on arrays (array_split.py).
 """
 
 import re

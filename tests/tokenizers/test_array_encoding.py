@@ -1,6 +1,7 @@
 """Long texts, encoded on arrays, get the ids that they get piece by piece."""
 
 import copy
+import itertools
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npgpt.tokenizers import BPETokenizer, array_encoding, byte_pair
+from npgpt.tokenizers import BPETokenizer, array_encoding, array_split, byte_pair
 from npgpt.tokenizers.array_split import piece_starts
 from npgpt.tokenizers.array_table import ArrayTable
 from npgpt.tokenizers.patterns import SPLIT_PATTERNS, splitter
@@ -32,34 +33,64 @@ def always(monkeypatch):
     monkeypatch.setattr(byte_pair, "LONG_TEXT", 1)
 
 
-def pieces(text):
-    starts = piece_starts(text).tolist()
+def pieces(text, pattern):
+    starts = piece_starts(text, pattern).tolist()
     return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
 # Pieces
 
+@pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
 @settings(max_examples=1000)
 @given(st.text(AWKWARD, min_size=1, max_size=30) | st.text(min_size=1, max_size=30)
-       | st.text(" 'sdmtlvrea\n", min_size=1, max_size=12))
-def test_a_text_is_cut_as_by_the_pattern(text):
-    assert pieces(text) == splitter("gpt2")(text)
+       | st.text(" 'sdmtlLvrea\n", min_size=1, max_size=12)
+       | st.text(" \n\r\t/.aA1", min_size=1, max_size=14)
+       | st.text("aAbB'sS中ǅ", min_size=1, max_size=12))
+def test_a_text_is_cut_as_by_the_pattern(pattern, text):
+    assert pieces(text, pattern) == splitter(pattern)(text)
 
 
-@pytest.mark.parametrize("ending", ["s", "d", "m", "t", "ll", "ve", "re", "l", "v", "S", "LL", "é", "sé"])
-def test_an_ending_is_cut_off_where_the_pattern_does(ending):
+@pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
+@pytest.mark.parametrize("ending", ["s", "d", "m", "t", "ll", "ve", "re", "l", "v", "S", "lL", "ſ", "é", "sé",
+                                    "l\u6c6c", "R\u6c65"])
+def test_an_ending_is_cut_off_where_the_pattern_does(pattern, ending):
     texts = [f"{before}'{ending}{after}"
              for before in ("", "it", "it ", "1", "é", "'", ".", "\n", " ", "\xa0")
-             for after in ("", "x", " x", "'s", "1", ".", "\n\n", "é")]
+             for after in ("", "x", " x", "'s", "1", ".", "\n\n", "é", "X", "'ll'd", "'re'vex")]
     for text in [*texts, "".join(texts)]:
-        assert pieces(text) == splitter("gpt2")(text)
+        assert pieces(text, pattern) == splitter(pattern)(text)
 
 
-def test_every_character_is_of_its_kind():
-    points = [point for point in range(sys.maxunicode + 1) if not 0xD800 <= point <= 0xDFFF]
+@pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
+def test_every_short_text_is_cut_as_by_the_pattern(pattern):
+    """Every one there is of a few characters."""
+    for alphabet, longest in ((" \n.a", 6), ("/\n.a", 6), ("'sAa", 6), ("1 a", 8), ("\u0301. aA", 5),
+                              (" \n\t/.'1sSA", 3)):
+        for size in range(1, longest + 1):
+            for characters in itertools.product(alphabet, repeat=size):
+                text = "".join(characters)
+                assert pieces(text, pattern) == splitter(pattern)(text)
+
+
+@pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
+def test_every_character_is_of_its_kind(pattern, monkeypatch):
+    """Beyond plane 1 every 97th: it is all ideographs and private use."""
+    points = [*range(0xD800), *range(0xE000, 0x20000), *range(0x20000, sys.maxunicode + 1, 97)]
     random.Random(0).shuffle(points)
-    text = "".join(map(chr, points))
-    assert pieces(text) == splitter("gpt2")(text)
+    text   = "".join(map(chr, points))
+    assert pieces(text, pattern) == splitter(pattern)(text)
+    monkeypatch.delattr(array_split, "_cut_in_stretches")                     # in these words none is rare
+    text   = "".join(f"A{chr(point)}b " for point in points)
+    assert pieces(text, pattern) == splitter(pattern)(text)
+
+
+@pytest.mark.parametrize("rare", ["中A", "中aA", "a\u0301A", "A\u0301", "\u0301", ".\u0301A", " \u0301a",
+                                  "1\u0301"])
+def test_rare_words_are_cut_by_the_pattern_itself(rare, monkeypatch):
+    monkeypatch.setattr(array_split, "RARE_STRETCH", 500)
+    for text in (rare, rare * 3, rare + ENGLISH[:2000], ENGLISH[:2000] + rare,
+                 f"{rare}\n".join(ENGLISH[:5000:50])):
+        assert pieces(text, "o200k") == splitter("o200k")(text)
 
 
 # The table
