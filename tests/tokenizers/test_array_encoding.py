@@ -64,8 +64,8 @@ def test_an_ending_is_cut_off_where_the_pattern_does(pattern, ending):
 @pytest.mark.parametrize("pattern", SPLIT_PATTERNS)
 def test_every_short_text_is_cut_as_by_the_pattern(pattern):
     """Every one there is of a few characters."""
-    for alphabet, longest in ((" \n.a", 6), ("/\n.a", 6), ("'sAa", 6), ("1 a", 8), ("\u0301. aA", 5),
-                              (" \n\t/.'1sSA", 3)):
+    for alphabet, longest in ((" \n.a", 5), ("/\n.a", 5), ("'sAa", 5), ("1 a", 7), ("\u0301.aA", 4),
+                              ("\t/.'1sA", 3)):
         for size in range(1, longest + 1):
             for characters in itertools.product(alphabet, repeat=size):
                 text = "".join(characters)
