@@ -16,6 +16,7 @@ import contextlib
 import sys
 import types
 
+import cuda_on_cpu
 import numpy as np
 
 from npgpt.tensor import twins
@@ -34,7 +35,7 @@ class Machine:
 
     def __init__(self):
         self.devices, self.current, self.free_bytes = 2, 0, float("inf")
-        self.in_step = False
+        self.in_step, self.order = False, "F"                # order: of what is computed
         self.uploads, self.downloads = [], 0                 # the shape and type of each; how many
 
     def synchronise(self, what: str) -> None:
@@ -59,12 +60,15 @@ def forbid_synchronisation():
         machine.in_step = False
 
 
-def install(monkeypatch) -> types.ModuleType:
-    """Makes this the module `cupy`, on a fresh machine. Every op runs its formula: there are no twins."""
+def install(monkeypatch, with_twins=False) -> types.ModuleType:
+    """Makes this the module `cupy`, on a fresh machine. Every op runs its formula, or with_twins its twin for
+    CUDA, whose kernels run on the CPU (cuda_on_cpu/).
+    """
     machine.__init__()
     module = StrictCupy("cupy")
     monkeypatch.setitem(sys.modules, "cupy", module)
-    monkeypatch.setattr(twins, "find_twin", lambda formula, kind: None)
+    if not with_twins:
+        monkeypatch.setattr(twins, "find_twin", lambda formula, kind: None)
     return module
 
 
@@ -84,6 +88,7 @@ class ndarray:
     size   = property(lambda self: self._host.size)
     nbytes = property(lambda self: self._host.nbytes)
     flags  = property(lambda self: self._host.flags)
+    strides = property(lambda self: self._host.strides)
     T      = property(lambda self: self.transpose())
 
     def reshape(self, *shape):
@@ -218,7 +223,7 @@ def _operand(value):
 
 def _fresh(host):
     """A computed result. Its strides are not promised (guide, "Contiguity / Strides"): not C's, then."""
-    return machine.allocate(np.asarray(host, order="F"))
+    return machine.allocate(np.asarray(host, order=machine.order))
 
 
 def _elementwise(function):
@@ -290,6 +295,11 @@ def concatenate(arrays, axis=0):
     if not all(isinstance(array, ndarray) for array in arrays) or len({array.dtype for array in arrays}) > 1:
         raise TypeError("concatenate needs device arrays of one type")
     return machine.allocate(np.concatenate([_operand(array) for array in arrays], axis))
+
+
+def argsort(a):
+    """Stable, the only kind CuPy has (_routines_sorting.pyx)."""
+    return _fresh(np.argsort(_operand(a), kind="stable"))
 
 
 def where(condition, x, y):
@@ -376,7 +386,8 @@ class Device:
 
 
 ELEMENTWISE = ("exp", "isfinite", "log", "maximum", "minimum", "sign", "sqrt", "tanh")
-MADE_HERE   = (arange, asarray, asnumpy, concatenate, empty, full, matmul, ndarray, ones, where, zeros)
+MADE_HERE   = (arange, argsort, asarray, asnumpy, concatenate, empty, full, matmul, ndarray, ones, where,
+               zeros)
 FUNCTIONS   = {f.__name__: f for f in MADE_HERE} \
     | {name: _elementwise(getattr(np, name)) for name in ELEMENTWISE} \
     | {"add": add, "zeros_like": lambda a: zeros(a.shape, a.dtype)} \
@@ -389,6 +400,7 @@ class StrictCupy(types.ModuleType):
     def __init__(self, name):
         super().__init__(name)
         vars(self).update(FUNCTIONS)
+        self.RawModule = cuda_on_cpu.RawModule
         self.cuda = types.SimpleNamespace(
             Device=Device, memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             runtime=types.SimpleNamespace(getDeviceCount=lambda: machine.devices))

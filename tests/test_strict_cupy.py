@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 from functools import partial
 
+import cuda_on_cpu
 import numpy as np
 import pytest
 import strict_cupy
@@ -16,8 +17,17 @@ from npgpt.tensor import Key, array_module, to_numpy
 
 
 @pytest.fixture
-def cupy(monkeypatch):
-    return strict_cupy.install(monkeypatch)
+def cupy(monkeypatch, request):
+    with_twins = getattr(request, "param", "formulas") == "twins"
+    module     = strict_cupy.install(monkeypatch, with_twins)
+    if with_twins:
+        monkeypatch.setattr(strict_cupy.machine, "order", "C")                # else they do not cover much
+    return module
+
+
+formulas_and_twins = pytest.mark.parametrize("cupy", [
+    "formulas", pytest.param("twins", marks=pytest.mark.skipif(not cuda_on_cpu.COMPILER, reason="needs g++")),
+], indirect=True)
 
 
 @pytest.fixture
@@ -269,6 +279,7 @@ def same(here, there, name):
         assert here == there, name
 
 
+@formulas_and_twins
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_on_the_device_as_on_the_host_and_without_a_wait(cupy, name):
     host, device = built(name, "cpu"), built(name, "cuda")
@@ -286,6 +297,7 @@ def test_on_the_device_as_on_the_host_and_without_a_wait(cupy, name):
         same(p.grad, host.parameters[parameter].grad, parameter)
 
 
+@formulas_and_twins
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_gradients_are_right_on_the_device(cupy, name):
     case = built(name, "cuda")
@@ -323,11 +335,22 @@ def test_a_step_uploads_tokens_and_masks_and_downloads_nothing(cupy, options, up
     assert loss.shape == () and loss.dtype == np.float32
 
 
+@pytest.mark.skipif(not cuda_on_cpu.COMPILER, reason="needs g++")
+@pytest.mark.parametrize("cupy", ["twins"], indirect=True)
+def test_with_twins_a_step_uploads_no_masks(cupy):
+    model, (tokens, targets) = GPT(CONFIG, device="cuda"), batch(CONFIG)
+    strict_cupy.machine.uploads.clear()
+    _, saved = model.loss(tokens, targets, Key(1, step=4))
+    model.backward(saved)
+    assert Counter(strict_cupy.machine.uploads) == {TOKENS: 2, PLACES: 1, DLOSS: 1}
+
+
 def test_gradients_nobody_wrote_are_zero(cupy):
     model = GPT(CONFIG, device="cuda")                                        # in memory that is full of NaN
     assert (model.flat.grad == 0).all()
 
 
+@formulas_and_twins
 @pytest.mark.parametrize("rows", [None, 4])
 def test_unwritten_memory_given_as_out_is_overwritten(cupy, rows):
     rng = np.random.default_rng(0)
@@ -342,6 +365,7 @@ def test_unwritten_memory_given_as_out_is_overwritten(cupy, rows):
     np.testing.assert_allclose(*results, atol=1e-14)
 
 
+@formulas_and_twins
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_training_on_the_device_equals_training_on_the_host(cupy, device):
     losses, models = {}, {}
@@ -362,6 +386,7 @@ def test_training_on_the_device_equals_training_on_the_host(cupy, device):
     assert losses["cpu"][-1] < losses["cpu"][0] - 0.1 and trained.device.id == (device == "cuda:1")
 
 
+@formulas_and_twins
 def test_adamw_and_clipping_on_the_device_equal_the_host(cupy):
     optimizer = pytest.importorskip("npgpt.training.optimizer")
     numbers = {}
@@ -381,6 +406,7 @@ def test_adamw_and_clipping_on_the_device_equal_the_host(cupy):
     assert min(numbers["cpu"][:3]) > 0.5                                      # so that clipping has work
 
 
+@formulas_and_twins
 @pytest.mark.parametrize("settings", [
     {"do_sample": True, "temperature": 0.7, "seed": 5}, {"num_beams": 3, "num_return_sequences": 2}])
 @pytest.mark.parametrize("ragged", [False, True])
@@ -394,6 +420,7 @@ def test_generation_from_the_device_equals_the_host(cupy, settings, ragged):
     np.testing.assert_array_equal(new, here.generate(prompt, 6, **settings))
 
 
+@formulas_and_twins
 @pytest.mark.parametrize("options", [{}, {"position": "sinusoidal", "gradient_checkpointing": True}])
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_cache_on_the_device_waits_for_nothing_and_gives_the_logits_of_the_host(cupy, device, options):

@@ -1,0 +1,38 @@
+"""Cross-entropy, one block a row: the logits are read once in forward, read and written once in backward."""
+
+from npgpt.kernels.cuda import launch as cuda
+from npgpt.tensor import array_module
+
+SLOTS = 32                             # numbers of shared memory that a block's sums need
+
+
+def cross_entropy_forward(logits, targets, num_items_in_batch=None, ignore_index=-100):
+    if not cuda.covers(logits) or not takes_targets(targets):
+        return NotImplemented
+    xp = array_module(logits)
+    lse, loss = xp.empty((targets.size, 1), logits.dtype), xp.empty((targets.size,), logits.dtype)
+    n = items(targets, num_items_in_batch, ignore_index, logits.dtype)
+    cuda.launch("cross_entropy.cu", "cross_entropy_forward", targets.size, logits, targets, lse, loss,
+                logits.shape[-1], ignore_index, shared=SLOTS * logits.dtype.itemsize)
+    return loss.sum() / n, (logits, targets, lse, n, ignore_index)
+
+
+def cross_entropy_backward(dloss, saved):
+    logits, targets, lse, n, ignore_index = saved
+    if not cuda.covers(logits, lse) or not takes_targets(targets):
+        return NotImplemented
+    dz = array_module(logits).empty(logits.shape, logits.dtype)
+    cuda.launch("cross_entropy.cu", "cross_entropy_backward", targets.size, logits, targets, lse,
+                (dloss / n).astype(logits.dtype, copy=False), dz, logits.shape[-1], ignore_index)
+    return dz
+
+
+def takes_targets(targets):
+    return targets.flags.c_contiguous and targets.dtype.name == "int64"
+
+
+def items(targets, num_items_in_batch, ignore_index, dtype):
+    """N of npgpt/ops/cross_entropy.py."""
+    if num_items_in_batch is not None:
+        return max(num_items_in_batch, 1)
+    return array_module(targets).maximum((targets != ignore_index).sum(dtype=dtype), 1)

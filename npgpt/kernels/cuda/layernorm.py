@@ -1,0 +1,31 @@
+"""LayerNorm in one launch each way; backward's sums over rows are finished by a second."""
+
+from npgpt.kernels.cuda import launch as cuda
+from npgpt.tensor import array_module
+
+
+def layernorm_forward(x, gamma, beta=None, eps=1e-5):
+    if not cuda.covers(x, gamma, gamma if beta is None else beta):
+        return NotImplemented
+    xp, C   = array_module(x), x.shape[-1]
+    y       = xp.empty(x.shape, x.dtype)
+    mean    = xp.empty((*x.shape[:-1], 1), x.dtype)
+    rstd    = xp.empty(mean.shape, x.dtype)
+    blocks  = -(-mean.size // (cuda.THREADS // 32))                           # a warp a row
+    cuda.launch("layernorm.cu", "layernorm_forward", blocks, x, gamma, gamma if beta is None else beta, y,
+                mean, rstd, mean.size, C, int(beta is not None), float(eps))
+    return y, (x, gamma, beta is not None, mean, rstd)
+
+
+def layernorm_backward(dy, saved):
+    x, gamma, has_beta, mean, rstd = saved
+    if not cuda.covers(dy, x, gamma, mean, rstd):
+        return NotImplemented
+    xp, C   = array_module(x), x.shape[-1]
+    dx      = xp.empty(x.shape, x.dtype)
+    blocks  = min(mean.size, cuda.BLOCKS)
+    partial = xp.empty((blocks, 2, C), x.dtype)
+    cuda.launch("layernorm.cu", "layernorm_backward", blocks, dy, x, gamma, mean, rstd, dx, partial,
+                mean.size, C, shared=(32 + 2 * C) * x.dtype.itemsize)
+    dgamma, dbeta = partial.sum(0)
+    return dx, dgamma, dbeta if has_beta else None

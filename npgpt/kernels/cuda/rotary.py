@@ -1,0 +1,31 @@
+"""Rotary position in one launch: the query and key of a head are read where the projection left them."""
+
+from npgpt.kernels.cuda import launch as cuda
+from npgpt.tensor import array_module
+
+
+def rotary_forward(x, rotation, interleaved=False):
+    y = _turned(x, rotation, interleaved, 1.0)
+    return NotImplemented if y is NotImplemented else (y, (rotation, interleaved))
+
+
+def rotary_backward(dy, saved):
+    rotation, interleaved = saved
+    return _turned(dy, rotation, interleaved, -1.0)
+
+
+def _turned(x, rotation, interleaved, direction):
+    cos, sin   = rotation
+    B, H, T, D = x.shape
+    if not cuda.covers(cos, sin) or cos.dtype != x.dtype or x.size == 0:
+        return NotImplemented
+    if cos.shape not in ((T, D // 2), (B, 1, T, D // 2)) or sin.shape != cos.shape:
+        return NotImplemented
+    y           = array_module(x).empty(x.shape, x.dtype)
+    strides     = (stride // x.dtype.itemsize for stride in x.strides)
+    cos_stride  = T * D // 2 if cos.ndim == 4 else 0
+    step, other = (2, 1) if interleaved else (1, D // 2)
+    blocks      = -(-B * H * T // (cuda.THREADS // 32))                       # a warp a row
+    cuda.launch("rotary.cu", "rotary", blocks, x, cos, sin, y, B * H * T, H, T, D, *strides, cos_stride, step,
+                other, direction)
+    return y

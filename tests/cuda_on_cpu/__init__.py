@@ -1,0 +1,132 @@
+"""`cupy.RawModule` on a CPU: the kernels of npgpt/kernels/cuda compiled by g++, run by fibers (cuda.h).
+
+Strict beyond what CuPy is: an argument must be of the type of its parameter, and an array has on both sides a
+few bytes that hold NaN and must not be written.
+"""
+
+import atexit
+import ctypes
+import functools
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+HEADER   = Path(__file__).with_name("cuda.h")
+COMPILER = shutil.which("g++")
+OPTIONS  = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unused-function",
+            "-Wno-unknown-pragmas")
+GUARD    = 256                                    # bytes on either side
+SHIM     = """
+__align__(16) unsigned char shared_memory[SHARED_BYTES + GUARD];
+extern "C" const char* parameters() { static std::string all = parameters_of(&KERNEL); return all.c_str(); }
+extern "C" const char* launch(void** arguments, const unsigned* grid, const unsigned* block, size_t shared,
+                              bool reversed) {
+    return run(&KERNEL, arguments, grid, block, shared, reversed);
+}
+"""
+
+
+class KernelError(RuntimeError):
+    """What a GPU would not have noticed, or not have told."""
+
+
+class Launcher:
+    """The launches so far, and the order in which threads and blocks run."""
+
+    def __init__(self):
+        self.reversed, self.launches = False, []              # launches: the name, grid and block of each
+
+
+launcher = Launcher()
+
+
+@functools.cache
+def _folder() -> Path:
+    """Of what is compiled; the header is once, for all kernels."""
+    folder = Path(tempfile.mkdtemp(prefix="cuda-on-cpu-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    shutil.copy(HEADER, folder)
+    _compile("-x", "c++-header", folder / HEADER.name)
+    return folder
+
+
+def _compile(*arguments) -> None:
+    result = subprocess.run([COMPILER, *OPTIONS, *arguments], capture_output=True, text=True)
+    if result.returncode or result.stderr:
+        raise KernelError(result.stderr)
+
+
+@functools.cache
+def _library(code: str, expression: str) -> ctypes.CDLL:
+    source = f'#include "{HEADER.name}"\n{code}\n#define KERNEL ({expression})\n{SHIM}'
+    place  = _folder() / hashlib.sha256(source.encode()).hexdigest()[:20]
+    place.with_suffix(".cpp").write_text(source)
+    _compile("-shared", "-o", place.with_suffix(".so"), place.with_suffix(".cpp"))
+    library = ctypes.CDLL(place.with_suffix(".so"))
+    library.launch.restype = library.parameters.restype = ctypes.c_char_p
+    return library
+
+
+class RawModule:
+    """code: CUDA C++.  name_expressions: of the kernels, as "layernorm_forward<float>"."""
+
+    def __init__(self, *, code, options=(), name_expressions=()):
+        self.code, self.names = code, tuple(name_expressions)
+
+    def get_function(self, name):
+        if name not in self.names:
+            raise KernelError(f"{name} is none of the name expressions")
+        return functools.partial(_launch, _library(self.code, name), name)
+
+
+def _launch(library, name, grid, block, args, shared_mem=0):
+    grid, block = ((*sizes, 1, 1)[:3] for sizes in (grid, block))
+    if min(grid) < 1 or min(block) < 1 or np.prod(block) > 1024 or grid[0] >= 2**31 or max(grid[1:]) > 65535:
+        raise KernelError(f"{name}: no launch of {grid} blocks of {block} threads")
+    if shared_mem > 48 << 10:
+        raise KernelError(f"{name}: {shared_mem} bytes of shared memory need to be asked for")
+    kinds = library.parameters().decode().split()
+    if len(kinds) != len(args):
+        raise KernelError(f"{name} takes {len(kinds)} arguments, not {len(args)}")
+    memory  = {}
+    places  = [_place(name, *pair, memory) for pair in zip(kinds, args, strict=True)]
+    launcher.launches.append((name, grid, block))
+    error = library.launch((ctypes.c_void_p * len(args))(*(place.ctypes.data for place in places)),
+                           (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block),
+                           ctypes.c_size_t(shared_mem), ctypes.c_bool(launcher.reversed))
+    if error:
+        raise KernelError(f"{name}: {error.decode()}")
+    for (first, end), guarded in memory.items():
+        if (guarded[:GUARD] != 0xff).any() or (guarded[-GUARD:] != 0xff).any():
+            raise KernelError(f"{name} writes beyond an array")
+        _bytes_at(first, end)[...] = guarded[GUARD:-GUARD]
+
+
+def _place(name, kind, value, memory):
+    """An array of one element, the parameter's value: of an array, where its guarded copy in `memory` is."""
+    if not kind.endswith("*"):
+        types = {"i8": int, "f8": float}
+        if kind not in types or type(value) is not types[kind]:
+            raise KernelError(f"{name}: {value!r} for a parameter of type {kind}")
+        return np.array([value], kind)
+    from strict_cupy import machine  # which imports this file
+    host = getattr(value, "_host", None)
+    if host is not None and value.device.id != machine.current:
+        raise KernelError(f"{name}: an array of another device")
+    if host is None or f"{host.dtype.kind}{host.itemsize}*" != kind:
+        raise KernelError(f"{name}: {type(value).__name__} of {getattr(host, 'dtype', '?')} for {kind}")
+    first, end = span = np.lib.array_utils.byte_bounds(host)
+    if any(first < other_end and other < end for other, other_end in memory.keys() - {span}):
+        raise KernelError(f"{name}: two arrays overlap")
+    if span not in memory:
+        memory[span] = np.full(end - first + 2 * GUARD, 0xff, np.uint8)
+        memory[span][GUARD:-GUARD] = _bytes_at(first, end)
+    return np.array([memory[span].ctypes.data + GUARD + host.ctypes.data - first], np.uint64)
+
+
+def _bytes_at(first, end):
+    return np.ctypeslib.as_array((ctypes.c_uint8 * (end - first)).from_address(first))

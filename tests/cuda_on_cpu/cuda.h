@@ -1,0 +1,190 @@
+/* CUDA's built-ins for a C++ compiler, so that a kernel runs on a CPU, and strictly.
+
+Each thread of a block is a fiber: it runs until it waits for others, at __syncthreads or in a shuffle. The
+blocks run one after the other. What a GPU would do silently is an error here: a thread that ends while others
+wait at a barrier, a shuffle among less than a whole warp, a write beyond the shared memory that was asked for.
+Shared memory holds NaN when a block begins. Nothing but the order of threads and blocks differs from run to
+run, and that is the caller's to choose: a kernel whose result depends on it has a race. */
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+#include <setjmp.h>
+#include <ucontext.h>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __shared__
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __launch_bounds__(...)
+
+using std::exp;
+using std::log;
+using std::max;
+using std::min;
+using std::sqrt;
+using std::tanh;
+
+struct dim3 { unsigned x, y, z; };
+static dim3 gridDim, blockDim, blockIdx, threadIdx;
+
+static const size_t SHARED_BYTES = 227 << 10, GUARD = 256, STACK_BYTES = 64 << 10;    // 227 KiB: sm_90's most
+extern unsigned char shared_memory[];
+
+namespace fibers {
+
+enum State { READY, AT_BARRIER, IN_SHUFFLE, DONE };
+struct Fiber {
+    ucontext_t begin;                                     // where it begins
+    jmp_buf place;                                        // where it goes on: a jump costs no system call
+    bool begun;
+    State state;
+    dim3 index;
+    std::unique_ptr<char[]> stack;
+};
+
+static std::vector<Fiber> all;
+static std::vector<uint64_t> slots;                       // what each thread shows its warp
+static jmp_buf scheduler;
+static Fiber* current;
+static std::function<void()> body;
+static const char* error;
+
+static void wait(State state) {
+    Fiber* self = current;
+    self->state = state;
+    if (!_setjmp(self->place)) _longjmp(scheduler, 1);
+}
+
+static void enter() {
+    body();
+    current->state = DONE;
+    _longjmp(scheduler, 1);
+}
+
+static void resume(Fiber& fiber) {
+    current   = &fiber;
+    threadIdx = fiber.index;
+    if (_setjmp(scheduler)) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    setcontext(&fiber.begin);
+}
+
+/* The threads first to first + count go on, if all of them wait in this state. */
+static bool release(size_t first, size_t count, State state) {
+    for (size_t n = first; n < first + count; n++)
+        if (all[n].state != state) return false;
+    for (size_t n = first; n < first + count; n++) all[n].state = READY;
+    return true;
+}
+
+static void run_block(bool reversed) {
+    const size_t count = all.size();
+    for (size_t n = 0; n < count; n++) {
+        Fiber& fiber = all[n];
+        fiber.state = READY;
+        fiber.begun = false;
+        fiber.index = {unsigned(n % blockDim.x), unsigned(n / blockDim.x % blockDim.y),
+                       unsigned(n / blockDim.x / blockDim.y)};
+        getcontext(&fiber.begin);
+        fiber.begin.uc_stack.ss_sp = fiber.stack.get();
+        fiber.begin.uc_stack.ss_size = STACK_BYTES;
+        makecontext(&fiber.begin, enter, 0);
+    }
+    while (!error) {
+        size_t done = 0;
+        for (size_t n = 0; n < count; n++) {
+            Fiber& fiber = all[reversed ? count - 1 - n : n];
+            if (fiber.state == READY) resume(fiber);
+            done += fiber.state == DONE;
+        }
+        if (done == count) return;
+        bool released = release(0, count, AT_BARRIER);
+        for (size_t warp = 0; warp + 32 <= count; warp += 32) released |= release(warp, 32, IN_SHUFFLE);
+        if (!released && !error) error = "some threads wait at a barrier or in a shuffle that others never reach";
+    }
+}
+
+static size_t lane_of(const Fiber* fiber) { return size_t(fiber - all.data()); }
+
+}  // namespace fibers
+
+static void __syncthreads() { fibers::wait(fibers::AT_BARRIER); }
+static void __syncwarp(unsigned = ~0u) { fibers::wait(fibers::IN_SHUFFLE); }
+
+template <typename V> static V shuffle(unsigned mask, V value, int (*source)(int, int), int by) {
+    static_assert(sizeof(V) <= 8, "a shuffle moves at most 8 bytes");
+    if (mask != ~0u) fibers::error = "a shuffle among less than a whole warp";
+    size_t thread = fibers::lane_of(fibers::current);
+    memcpy(&fibers::slots[thread], &value, sizeof(V));
+    fibers::wait(fibers::IN_SHUFFLE);
+    memcpy(&value, &fibers::slots[thread / 32 * 32 + (source(thread % 32, by) & 31)], sizeof(V));
+    fibers::wait(fibers::IN_SHUFFLE);
+    return value;
+}
+template <typename V> V __shfl_xor_sync(unsigned mask, V value, int by) {
+    return shuffle(mask, value, [](int lane, int by) { return lane ^ by; }, by);
+}
+template <typename V> V __shfl_sync(unsigned mask, V value, int from) {
+    return shuffle(mask, value, [](int, int from) { return from; }, from);
+}
+
+static uint64_t __umul64hi(uint64_t a, uint64_t b) { return (unsigned __int128)a * b >> 64; }
+
+/* A kernel's parameters, as the caller checks them: a letter and a size each. */
+template <typename P> std::string parameter() {
+    if (std::is_pointer<P>::value) {
+        typedef typename std::remove_cv<typename std::remove_pointer<P>::type>::type element;
+        return (std::is_floating_point<element>::value ? "f" : std::is_same<element, bool>::value ? "b"
+                : std::is_signed<element>::value ? "i" : "u") + std::to_string(sizeof(element)) + "* ";
+    }
+    return (std::is_floating_point<P>::value ? "f" : "i") + std::to_string(sizeof(P)) + " ";
+}
+template <typename... P> std::string parameters_of(void (*)(P...)) {
+    std::string all;
+    for (const std::string& one : {parameter<P>()...}) all += one;
+    return all;
+}
+template <typename... P, size_t... N>
+void call(void (*kernel)(P...), void** arguments, std::index_sequence<N...>) {
+    kernel(*static_cast<typename std::remove_const<P>::type*>(arguments[N])...);
+}
+template <typename... P> void call(void (*kernel)(P...), void** arguments) {
+    call(kernel, arguments, std::index_sequence_for<P...>());
+}
+
+template <typename Kernel>
+const char* run(Kernel kernel, void** arguments, const unsigned* grid, const unsigned* block, size_t shared,
+                bool reversed) {
+    using namespace fibers;
+    gridDim  = {grid[0], grid[1], grid[2]};
+    blockDim = {block[0], block[1], block[2]};
+    size_t threads = size_t(block[0]) * block[1] * block[2], blocks = size_t(grid[0]) * grid[1] * grid[2];
+    error = nullptr;
+    body  = [&] { call(kernel, arguments); };
+    slots.resize(threads);
+    if (all.size() != threads) {
+        all = std::vector<Fiber>(threads);
+        for (Fiber& fiber : all) fiber.stack.reset(new char[STACK_BYTES]);
+    }
+    for (size_t n = 0; n < blocks && !error; n++) {
+        size_t number = reversed ? blocks - 1 - n : n;
+        blockIdx = {unsigned(number % grid[0]), unsigned(number / grid[0] % grid[1]),
+                    unsigned(number / grid[0] / grid[1])};
+        memset(shared_memory, 0xff, SHARED_BYTES + GUARD);
+        run_block(reversed);
+        for (size_t place = shared; place < min(shared + (64 << 10), SHARED_BYTES + GUARD) && !error; place++)
+            if (shared_memory[place] != 0xff) error = "a write beyond the shared memory that was asked for";
+    }
+    return error;
+}

@@ -1,0 +1,53 @@
+"""Every kernel is compiled by NVIDIA's own compiler, for every type, for A100 and H100, without a warning and
+within a budget: none spills, and enough threads fit on a multiprocessor to hide memory's latency.
+"""
+
+import re
+
+import nvrtc
+import pytest
+
+from npgpt.kernels.cuda import launch
+
+REGISTERS = {"float": 40, "double": 48}           # of 65,536, so 1,638 and 1,365 threads of at most 2,048
+FILES     = sorted(path.name for path in launch.HERE.glob("*.cu"))
+
+needs_nvrtc = pytest.mark.skipif(nvrtc.library() is None, reason="needs nvidia-cuda-nvrtc-cu12")
+
+
+def kernels_in(file):
+    return re.findall(r"^template <typename T>\n__global__ void (\w+)\(", launch.source(file), re.MULTILINE)
+
+
+def test_every_kernel_is_found():
+    assert FILES
+    for file in FILES:
+        assert len(kernels_in(file)) == launch.source(file).count("__global__") > 0
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("file", FILES)
+def test_kernels_compile_within_their_budget(file, architecture):
+    expressions = [f"{kernel}<{name}>" for kernel in kernels_in(file) for name in launch.TYPES.values()]
+    log, resources = nvrtc.compile_kernels(launch.source(file), launch.OPTIONS, expressions, architecture)
+    assert "warning" not in log
+    for expression, need in resources.items():
+        print(f"{architecture} {expression}: {need.registers} registers")
+        assert need.registers <= REGISTERS[expression.split("<")[1][:-1]], expression
+        assert need.stack == need.spills == 0, expression
+
+
+@needs_nvrtc
+def test_the_compilers_word_is_heard():
+    with pytest.raises(ValueError, match="identifier .nothing. is undefined"):
+        nvrtc.compile_kernels("template <typename T> __global__ void f(T* x) { *x = nothing; }",
+                              launch.OPTIONS, ["f<float>"], "sm_90")
+    from_memory = """
+        template <typename T> __global__ void f(T* x, int n) {
+            T a[64];
+            for (int i = 0; i < 64; i++) a[i] = x[i];
+            for (int i = 0; i < n; i++) x[i] = a[i * 7 % 64];
+        }"""
+    _, resources = nvrtc.compile_kernels(from_memory, launch.OPTIONS, ["f<float>"], "sm_90")
+    assert resources["f<float>"].stack == 256

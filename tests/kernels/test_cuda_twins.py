@@ -1,0 +1,245 @@
+"""Every twin for CUDA gives what its formula gives. The kernels run on the CPU (cuda_on_cpu/), the launchers
+on the stand-in for CuPy. That NVIDIA's compiler takes the same source, test_cuda_compiles.py shows; what is
+left for a GPU to show is the speed.
+"""
+
+import importlib
+import pkgutil
+import re
+
+import cuda_on_cpu
+import numpy as np
+import pytest
+import strict_cupy
+from cuda_on_cpu import launcher
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from kernels.test_twins import MANY_TILES, SIZES, TOLERANCE, arrays_in, assert_same, case_in
+
+import npgpt.kernels.cuda
+from npgpt import ops
+from npgpt.inspection.examples import OPS, Sizes
+from npgpt.kernels.cuda import launch
+from npgpt.tensor import Key
+from npgpt.tensor.twins import find_twin
+from npgpt.testing import seeds
+
+pytestmark = pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="needs g++")
+
+TWINS = {name: twin for name in ops.__all__ if (twin := find_twin(getattr(ops, name).reference, "cuda"))}
+WITH_TWIN = [label for label, build in OPS.items()
+             for case in [build(Sizes(), np.random.default_rng(0), "cpu")]
+             if {case.forward.__name__, case.backward.__name__} & set(TWINS)]
+SEVERAL_BLOCKS = Sizes(B=5, T=9, S=8, H=2, D=7, C=40, V=300)
+FEW = settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """The stand-in, on which BLOCKS are so few that each has several rows."""
+    monkeypatch.setattr(launch, "BLOCKS", 3)
+    return strict_cupy.install(monkeypatch, with_twins=True)
+
+
+def placed(value):
+    """On the device: the arrays and numbers of NumPy in a nest of tuples. A Key is a tuple too, and stays."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return strict_cupy.asarray(value)
+    return tuple(map(placed, value)) if type(value) is tuple else value
+
+
+def fetched(value):
+    if isinstance(value, strict_cupy.ndarray):
+        return value._host
+    return tuple(map(fetched, value)) if type(value) is tuple else value
+
+
+def kernels_of(case):
+    """Which must be launched for a case. To some the direction is an argument; the head has another."""
+    names = {case.forward.__name__, case.backward.__name__} & set(TWINS) - {"linear_cross_entropy_forward"}
+    return {re.sub("^(rotary|dropout)_.*", r"\1", name) for name in names} or {"cross_entropy_in_place"}
+
+
+def test_the_costly_ops_have_twins():
+    assert {"adamw", "cross_entropy_backward", "cross_entropy_forward", "dropout_backward", "dropout_forward",
+            "embedding_backward", "gelu_tanh_forward", "layernorm_backward", "layernorm_forward",
+            "linear_cross_entropy_forward", "rmsnorm_backward", "rmsnorm_forward", "rotary_backward",
+            "rotary_forward", "swiglu_backward", "swiglu_forward"} <= set(TWINS)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("label", WITH_TWIN)
+def test_a_twin_gives_what_its_formula_gives(cupy, label, dtype):
+    @FEW
+    @given(n=SIZES, seed=seeds())
+    @example(n=SEVERAL_BLOCKS, seed=0)
+    @example(n=MANY_TILES, seed=0)
+    @example(n=Sizes(*[1] * 7), seed=0)
+    def check(n, seed):
+        case = case_in(label, dtype, n, seed)
+        expected_y, expected_saved = case.forward.reference(*case.inputs)
+        dy = np.asarray(np.random.default_rng(seed).standard_normal(expected_y.shape).astype(dtype))
+        expected = case.backward.reference(dy, expected_saved)
+        results  = []
+        for launcher.reversed in (False, True):
+            launcher.launches.clear()
+            y, saved = case.forward(*placed(case.inputs))
+            assert_same(fetched((y, saved)), (expected_y, expected_saved), TOLERANCE[dtype])
+            dx       = case.backward(*placed((dy,)), saved)
+            assert_same(fetched(dx), expected, TOLERANCE[dtype])
+            again    = case.backward(*placed((dy, expected_saved)))
+            assert_same(fetched(again), expected, TOLERANCE[dtype])
+            results.append([array.tobytes() for array in arrays_in(fetched((y, saved, dx)))])
+            launched = {name.split("<")[0] for name, _, _ in launcher.launches}
+            assert kernels_of(case) <= launched or (label.endswith("by 3 rows") and launched)
+        assert results[0] == results[1]                                       # else there is a race
+    check()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@given(size=st.integers(1, 3000), seed=seeds(), on_device=st.booleans())
+@FEW
+def test_the_twin_of_adamw_gives_what_its_formula_gives(cupy, dtype, size, seed, on_device):
+    rng = np.random.default_rng(seed)
+    w, g, m, v = rng.standard_normal((4, size)).astype(dtype)
+    v = v * v
+    settings = {"beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.3}
+    expected = ops.adamw.reference(w, g, m, v, 3, 0.1, grad_scale=0.7, **settings)
+    here     = [strict_cupy.asarray(array) for array in (w, g, m, v)]
+    scale    = strict_cupy.asarray(0.7, dtype) if on_device else 0.7
+    out      = (here[0], here[2], here[3])
+    assert ops.adamw(*here, 3, 0.1, grad_scale=scale, **settings, out=out) is out
+    assert_same(fetched(out), expected, TOLERANCE[dtype])
+    assert launcher.launches[-1][:2] == (f"adamw<{launch.TYPES[dtype]}>", (-(-size // 1024), 1, 1))
+
+
+def test_an_embeddings_gradient_is_added_to_what_is_there(cupy):
+    rng    = np.random.default_rng(0)
+    tokens = rng.integers(0, 7, (6, 30))                                      # tokens 7 and 8 are not used
+    dy, there = rng.standard_normal((6, 30, 300)), rng.standard_normal((9, 300))
+    dweight   = strict_cupy.asarray(there)
+    assert TWINS["embedding_backward"](*placed((dy, (tokens, (9, 300)))), add_to=dweight) is dweight
+    expected = ops.embedding_backward.reference(dy, (tokens, (9, 300)), add_to=there)
+    np.testing.assert_allclose(dweight.get(), expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("B, H, T, D", [(2, 3, 5, 6), (3, 2, 9, 80), (1, 1, 1, 2)])
+def test_rotary_reads_queries_where_they_are(cupy, interleaved, B, H, T, D):
+    """As views of the projection (B, T, 3 H D), which attention takes apart."""
+    rng      = np.random.default_rng(0)
+    qkv, dy  = rng.standard_normal((B, T, 3, H, D)), rng.standard_normal((B, H, T, D))
+    rotation = tuple(rng.standard_normal((2, B, 1, T, D // 2)))
+    here     = placed(qkv)
+    for n in range(3):
+        for turns in (rotation, tuple(part[0, 0] for part in rotation)):
+            x, x_here = (array[:, :, n].transpose(0, 2, 1, 3) for array in (qkv, here))
+            y, saved  = TWINS["rotary_forward"](x_here, placed(turns), interleaved)
+            expected, expected_saved = ops.rotary_forward.reference(x, turns, interleaved)
+            np.testing.assert_allclose(y.get(), expected, atol=1e-14)
+            dx = TWINS["rotary_backward"](placed(dy.swapaxes(1, 2)).swapaxes(1, 2), saved)
+            expected = ops.rotary_backward.reference(dy, expected_saved)
+            np.testing.assert_allclose(dx.get(), expected, atol=1e-14)
+
+
+@pytest.mark.parametrize("key", [
+    Key(0), Key(2**64 - 1, 3, 2**63, 2**64 - 3, 2**64 - 1), Key(5, step=3, example=2).child(7).child(1)])
+@pytest.mark.parametrize("shape", [(5, 1), (2, 3, 5), (1, 16), (2, 17), (3, 4096), (2, 4097), (1, 12345)])
+def test_dropout_keeps_what_numpy_keeps(cupy, key, shape):
+    """To the bit: 4,096 elements are one block of threads. Example numbers run over 2⁶⁴ as they do there."""
+    x = np.random.default_rng(0).standard_normal(shape).astype("f4")
+    for p in (0.0, 0.1, 0.5, 0.999):
+        if key.example + shape[0] <= 2**64:
+            expected, _ = ops.dropout_forward.reference(x, p, key)
+            y, saved    = TWINS["dropout_forward"](placed(x), p, key)
+            np.testing.assert_array_equal(y.get(), expected)
+            np.testing.assert_array_equal(TWINS["dropout_backward"](placed(x), saved).get(), expected)
+
+
+def test_logits_that_are_minus_infinity_or_large(cupy):
+    z = np.random.default_rng(0).standard_normal((6, 600))
+    z[0, :500], z[1, 3:], z[2], z[3, 7], z[4, ::2] = -np.inf, -np.inf, 1e30, 1e4, -1e4
+    targets = np.array([599, 0, 4, 7, -100, 1])
+    expected, expected_saved = ops.cross_entropy_forward.reference(z, targets)
+    loss, saved = TWINS["cross_entropy_forward"](*placed((z, targets)))
+    np.testing.assert_allclose(loss.get(), expected, rtol=1e-13)
+    np.testing.assert_allclose(saved[2].get(), expected_saved[2], rtol=1e-13)
+    dz       = TWINS["cross_entropy_backward"](placed(np.array(2.0)), saved)
+    expected = ops.cross_entropy_backward.reference(2.0, expected_saved)
+    np.testing.assert_allclose(dz.get(), expected, atol=1e-14)
+
+
+def test_a_row_that_is_no_number_makes_a_loss_that_is_none(cupy):
+    z = np.zeros((2, 300))
+    z[1, 299] = np.nan
+    loss, _ = TWINS["cross_entropy_forward"](*placed((z, np.array([0, 0]))))
+    assert np.isnan(loss.get())
+
+
+X, GAIN, TOKENS = np.ones((3, 4), "f4"), np.ones(4, "f4"), np.array([0, 1, 2])
+LAYERNORM, RMSNORM = ops.layernorm_forward(X, GAIN)[1], ops.rmsnorm_forward(X, GAIN)[1]
+ANGLES = (np.ones((3, 2), "f4"), np.ones((3, 2), "f4"))
+HEADS  = np.ones((1, 1, 3, 4), "f4")
+
+
+@pytest.mark.parametrize(("name", "arguments"), [
+    *((name, (bad,)) for name in ("gelu_tanh_forward", "swiglu_forward")
+      for bad in (X.T, X[:0], X.astype("f2"), X.astype("i8"))),
+    *((name, (bad, *more)) for name in ("layernorm_forward", "rmsnorm_forward")
+      for bad, *more in ((X.T, GAIN[:3]), (X[:0], GAIN), (X, GAIN.astype("f8")), (X, np.ones(8, "f4")[::2]))),
+    ("layernorm_forward", (X, GAIN, GAIN.astype("f8"))),
+    *((name, (bad, saved))
+      for name, saved in (("layernorm_backward", LAYERNORM), ("rmsnorm_backward", RMSNORM))
+      for bad in (np.ones((4, 3), "f4").T, X.astype("f8"))),
+    ("swiglu_backward", (np.ones((4, 3), "f4").T, (np.ones((3, 8), "f4"), X))),
+    ("swiglu_backward", (X, (np.ones((3, 8), "f4"), np.ones((4, 3), "f4").T))),
+    ("dropout_forward", (X.T, 0.5, Key(1))), ("dropout_forward", (np.array(1.0), 0.5, Key(1))),
+    ("dropout_backward", (X.T, (0.5, Key(1)))),
+    ("embedding_backward", (X, (TOKENS.astype("i4"), (5, 4)))),
+    ("embedding_backward", (np.ones((4, 3), "f4").T, (TOKENS, (5, 4)))),
+    ("embedding_backward", (X, (TOKENS, (5, 4)), np.ones((4, 5), "f4").T)),
+    ("embedding_backward", (X, (TOKENS, (5, 4)), np.ones((5, 4)))),
+    ("rotary_forward", (HEADS, tuple(angle.astype("f8") for angle in ANGLES))),
+    ("rotary_forward", (HEADS[:, :, :0], tuple(angle[:0] for angle in ANGLES))),
+    ("rotary_forward", (HEADS, tuple(angle[None] for angle in ANGLES))),
+    ("rotary_forward", (HEADS, tuple(np.ones((2, 3), "f4").T for _ in ANGLES))),
+    ("rotary_backward", (HEADS.astype("f8"), (ANGLES, False))),
+    ("cross_entropy_forward", (X.T, np.array([0, 1, 2, 0]))),
+    ("cross_entropy_forward", (X, TOKENS.astype("i4"))),
+    ("cross_entropy_forward", (X, np.zeros(6, int)[::2])),
+    ("cross_entropy_backward", (np.array(1.0), (X, TOKENS.astype("i4"), X[:, :1].copy(), 3, -100))),
+    ("cross_entropy_backward", (np.array(1.0), (X, TOKENS, X[:, :1], 3, -100))),
+    ("linear_cross_entropy_forward", (X, np.ones((5, 4), "f4"), TOKENS, None, -100, 2)),
+    ("linear_cross_entropy_forward", (X, np.ones((5, 4)), TOKENS)),
+    ("linear_cross_entropy_forward", (X, np.ones((5, 4), "f4"), TOKENS.astype("i4"))),
+    ("adamw", (X, X, X, X, 1, 0.1)),
+])
+def test_what_a_twin_does_not_cover_it_leaves_to_the_formula(cupy, name, arguments):
+    launcher.launches.clear()
+    assert TWINS[name](*(placed_as_it_is(value) for value in arguments)) is NotImplemented
+    assert not launcher.launches
+
+
+def placed_as_it_is(value):
+    """As `placed`, with the strides that it has."""
+    if isinstance(value, np.ndarray):
+        return strict_cupy.machine.allocate(value)
+    return tuple(map(placed_as_it_is, value)) if type(value) is tuple else value
+
+
+def test_adamw_in_other_places_is_left_to_the_formula(cupy):
+    w, g, m, v, other = (strict_cupy.asarray(X.copy()) for _ in range(5))
+    twin = TWINS["adamw"]
+    assert twin(w, g, m, v, 1, 0.1, out=(w, m, other)) is NotImplemented
+    assert twin(w, g.T, m, v, 1, 0.1, out=(w, m, v)) is NotImplemented
+    assert twin(w, g, m, v, 1, 0.1, grad_scale=strict_cupy.asarray(1.0), out=(w, m, v)) is NotImplemented
+    assert twin(w, g, m, v, 1, 0.1, out=(w, m, v)) == (w, m, v)
+
+
+def test_every_function_of_the_kernels_is_the_twin_of_an_op():
+    for module in pkgutil.iter_modules(npgpt.kernels.cuda.__path__):
+        if module.name != "launch":
+            place = importlib.import_module(f"npgpt.kernels.cuda.{module.name}")
+            own   = [name for name, value in vars(place).items() if name.endswith(("ward", "adamw"))
+                     and getattr(value, "__module__", "") == place.__name__]
+            assert own and all(TWINS[name] is getattr(place, name) for name in own)

@@ -1,0 +1,149 @@
+"""What runs CUDA kernels on the CPU: CUDA's built-ins do as on a GPU, and mistakes that a GPU does not report
+are errors.
+"""
+
+import cuda_on_cpu
+import numpy as np
+import pytest
+import strict_cupy
+from cuda_on_cpu import KernelError, RawModule, launcher
+
+pytestmark = pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="needs g++")
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    strict_cupy.install(monkeypatch)
+
+
+def run(body, *args, parameters="float* x", blocks=(1,), threads=(64,), shared=0):
+    """The body of a kernel, with these parameters, on these arguments."""
+    code = f"""
+        extern __shared__ __align__(16) unsigned char shared_memory[];
+        template <typename T> __global__ void kernel({parameters}) {{ {body} }}"""
+    function = RawModule(code=code, name_expressions=("kernel<float>",)).get_function("kernel<float>")
+    function(blocks, threads, args, shared_mem=shared)
+
+
+def device(size, dtype="f4", fill=0):
+    return strict_cupy.asarray(np.full(size, fill, dtype))
+
+
+def test_every_thread_of_every_block_runs_once_with_its_place():
+    x = device(4 * 3 * 2 * 96)
+    run("long long block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);"
+        "int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);"
+        "x[block * 96 + thread] += block * 96 + thread;", x, blocks=(4, 3, 2), threads=(8, 6, 2))
+    assert x.get().tolist() == list(range(4 * 3 * 2 * 96))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_barriers_and_shuffles(monkeypatch, reverse):
+    monkeypatch.setattr(launcher, "reversed", reverse)
+    x = device(64)
+    run("float* s = (float*)shared_memory; s[threadIdx.x] = threadIdx.x; __syncthreads();"
+        "float v = s[63 - threadIdx.x]; __syncwarp();"
+        "x[threadIdx.x] = __shfl_xor_sync(~0u, v, 5) + 100 * __shfl_sync(~0u, v, 3);", x, shared=256)
+    lane = np.arange(64)
+    partner, third = (lane // 32 * 32) + (lane % 32 ^ 5), lane // 32 * 32 + 3
+    assert x.get().tolist() == ((63 - partner) + 100 * (63 - third)).tolist()
+
+
+def test_warps_need_not_be_in_step():
+    x = device(64)
+    run("float v = threadIdx.x;"
+        "for (unsigned n = 0; n < 3 + threadIdx.x / 32; n++) v = __shfl_xor_sync(~0u, v, 1);"
+        "__syncthreads(); x[threadIdx.x] = v;", x)
+    assert x.get()[:2].tolist() == [1, 0] and x.get()[32:34].tolist() == [32, 33]
+
+
+def test_64_bit_values_cross_a_warp_and_products_keep_their_high_half():
+    x = device(64, "u8")
+    run("unsigned long long v = ~0ull - threadIdx.x; v = __shfl_xor_sync(~0u, v, 1); x[threadIdx.x] ="
+        "__umul64hi(v, v);", x, parameters="unsigned long long* x")
+    assert [int(value) for value in x.get()[:2]] == [((2**64 - 1 - lane) ** 2) >> 64 for lane in (1, 0)]
+
+
+def test_shared_memory_holds_no_number_when_a_block_begins():
+    x = device(64)
+    run("float* s = (float*)shared_memory; x[blockIdx.x * 32 + threadIdx.x] = s[threadIdx.x];"
+        "s[threadIdx.x] = 1;", x, shared=128, blocks=(2,), threads=(32,))
+    assert np.isnan(x.get()).all()
+
+
+def test_a_missing_barrier_shows(monkeypatch):
+    seen = []
+    for reverse in (False, True):
+        monkeypatch.setattr(launcher, "reversed", reverse)
+        x = device(64)
+        run("float* s = (float*)shared_memory; s[threadIdx.x] = threadIdx.x;"
+            "x[threadIdx.x] = s[threadIdx.x ^ 1];", x, shared=256)
+        seen.append(np.isnan(x.get()).any())
+    assert all(seen)
+
+
+MISTAKES = {
+    "a barrier that not all reach": ("if (threadIdx.x < 32) __syncthreads();", {}),
+    "a thread that has left before": ("if (threadIdx.x == 63) return; __syncthreads();", {}),
+    "a shuffle of half a warp": ("if (threadIdx.x % 2) x[0] = __shfl_xor_sync(~0u, 1.0f, 1);", {}),
+    "a shuffle with a mask": ("x[0] = __shfl_xor_sync(0xffffu, 1.0f, 1);", {}),
+    "more shared memory than asked for": ("((float*)shared_memory)[threadIdx.x] = 1;", {"shared": 252}),
+    "shared memory without any": ("shared_memory[0] = 1;", {}),
+    "a write after an array": ("x[64] = 1;", {}),
+    "a write before an array": ("x[-1] = 1;", {}),
+    "more threads than a block has": ("", {"threads": (1025,)}),
+    "no blocks": ("", {"blocks": (0,)}),
+    "too many blocks": ("", {"blocks": (1, 65536)}),
+    "too much shared memory": ("", {"shared": 49153}),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_that_a_gpu_does_not_report_are_errors(mistake):
+    body, options = MISTAKES[mistake]
+    with pytest.raises(KernelError):
+        run(body, device(64), **options)
+
+
+@pytest.mark.parametrize(("parameters", "argument"), [
+    ("float* x", np.ones(3, "f4")), ("float* x", 1), ("double* x", "f4"), ("float* x", "i4"),
+    ("int* x", "u4"), ("long long* x", "i4"), ("bool* x", "i1"), ("int x", 1), ("float x", 1.0),
+    ("double x", 1),
+    ("long long x", 1.0), ("long long x", True), ("long long x", np.int64(1)), ("long long x", "i8"),
+])
+def test_an_argument_must_be_of_its_parameters_type(parameters, argument):
+    with pytest.raises(KernelError):
+        run("", device(3, argument) if isinstance(argument, str) else argument, parameters=parameters)
+
+
+def test_arguments_of_their_types():
+    x = device(64, "f8")
+    run("x[threadIdx.x] = y[0] + n + d + b[0];", x, device(1, "i8", 2**40), 2**41, 0.5, device(1, "?", True),
+        parameters="double* x, const long long* y, long long n, double d, const bool* b")
+    assert (x.get() == 2**40 + 2**41 + 1.5).all()
+    with pytest.raises(KernelError, match="takes 1"):
+        run("", x, x, parameters="double* x")
+
+
+def test_an_array_may_be_given_twice_and_a_view_stays_in_its_place():
+    x = strict_cupy.asarray(np.arange(64, dtype="f4"))
+    run("x[threadIdx.x] = y[threadIdx.x] + 1;", x, x, parameters="float* x, const float* y")
+    view = x[32:]
+    run("x[threadIdx.x] += 100;", view, threads=(32,))
+    assert x.get().tolist() == [*range(1, 33), *range(133, 165)]
+    with pytest.raises(KernelError, match="overlap"):
+        run("", x, view, parameters="float* x, const float* y")
+
+
+def test_an_array_of_another_device_is_refused():
+    x = device(64)
+    with strict_cupy.Device(1), pytest.raises(KernelError, match="another device"):
+        run("", x)
+
+
+def test_what_does_not_compile_and_what_the_compiler_warns_of():
+    for body in ("x[0] = nothing;", "int unused;"):
+        with pytest.raises(KernelError):
+            run(body, device(1))
+    with pytest.raises(KernelError, match="none of the name expressions"):
+        RawModule(code="", name_expressions=("f<float>",)).get_function("f<double>")
