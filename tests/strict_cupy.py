@@ -31,9 +31,10 @@ class OutOfMemoryError(MemoryError):
 
 
 class Machine:
-    """The pretended machine, and what was carried to it and from it."""
+    """The pretended machine, what was carried to it and from it, and what it was told to compute."""
 
     def __init__(self):
+        self.launches = []                                   # (name, bytes read and written) of each kernel
         self.devices, self.current, self.free_bytes = 2, 0, float("inf")
         self.in_step, self.order = False, "F"                # order: of what is computed
         self.uploads, self.downloads = [], 0                 # the shape and type of each; how many
@@ -41,6 +42,10 @@ class Machine:
     def synchronise(self, what: str) -> None:
         if self.in_step:
             raise SynchronisationError(f"{what} waits for the GPU; not within a step")
+
+    def count(self, name: str, *operands) -> None:
+        """A kernel is launched, which crosses the memory bus with these; numbers of the host do not."""
+        self.launches.append((name, sum(getattr(operand, "nbytes", 0) for operand in operands)))
 
     def allocate(self, array: np.ndarray) -> "ndarray":
         if array.nbytes > self.free_bytes:
@@ -101,13 +106,16 @@ class ndarray:
         return ndarray(self._host.swapaxes(axis1, axis2), self.device.id)
 
     def copy(self):
+        machine.count("copy", self, self)
         return machine.allocate(_operand(self).copy("C"))
 
     def astype(self, dtype, copy=True):
         if not copy and self.dtype == dtype:
             return self
         with np.errstate(all="ignore"):
-            return _fresh(_operand(self).astype(dtype))
+            result = _fresh(_operand(self).astype(dtype))
+        machine.count("astype", self, result)
+        return result
 
     # CuPy raises this TypeError (core.pyx). It does take over NumPy's functions; but npgpt asks for the array
     # module, so a function of NumPy's that meets a device array is an oversight.
@@ -162,6 +170,8 @@ class ndarray:
     def __getitem__(self, index):
         index, gathers = _index(index, self.shape)
         host = self._host[index]
+        if gathers:
+            machine.count("take", host, host)
         return _fresh(host.copy()) if gathers else ndarray(host, self.device.id)
 
     def __setitem__(self, index, value):
@@ -173,6 +183,7 @@ class ndarray:
                 raise ValueError("an index is repeated: which value stays is undefined on a GPU; use add.at")
         with np.errstate(all="ignore"):
             _operand(self)[index] = _operand(value)
+        machine.count("assign", value, self._host[index])
 
     def __matmul__(self, other):
         return matmul(self, other)
@@ -231,11 +242,13 @@ def _elementwise(function):
         operands = [_operand(argument) for argument in arguments]
         with np.errstate(all="ignore"):                                       # a GPU does not warn of NaN
             if out is None:
-                return _fresh(function(*operands))
-            if not isinstance(out, ndarray):
+                out = _fresh(function(*operands))
+            elif isinstance(out, ndarray):
+                function(*operands, out=_operand(out), casting="same_kind")
+            else:
                 raise TypeError("out must be a device array")
-            function(*operands, out=_operand(out), casting="same_kind")
-            return out
+        machine.count(getattr(function, "__name__", "where"), *operands, out)
+        return out
     return call
 
 
@@ -243,7 +256,10 @@ def _reduction(name):
     def call(self, axis=None, *, dtype=None, keepdims=False):
         options = {} if dtype is None else {"dtype": dtype}
         with np.errstate(all="ignore"):
-            return _fresh(getattr(_operand(self), name)(axis=axis, keepdims=keepdims, **options))
+            result = _fresh(getattr(_operand(self), name)(axis=axis, keepdims=keepdims, **options))
+        for _ in range(2 if name in ("var", "std") else 1):                   # of these the mean comes first
+            machine.count(name, self, result)
+        return result
     return call
 
 
@@ -280,6 +296,7 @@ def matmul(a, b, out=None):
         raise TypeError(f"matmul of {a.dtype} and {b.dtype} in {a.ndim} axes")
     with np.errstate(all="ignore"):
         result = np.matmul(_operand(a), _operand(b))
+    machine.count("matmul", a, b, result)
     if out is None:
         return machine.allocate(np.asarray(result))
     if not isinstance(out, ndarray) or out.shape != result.shape or out.dtype != result.dtype:
@@ -294,12 +311,17 @@ def concatenate(arrays, axis=0):
     """Device arrays of one type: of several, CuPy makes the wider (_core/_routines_manipulation.pyx)."""
     if not all(isinstance(array, ndarray) for array in arrays) or len({array.dtype for array in arrays}) > 1:
         raise TypeError("concatenate needs device arrays of one type")
-    return machine.allocate(np.concatenate([_operand(array) for array in arrays], axis))
+    result = machine.allocate(np.concatenate([_operand(array) for array in arrays], axis))
+    for array in arrays:
+        machine.count("concatenate", array, array)
+    return result
 
 
 def argsort(a):
     """Stable, the only kind CuPy has (_routines_sorting.pyx)."""
-    return _fresh(np.argsort(_operand(a), kind="stable"))
+    result = _fresh(np.argsort(_operand(a), kind="stable"))
+    machine.count("argsort", a, result)
+    return result
 
 
 def where(condition, x, y):
@@ -313,6 +335,7 @@ def _add_at(a, index, b):
     if a.dtype.name not in ("float16", "float32", "float64", "int32", "uint32", "uint64"):
         raise TypeError(f"add.at of {a.dtype}")
     np.add.at(_operand(a), _index(index, a.shape)[0], _operand(b))
+    machine.count("add.at", b, b, b)
 
 
 add = _elementwise(np.add)
@@ -348,7 +371,9 @@ def empty(shape, dtype=float):
 
 
 def full(shape, value, dtype=None):
-    return machine.allocate(np.full(shape, _operand(value), dtype))
+    result = machine.allocate(np.full(shape, _operand(value), dtype))
+    machine.count("fill", result)
+    return result
 
 
 def zeros(shape, dtype=float):
@@ -362,7 +387,9 @@ def ones(shape, dtype=float):
 def arange(*bounds, dtype=None):
     if not all(isinstance(bound, (int, float)) for bound in bounds):
         raise TypeError("arange of something else than Python numbers")
-    return machine.allocate(np.arange(*bounds, dtype=dtype))
+    result = machine.allocate(np.arange(*bounds, dtype=dtype))
+    machine.count("arange", result)
+    return result
 
 
 class Device:

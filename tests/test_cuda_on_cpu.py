@@ -82,6 +82,15 @@ def test_a_missing_barrier_shows(monkeypatch):
     assert all(seen)
 
 
+def test_a_warp_that_runs_ahead_shows_what_others_still_read():
+    """The second sum's first barrier is missing: its slots are those that the first is still read from."""
+    x = device(64)
+    run("float* s = (float*)shared_memory; float sum = 0;"
+        "for (int n = 0; n < 2; n++) { if (threadIdx.x % 32 == 0) s[threadIdx.x / 32] = n; __syncthreads();"
+        "sum += 10 * s[0] + s[1]; } x[threadIdx.x] = sum;", x, shared=8)
+    assert x.get()[0] == 11 and x.get()[32] == 21
+
+
 MISTAKES = {
     "a barrier that not all reach": ("if (threadIdx.x < 32) __syncthreads();", {}),
     "a thread that has left before": ("if (threadIdx.x == 63) return; __syncthreads();", {}),

@@ -35,10 +35,10 @@ class KernelError(RuntimeError):
 
 
 class Launcher:
-    """The launches so far, and the order in which threads and blocks run."""
+    """In which order threads and blocks run, and whether they do, or a launch is only counted."""
 
     def __init__(self):
-        self.reversed, self.launches = False, []              # launches: the name, grid and block of each
+        self.reversed = self.only_counts = False
 
 
 launcher = Launcher()
@@ -84,6 +84,7 @@ class RawModule:
 
 
 def _launch(library, name, grid, block, args, shared_mem=0):
+    from strict_cupy import machine  # which imports this file
     grid, block = ((*sizes, 1, 1)[:3] for sizes in (grid, block))
     if min(grid) < 1 or min(block) < 1 or np.prod(block) > 1024 or grid[0] >= 2**31 or max(grid[1:]) > 65535:
         raise KernelError(f"{name}: no launch of {grid} blocks of {block} threads")
@@ -92,9 +93,13 @@ def _launch(library, name, grid, block, args, shared_mem=0):
     kinds = library.parameters().decode().split()
     if len(kinds) != len(args):
         raise KernelError(f"{name} takes {len(kinds)} arguments, not {len(args)}")
+    if any(hasattr(value, "_host") and value.device.id != machine.current for value in args):
+        raise KernelError(f"{name}: an array of another device")
     memory  = {}
     places  = [_place(name, *pair, memory) for pair in zip(kinds, args, strict=True)]
-    launcher.launches.append((name, grid, block))
+    machine.count(name, *{id(value): value for value in args}.values())
+    if launcher.only_counts:
+        return
     error = library.launch((ctypes.c_void_p * len(args))(*(place.ctypes.data for place in places)),
                            (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block),
                            ctypes.c_size_t(shared_mem), ctypes.c_bool(launcher.reversed))
@@ -113,10 +118,7 @@ def _place(name, kind, value, memory):
         if kind not in types or type(value) is not types[kind]:
             raise KernelError(f"{name}: {value!r} for a parameter of type {kind}")
         return np.array([value], kind)
-    from strict_cupy import machine  # which imports this file
     host = getattr(value, "_host", None)
-    if host is not None and value.device.id != machine.current:
-        raise KernelError(f"{name}: an array of another device")
     if host is None or f"{host.dtype.kind}{host.itemsize}*" != kind:
         raise KernelError(f"{name}: {type(value).__name__} of {getattr(host, 'dtype', '?')} for {kind}")
     first, end = span = np.lib.array_utils.byte_bounds(host)

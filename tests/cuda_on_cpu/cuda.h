@@ -1,7 +1,8 @@
 /* CUDA's built-ins for a C++ compiler, so that a kernel runs on a CPU, and strictly.
 
-Each thread of a block is a fiber: it runs until it waits for others, at __syncthreads or in a shuffle. The
-blocks run one after the other. What a GPU would do silently is an error here: a thread that ends while others
+Each thread of a block is a fiber: it runs until it waits for others, at __syncthreads or in a shuffle. A warp
+runs as far as it can before the next one does: where a barrier is missing, it is far ahead. The blocks run one
+after the other. What a GPU would do silently is an error here: a thread that ends while others
 wait at a barrier, a shuffle among less than a whole warp, a write beyond the shared memory that was asked for.
 Shared memory holds NaN when a block begins. Nothing but the order of threads and blocks differs from run to
 run, and that is the caller's to choose: a kernel whose result depends on it has a race. */
@@ -88,6 +89,20 @@ static bool release(size_t first, size_t count, State state) {
     return true;
 }
 
+/* As far as a warp comes before all of it is done or waits for other warps. How many are done. */
+static size_t run_warp(size_t first, size_t size, bool reversed) {
+    size_t done;
+    do {
+        done = 0;
+        for (size_t n = 0; n < size; n++) {
+            Fiber& fiber = all[first + (reversed ? size - 1 - n : n)];
+            if (fiber.state == READY) resume(fiber);
+            done += fiber.state == DONE;
+        }
+    } while (size == 32 && release(first, size, IN_SHUFFLE));
+    return done;
+}
+
 static void run_block(bool reversed) {
     const size_t count = all.size();
     for (size_t n = 0; n < count; n++) {
@@ -101,17 +116,15 @@ static void run_block(bool reversed) {
         fiber.begin.uc_stack.ss_size = STACK_BYTES;
         makecontext(&fiber.begin, enter, 0);
     }
-    while (!error) {
-        size_t done = 0;
-        for (size_t n = 0; n < count; n++) {
-            Fiber& fiber = all[reversed ? count - 1 - n : n];
-            if (fiber.state == READY) resume(fiber);
-            done += fiber.state == DONE;
+    const size_t warps = (count + 31) / 32;
+    for (size_t done = 0; done < count && !error;) {
+        done = 0;
+        for (size_t n = 0; n < warps; n++) {
+            const size_t first = 32 * (reversed ? warps - 1 - n : n), size = min(count - first, size_t(32));
+            done += run_warp(first, size, reversed);
         }
-        if (done == count) return;
-        bool released = release(0, count, AT_BARRIER);
-        for (size_t warp = 0; warp + 32 <= count; warp += 32) released |= release(warp, 32, IN_SHUFFLE);
-        if (!released && !error) error = "some threads wait at a barrier or in a shuffle that others never reach";
+        if (done < count && !release(0, count, AT_BARRIER) && !error)
+            error = "some threads wait at a barrier or in a shuffle that others never reach";
     }
 }
 
