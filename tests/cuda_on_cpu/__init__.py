@@ -95,7 +95,7 @@ def _launch(library, name, grid, block, args, shared_mem=0):
         raise KernelError(f"{name} takes {len(kinds)} arguments, not {len(args)}")
     if any(hasattr(value, "_host") and value.device.id != machine.current for value in args):
         raise KernelError(f"{name}: an array of another device")
-    memory  = {}
+    memory  = _guarded([value._host for value in args if hasattr(value, "_host")])
     places  = [_place(name, *pair, memory) for pair in zip(kinds, args, strict=True)]
     machine.count(name, *{id(value): value for value in args}.values())
     if launcher.only_counts:
@@ -121,13 +121,28 @@ def _place(name, kind, value, memory):
     host = getattr(value, "_host", None)
     if host is None or f"{host.dtype.kind}{host.itemsize}*" != kind:
         raise KernelError(f"{name}: {type(value).__name__} of {getattr(host, 'dtype', '?')} for {kind}")
-    first, end = span = np.lib.array_utils.byte_bounds(host)
-    if any(first < other_end and other < end for other, other_end in memory.keys() - {span}):
-        raise KernelError(f"{name}: two arrays overlap")
-    if span not in memory:
-        memory[span] = np.full(end - first + 2 * GUARD, 0xff, np.uint8)
-        memory[span][GUARD:-GUARD] = _bytes_at(first, end)
-    return np.array([memory[span].ctypes.data + GUARD + host.ctypes.data - first], np.uint64)
+    first, end = _span(host)
+    region, guarded = next(item for item in memory.items() if item[0][0] <= first and end <= item[0][1])
+    return np.array([guarded.ctypes.data + GUARD + host.ctypes.data - region[0]], np.uint64)
+
+
+def _guarded(hosts):
+    """{(first, end): a copy of these bytes of memory, between guards}. Views of one array share a copy."""
+    regions = []
+    for first, end in sorted(set(map(_span, hosts))):
+        if regions and first < regions[-1][1]:
+            regions[-1] = (regions[-1][0], max(end, regions[-1][1]))
+        else:
+            regions.append((first, end))
+    memory = {}
+    for first, end in regions:
+        memory[first, end] = np.full(end - first + 2 * GUARD, 0xff, np.uint8)
+        memory[first, end][GUARD:-GUARD] = _bytes_at(first, end)
+    return memory
+
+
+def _span(host):
+    return np.lib.array_utils.byte_bounds(host)
 
 
 def _bytes_at(first, end):

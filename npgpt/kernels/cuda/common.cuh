@@ -1,5 +1,9 @@
 /* What the kernels share. */
 
+#ifndef INFINITY                                                   /* NVRTC has none of C's headers */
+#define INFINITY __int_as_float(0x7f800000)
+#endif
+
 /* What sums are kept in. */
 template <typename T> struct Accumulator { typedef T type; };
 

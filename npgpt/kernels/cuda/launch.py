@@ -14,7 +14,7 @@ from npgpt.tensor.device import Array, array_module
 HERE    = Path(__file__).parent
 TYPES   = {"float32": "float", "float64": "double"}
 OPTIONS = ("-std=c++17",)
-THREADS = 256                          # of a block, unless something speaks for another number
+THREADS = 256                          # of a block
 EACH    = 4
 BLOCKS  = 1024                         # enough to fill a GPU, where a block can take on any number of rows
 
@@ -30,11 +30,16 @@ def blocks_of_elements(size: int) -> int:
     return -(-size // (EACH * THREADS))
 
 
-def launch(file: str, kernel: str, blocks: int, *args: Any, threads: int = THREADS, shared: int = 0) -> None:
-    """Queues a kernel of a .cu file; it does not wait for it.   shared: bytes of shared memory a block"""
+def launch(file: str, kernel: str, blocks: int, *args: Any, constants: tuple[int, ...] = (),
+           shared: int = 0) -> None:
+    """Queues a kernel of a .cu file; it does not wait for it.
+
+    constants: what the template takes beside T.  shared: bytes of shared memory a block.
+    """
     first    = args[0]
-    function = _function(array_module(first), file, f"{kernel}<{TYPES[first.dtype.name]}>")
-    function((blocks,), (threads,), args, shared_mem=shared)
+    template = ", ".join([TYPES[first.dtype.name], *map(str, constants)])
+    function = _function(array_module(first), file, f"{kernel}<{template}>")
+    function((blocks,), (THREADS,), args, shared_mem=shared)
 
 
 @functools.cache

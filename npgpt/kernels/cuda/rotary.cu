@@ -1,13 +1,13 @@
 #include "common.cuh"
 
-/* One warp for each example, head and place.  x: (B, H, T, D) with its strides  y: (B, H, T, D)
+/* One warp for each example, head and place.  x: (B, H, T, D), with the strides of examples, heads and places  y: (B, H, T, D)
    cos, sin: (T, D/2), cos_stride apart for each example  direction: −1 turns back
    pair i: channels i × step and i × step + other */
 template <typename T>
 __global__ void rotary(const T* x, const T* cos, const T* sin, T* y, long long rows, long long H,
                        long long places, long long D, long long stride_b, long long stride_h,
-                       long long stride_t, long long stride_d, long long cos_stride, long long step,
-                       long long other, double direction) {
+                       long long stride_t, long long cos_stride, long long step, long long other,
+                       double direction) {
     typedef typename Accumulator<T>::type A;
     const long long row = (blockIdx.x * (long long)blockDim.x + threadIdx.x) / 32;
     if (row >= rows) return;
@@ -18,7 +18,7 @@ __global__ void rotary(const T* x, const T* cos, const T* sin, T* y, long long r
     sin += b * cos_stride + t * (D / 2);
     for (long long i = threadIdx.x % 32; i < D / 2; i += 32) {
         const long long first = i * step, second = first + other;
-        const A a = A(x[first * stride_d]), b = A(x[second * stride_d]);
+        const A a = A(x[first]), b = A(x[second]);
         const A c = A(cos[i]), s = A(direction) * A(sin[i]);
         y[first]  = T(a * c - b * s);
         y[second] = T(a * s + b * c);

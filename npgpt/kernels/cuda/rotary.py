@@ -17,12 +17,12 @@ def rotary_backward(dy, saved):
 def _turned(x, rotation, interleaved, direction):
     cos, sin   = rotation
     B, H, T, D = x.shape
-    if not cuda.covers(cos, sin) or cos.dtype != x.dtype or x.size == 0:
+    if not cuda.covers(cos, sin) or cos.dtype != x.dtype or x.size == 0 or x.strides[3] != x.dtype.itemsize:
         return NotImplemented
     if cos.shape not in ((T, D // 2), (B, 1, T, D // 2)) or sin.shape != cos.shape:
         return NotImplemented
     y           = array_module(x).empty(x.shape, x.dtype)
-    strides     = (stride // x.dtype.itemsize for stride in x.strides)
+    strides     = (stride // x.dtype.itemsize for stride in x.strides[:3])
     cos_stride  = T * D // 2 if cos.ndim == 4 else 0
     step, other = (2, 1) if interleaved else (1, D // 2)
     blocks      = -(-B * H * T // (cuda.THREADS // 32))                       # a warp a row
