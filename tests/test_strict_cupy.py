@@ -297,7 +297,6 @@ def test_on_the_device_as_on_the_host_and_without_a_wait(cupy, name):
         same(p.grad, host.parameters[parameter].grad, parameter)
 
 
-@formulas_and_twins
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_gradients_are_right_on_the_device(cupy, name):
     case = built(name, "cuda")

@@ -11,6 +11,7 @@ from npgpt.kernels.cuda import attention, launch
 
 REGISTERS = {"float": 40, "double": 48}           # of 65,536, so 1,638 and 1,365 threads of at most 2,048
 OF_TILES  = 128                                   # attention's, which works on the chip: two blocks
+BY_CUPY   = ("-ftz=true", "--device-as-default-execution-space")              # added in cupy/cuda/compiler.py
 FILES     = sorted(path.name for path in launch.HERE.glob("*.cu"))
 
 needs_nvrtc = pytest.mark.skipif(nvrtc.library() is None, reason="needs nvidia-cuda-nvrtc-cu12")
@@ -40,7 +41,8 @@ def test_every_kernel_is_found():
 def test_kernels_compile_within_their_budget(file, architecture):
     expressions = [f"{kernel}<{name}>" for kernel in kernels_in(file) for name in launch.TYPES.values()]
     expressions += kernels_of_tiles() if file == "attention.cu" else []
-    log, resources = nvrtc.compile_kernels(launch.source(file), launch.OPTIONS, expressions, architecture)
+    log, resources = nvrtc.compile_kernels(launch.source(file), (*launch.OPTIONS, *BY_CUPY), expressions,
+                                           architecture)
     assert "warning" not in log
     for expression, need in resources.items():
         print(f"{architecture} {expression}: {need.registers} registers")
