@@ -242,6 +242,24 @@ def test_logits_that_are_minus_infinity_or_large(cupy):
     np.testing.assert_allclose(dz.get(), expected, atol=1e-14)
 
 
+@pytest.mark.parametrize("items", [None, 0, 29])
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_batch_counts_as_many_items_as_it_is_told(cupy, launches, items, ignored):
+    rng = np.random.default_rng(0)
+    x, weight, targets = rng.standard_normal((5, 4)), rng.standard_normal((7, 4)), np.full(5, -100)
+    targets[:3] = targets[:3] if ignored else [0, 6, 2]
+    for name, arguments in (("cross_entropy", (x, np.where(targets < 0, -100, targets % 4))),
+                            ("linear_cross_entropy", (x, weight, targets))):
+        op, back = (getattr(ops, f"{name}_{way}").reference for way in ("forward", "backward"))
+        loss, saved = op(*arguments, items)
+        here, saved_here = TWINS[f"{name}_forward"](*placed(arguments), items)
+        assert_same(fetched((here, saved_here)), (loss, saved), 1e-13)
+        one      = np.array(1.0)
+        gradient = getattr(ops, f"{name}_backward")(placed(one), saved_here)
+        assert_same(fetched(gradient), back(one, saved), 1e-13)
+    assert {kernel for kernel, _ in launches} >= {"cross_entropy_forward", "cross_entropy_in_place"}
+
+
 def test_a_row_that_is_no_number_makes_a_loss_that_is_none(cupy):
     z = np.zeros((2, 300))
     z[1, 299] = np.nan
