@@ -278,7 +278,7 @@ __global__ void attention_backward_kv(
     load<D, KEYS>(values, v + b * v_b + g * v_h, v_t, first, S, width);
     for (long long h = g * (H / G); h < (g + 1) * (H / G); h++) {
         const long long place = (b * H + h) * length;
-        for (long long query = mask.first_query(first) / ROWS * ROWS; query < length; query += ROWS) {
+        for (long long query = mask.first_query(first); query < length; query += ROWS) {
             __syncthreads();                                       /* the last tiles are done with */
             load<D, ROWS>(queries, q + b * q_b + h * q_h, q_t, query, length, width);
             load<D, ROWS>(gradients, dy + b * dy_b + h * dy_h, dy_t, query, length, width);
