@@ -70,6 +70,7 @@ def install(monkeypatch, with_twins=False) -> types.ModuleType:
     CUDA, whose kernels run on the CPU (cuda_on_cpu/).
     """
     machine.__init__()
+    cuda_on_cpu.launcher.__init__()
     module = StrictCupy("cupy")
     monkeypatch.setitem(sys.modules, "cupy", module)
     if not with_twins:

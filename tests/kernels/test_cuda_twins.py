@@ -39,7 +39,7 @@ WITH_TWIN = [label for label, build in OPS.items()
              for case in [build(Sizes(), np.random.default_rng(0), "cpu")]
              if {case.forward.__name__, case.backward.__name__} & set(TWINS)]
 SEVERAL_BLOCKS = Sizes(B=5, T=9, S=8, H=2, D=7, C=40, V=300)
-FEW = settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(params=[
