@@ -217,7 +217,7 @@ def test_rotary_reads_queries_where_they_are(cupy, interleaved, B, H, T, D):
     Key(0), Key(2**64 - 1, 3, 2**63, 2**64 - 3, 2**64 - 1), Key(5, step=3, example=2).child(7).child(1)])
 @pytest.mark.parametrize("shape", [(5, 1), (2, 3, 5), (1, 16), (2, 17), (3, 4096), (2, 4097), (1, 12345)])
 def test_dropout_keeps_what_numpy_keeps(cupy, key, shape):
-    """To the bit: 4,096 elements are one block of threads. Example numbers run over 2⁶⁴ as they do there."""
+    """To the bit: 4,096 elements are one block of threads. NumPy takes no example numbers beyond 2⁶⁴."""
     x = np.random.default_rng(0).standard_normal(shape).astype("f4")
     for p in (0.0, 0.1, 0.5, 0.999, 1 - 1e-7):
         if key.example + shape[0] <= 2**64:

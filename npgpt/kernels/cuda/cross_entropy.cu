@@ -13,18 +13,24 @@ template <typename T, typename A> __device__ A log_sum_exp(const T* z, long long
     return largest + log(block_sum(sum * exp(top - largest), slots));
 }
 
+/* A row's ℓ, for all threads of its block; one of them writes it, and the loss ℓ − z[target], 0 if ignored. */
+template <typename T, typename A>
+__device__ A row_loss(const T* z, long long target, T* lse, T* loss, long long V, long long ignore_index) {
+    const A l = log_sum_exp(z, V, reinterpret_cast<A*>(shared_memory));
+    if (threadIdx.x == 0) {
+        *lse  = T(l);
+        *loss = target == ignore_index ? T(0) : T(l - A(z[target]));
+    }
+    return l;
+}
+
 /* One block a row.  z: (rows, V)  targets: (rows,)  lse, loss: (rows,), loss 0 where the target is ignored */
 template <typename T>
 __global__ void cross_entropy_forward(const T* z, const long long* targets, T* lse, T* loss, long long V,
                                       long long ignore_index) {
     typedef typename Accumulator<T>::type A;
-    const long long row = blockIdx.x, target = targets[row];
-    z += row * V;
-    const A l = log_sum_exp(z, V, reinterpret_cast<A*>(shared_memory));
-    if (threadIdx.x == 0) {
-        lse[row]  = T(l);
-        loss[row] = target == ignore_index ? T(0) : T(l - A(z[target]));
-    }
+    const long long row = blockIdx.x;
+    row_loss<T, A>(z + row * V, targets[row], lse + row, loss + row, V, ignore_index);
 }
 
 /* dz: (rows, V)  factor: one number, dloss/N */
@@ -45,11 +51,7 @@ __global__ void cross_entropy_in_place(T* z, const long long* targets, const T* 
     typedef typename Accumulator<T>::type A;
     const long long row = blockIdx.x, target = targets[row];
     z += row * V;
-    const A l = log_sum_exp(z, V, reinterpret_cast<A*>(shared_memory));
-    if (threadIdx.x == 0) {
-        lse[row]  = T(l);
-        loss[row] = target == ignore_index ? T(0) : T(l - A(z[target]));
-    }
+    const A l = row_loss<T, A>(z, target, lse + row, loss + row, V, ignore_index);
     __syncthreads();                                               /* z[target] is read: now it may change */
     const A scale = target == ignore_index ? A(0) : A(*factor);
     for (long long v = threadIdx.x; v < V; v += blockDim.x)
