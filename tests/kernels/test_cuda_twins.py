@@ -267,6 +267,22 @@ def test_a_row_that_is_no_number_makes_a_loss_that_is_none(cupy):
     assert np.isnan(loss.get())
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name, sums", [("layernorm", 2), ("rmsnorm", 1)])
+def test_rows_too_wide_for_shared_memory_go_back_by_the_formula(cupy, name, sums, dtype):
+    """Up to 48 KiB of sums; wider models than most, but no error."""
+    widest = ((48 << 10) // np.dtype(dtype).itemsize - 32) // sums
+    for width in (widest, widest + 1):
+        x, dy, gain = np.random.default_rng(0).standard_normal((3, 2, width)).astype(dtype)
+        _, saved    = getattr(ops, f"{name}_forward").reference(x, gain[0])
+        gradients   = TWINS[f"{name}_backward"](*placed((dy, saved)))
+        if width > widest:
+            assert gradients is NotImplemented
+        else:
+            expected = getattr(ops, f"{name}_backward").reference(dy, saved)
+            assert_same(fetched(gradients), expected, TOLERANCE[dtype])
+
+
 X, GAIN, TOKENS = np.ones((3, 4), "f4"), np.ones(4, "f4"), np.array([0, 1, 2])
 LAYERNORM, RMSNORM = ops.layernorm_forward(X, GAIN)[1], ops.rmsnorm_forward(X, GAIN)[1]
 ANGLES = (np.ones((3, 2), "f4"), np.ones((3, 2), "f4"))

@@ -56,6 +56,15 @@ __device__ void multiply_rows(A (&out)[I][J], const A* left, const A* right) {
     }
 }
 
+/* The threads' parts of a tile of ROWS × KEYS, into shared memory. */
+template <int KEYS, typename A, int I, int J> __device__ void store(A* tile, const A (&part)[I][J]) {
+    const int row = threadIdx.x / SIDE, column = threadIdx.x % SIDE;
+    #pragma unroll
+    for (int i = 0; i < I; i++)
+        #pragma unroll
+        for (int j = 0; j < J; j++) tile[(row + SIDE * i) * (KEYS + 1) + column + SIDE * j] = part[i][j];
+}
+
 /* out += weights tile: of `count` rows of the tile, that many weights a row of out, `step` apart. */
 template <int D, typename A, int I>
 __device__ void add_weighted(A (&out)[I][D / SIDE], const A* weights, int row_step, int step, const A* tile,
@@ -132,7 +141,6 @@ __global__ void attention_forward(
             for (int j = 0; j < KEYS / SIDE; j++) {
                 p[i][j] = exp(p[i][j] - larger);
                 added  += p[i][j];
-                weights[(row + SIDE * i) * (KEYS + 1) + column + SIDE * j] = p[i][j];
             }
             const A shrunk = exp(top[i] - larger);                 /* what was summed was relative to top */
             total[i] = total[i] * shrunk + row_sum(added);
@@ -140,6 +148,7 @@ __global__ void attention_forward(
             #pragma unroll
             for (int c = 0; c < D / SIDE; c++) sum[i][c] *= shrunk;
         }
+        store<KEYS>(weights, p);
         __syncthreads();                                           /* the tile of k is done with */
         load<D, KEYS>(rows, v + b * v_b + g * v_h, v_t, key, S, width);
         __syncthreads();
@@ -231,11 +240,7 @@ __global__ void attention_backward_q(
         A p[ROWS / SIDE][KEYS / SIDE], da[ROWS / SIDE][KEYS / SIDE];
         weights_and_gradients<D, ROWS, KEYS>(p, da, queries, keys, values, gradients, lse, product, mask, first,
                                              key, A(scale));
-        #pragma unroll
-        for (int i = 0; i < ROWS / SIDE; i++)
-            #pragma unroll
-            for (int j = 0; j < KEYS / SIDE; j++)
-                weights[(row + SIDE * i) * (KEYS + 1) + column + SIDE * j] = da[i][j];
+        store<KEYS>(weights, da);
         __syncthreads();
         add_weighted<D>(sum, weights, KEYS + 1, 1, keys, KEYS);
     }
@@ -286,19 +291,11 @@ __global__ void attention_backward_kv(
             A p[ROWS / SIDE][KEYS / SIDE], da[ROWS / SIDE][KEYS / SIDE];
             weights_and_gradients<D, ROWS, KEYS>(p, da, queries, keys, values, gradients, lse + place,
                                                  product + place, mask, query, first, A(scale));
-            #pragma unroll
-            for (int i = 0; i < ROWS / SIDE; i++)
-                #pragma unroll
-                for (int j = 0; j < KEYS / SIDE; j++)
-                    weights[(row + SIDE * i) * (KEYS + 1) + column + SIDE * j] = p[i][j];
+            store<KEYS>(weights, p);
             __syncthreads();
             add_weighted<D>(sum_v, weights, 1, KEYS + 1, gradients, ROWS);
             __syncthreads();
-            #pragma unroll
-            for (int i = 0; i < ROWS / SIDE; i++)
-                #pragma unroll
-                for (int j = 0; j < KEYS / SIDE; j++)
-                    weights[(row + SIDE * i) * (KEYS + 1) + column + SIDE * j] = da[i][j];
+            store<KEYS>(weights, da);
             __syncthreads();
             add_weighted<D>(sum_k, weights, 1, KEYS + 1, queries, ROWS);
         }

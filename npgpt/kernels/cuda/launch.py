@@ -15,7 +15,8 @@ HERE    = Path(__file__).parent
 TYPES   = {"float32": "float", "float64": "double"}
 OPTIONS = ("-std=c++17",)
 THREADS = 256                          # of a block
-EACH    = 4
+EACH    = 4                            # elements of a thread (common.cuh)
+SHARED  = 48 << 10                     # bytes of shared memory that a block gets without asking
 BLOCKS  = 1024                         # enough to fill a GPU, where a block can take on any number of rows
 
 
@@ -26,7 +27,7 @@ def covers(*arrays: Array) -> bool:
 
 
 def blocks_of_elements(size: int) -> int:
-    """How many blocks an elementwise kernel needs, of which each thread takes EACH (common.cuh)."""
+    """How many blocks an elementwise kernel needs."""
     return -(-size // (EACH * THREADS))
 
 

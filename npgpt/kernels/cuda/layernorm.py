@@ -19,13 +19,14 @@ def layernorm_forward(x, gamma, beta=None, eps=1e-5):
 
 def layernorm_backward(dy, saved):
     x, gamma, has_beta, mean, rstd = saved
-    if not cuda.covers(dy, x, gamma, mean, rstd):
+    xp, C  = array_module(x), x.shape[-1]
+    shared = (32 + 2 * C) * x.dtype.itemsize
+    if not cuda.covers(dy, x, gamma, mean, rstd) or shared > cuda.SHARED:
         return NotImplemented
-    xp, C   = array_module(x), x.shape[-1]
     dx      = xp.empty(x.shape, x.dtype)
     blocks  = min(mean.size, cuda.BLOCKS)
     partial = xp.empty((blocks, 2, C), x.dtype)
     cuda.launch("layernorm.cu", "layernorm_backward", blocks, dy, x, gamma, mean, rstd, dx, partial,
-                mean.size, C, shared=(32 + 2 * C) * x.dtype.itemsize)
+                mean.size, C, shared=shared)
     dgamma, dbeta = partial.sum(0)
     return dx, dgamma, dbeta if has_beta else None

@@ -17,12 +17,13 @@ def rmsnorm_forward(x, gamma, eps=1e-5):
 
 def rmsnorm_backward(dy, saved):
     x, gamma, rstd = saved
-    if not cuda.covers(dy, x, gamma, rstd):
+    xp, C  = array_module(x), x.shape[-1]
+    shared = (32 + C) * x.dtype.itemsize
+    if not cuda.covers(dy, x, gamma, rstd) or shared > cuda.SHARED:
         return NotImplemented
-    xp, C   = array_module(x), x.shape[-1]
     dx      = xp.empty(x.shape, x.dtype)
     blocks  = min(rstd.size, cuda.BLOCKS)
     partial = xp.empty((blocks, C), x.dtype)
     cuda.launch("rmsnorm.cu", "rmsnorm_backward", blocks, dy, x, gamma, rstd, dx, partial, rstd.size, C,
-                shared=(32 + C) * x.dtype.itemsize)
+                shared=shared)
     return dx, partial.sum(0)
