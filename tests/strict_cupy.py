@@ -110,6 +110,9 @@ class ndarray:
         machine.count("copy", self, self)
         return machine.allocate(_operand(self).copy("C"))
 
+    def view(self, dtype):
+        return ndarray(self._host.view(dtype), self.device.id)
+
     def astype(self, dtype, copy=True):
         if not copy and self.dtype == dtype:
             return self
@@ -238,9 +241,20 @@ def _fresh(host):
     return machine.allocate(np.asarray(host, order=machine.order))
 
 
+def _is_narrow(value):
+    return isinstance(value, ndarray) and value.dtype.name in ("float16", "bfloat16")
+
+
 def _elementwise(function):
+    """Of arrays of 16 bits and wider ones the result is wide without a word; and what a Python number does to
+    bfloat16 is not the same everywhere.
+    """
     def call(*arguments, out=None):
         operands = [_operand(argument) for argument in arguments]
+        if any(map(_is_narrow, arguments)) and out is None:
+            kinds = {getattr(operand, "dtype", type(operand)) for operand in operands}
+            if len(kinds - {np.dtype(bool)}) > 1:
+                raise TypeError(f"16 bits with others: {kinds}")
         with np.errstate(all="ignore"):                                       # a GPU does not warn of NaN
             if out is None:
                 out = _fresh(function(*operands))
@@ -256,8 +270,13 @@ def _elementwise(function):
 def _reduction(name):
     def call(self, axis=None, *, dtype=None, keepdims=False):
         options = {} if dtype is None else {"dtype": dtype}
+        host    = _operand(self)
         with np.errstate(all="ignore"):
-            result = _fresh(getattr(_operand(self), name)(axis=axis, keepdims=keepdims, **options))
+            if _is_narrow(self):                                              # CuPy adds up in float32
+                result = getattr(host.astype("f4"), name)(axis=axis, keepdims=keepdims).astype(host.dtype)
+            else:
+                result = getattr(host, name)(axis=axis, keepdims=keepdims, **options)
+        result = _fresh(result)
         for _ in range(2 if name in ("var", "std") else 1):                   # of these the mean comes first
             machine.count(name, self, result)
         return result
@@ -295,8 +314,13 @@ def matmul(a, b, out=None):
         raise ValueError(f"matmul of {a.ndim} and {b.ndim} axes: reshape to two first")
     if a.dtype != b.dtype or (a.ndim > 2 and a.dtype not in (np.float32, np.float64)):
         raise TypeError(f"matmul of {a.dtype} and {b.dtype} in {a.ndim} axes")
+    if _is_narrow(a) and a.ndim != 2:
+        raise TypeError(f"a product of vectors in {a.dtype} is no better than that")
     with np.errstate(all="ignore"):
-        result = np.matmul(_operand(a), _operand(b))
+        if _is_narrow(a):                                                     # cublasGemmEx: sums in float32
+            result = (_operand(a).astype("f4") @ _operand(b).astype("f4")).astype(a.dtype)
+        else:
+            result = np.matmul(_operand(a), _operand(b))
     machine.count("matmul", a, b, result)
     if out is None:
         return machine.allocate(np.asarray(result))
@@ -367,7 +391,7 @@ def empty(shape, dtype=float):
     """Filled with what must not be read."""
     host = np.empty(shape, dtype)
     kind = host.dtype.kind
-    host[...] = np.nan if kind == "f" else np.iinfo(host.dtype).max if kind in "iu" else True
+    host[...] = np.nan if kind in "fV" else np.iinfo(host.dtype).max if kind in "iu" else True
     return machine.allocate(host)
 
 

@@ -13,6 +13,7 @@ from npgpt import layers, ops
 from npgpt.inspection.draw import Draw
 from npgpt.models import GPT, GPTConfig, SequenceClassifier
 from npgpt.tensor import Key, to_device
+from npgpt.tensor.precision import map_arrays
 
 
 class Sizes(NamedTuple):
@@ -53,12 +54,6 @@ def _layer(make: Callable[[Sizes], Any], inputs: Callable[[Sizes, Any], tuple]) 
         draw.parameters(module)
         return Case(module.forward, module.backward, _placed(inputs(n, draw), device), module.parameters)
     return build
-
-
-def map_arrays(function: Callable, values: tuple) -> tuple:
-    """What the function makes of each array among the values, in tuples too; the rest as it is."""
-    return tuple(function(value) if isinstance(value, np.ndarray) else
-                 map_arrays(function, value) if type(value) is tuple else value for value in values)
 
 
 def as_type(dtype: str, values: tuple) -> tuple:

@@ -186,6 +186,8 @@ def safetensors_pieces(arrays: Mapping[str, Any], dtype: str | None = None,
 
 def stored_type(name: str, kind: np.dtype, dtype: str | None) -> str:
     """The file's word for how an array is stored."""
+    if kind.name == "bfloat16":
+        return NAMES[dtype or "bfloat16"]
     letter = {"f": "F", "i": "I", "u": "U"}.get(kind.kind)
     if not letter or kind.itemsize > 8:
         raise ValueError(f"{name} has type {kind}, and a checkpoint holds floats and integers")

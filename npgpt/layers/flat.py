@@ -13,11 +13,13 @@ from typing import Any
 
 from npgpt.errors import CheckpointError
 from npgpt.tensor.device import array_module, empty, to_device
+from npgpt.tensor.precision import accumulator
 
 
 class FlatParameters:
     """`data` and the gradients (see `grad`): flat arrays of `size` elements; every Parameter's arrays are
     views into them, and it is not frozen. The first `decayed` elements are the matrices.
+    dtype: of data; gradients, which many backwards may add to, are float32 where that has 16 bits.
     data: an array to use, not to make.
     """
 
@@ -29,7 +31,7 @@ class FlatParameters:
         self.size = sum(math.prod(p.shape) for p in parameters.values())
         self.decayed = sum(math.prod(p.shape) for p in matrices.values())
         self.data = empty(self.size, dtype, device) if data is None else data
-        self._grad = empty(self.size, dtype, device)
+        self._grad = empty(self.size, accumulator(dtype), device)
         for parameter, data, grad in zip(self.parameters.values(), self.views(self.data).values(),
                                          self.views(self._grad).values(), strict=True):
             parameter.data, parameter._grad, parameter.unset, parameter.frozen = data, grad, True, False
@@ -62,6 +64,10 @@ class FlatParameters:
         for name, parameter in self.parameters.items():
             values = parameter.initial(seed, name).astype(self.data.dtype)
             parameter.data[...] = to_device(values, self.device)
+
+    @property
+    def grad_dtype(self):
+        return self._grad.dtype
 
     @property
     def grad(self):

@@ -19,6 +19,7 @@ import numpy as np
 from npgpt.errors import ConfigError
 from npgpt.layers.flat import FlatParameters
 from npgpt.tensor import array_module
+from npgpt.tensor.precision import NARROW, accumulator
 from npgpt.tensor.random import initial_normal
 
 
@@ -51,7 +52,7 @@ class Parameter:
         """
         if self.frozen:
             xp = array_module(self.data)
-            return xp.broadcast_to(xp.zeros((), self.data.dtype), self.shape)
+            return xp.broadcast_to(xp.zeros((), accumulator(self.data.dtype)), self.shape)
         if self.unset:
             self._grad[...] = 0
             self.unset = False
@@ -59,8 +60,11 @@ class Parameter:
 
     @property
     def unwritten_grad(self):
-        """The gradient's memory, for an op's `out=`, while nothing is in it; else, and if frozen, None."""
-        return self._grad if self.unset else None
+        """The gradient's memory, for an op's `out=`, while nothing is in it; else, if frozen, or if the op
+        gives another type, None.
+        """
+        fits = self._grad is not None and self._grad.dtype == self.data.dtype
+        return self._grad if self.unset and fits else None
 
     def add_grad(self, grad) -> None:
         """grad += what one backward computed; that may stand in `unwritten_grad` already. Not if frozen."""
@@ -100,10 +104,13 @@ class Module:
         """Makes the arrays of all parameters, laid flat. Initial values depend on seed and name alone;
         a seed of None leaves them undefined, for who sets them all at once.
 
-        dtype: "float32", or "float64" for checking.  Raises ConfigError, DeviceError.
+        dtype: "float32", or "float64" for checking; on a GPU also "bfloat16" and "float16"
+        (npgpt/tensor/precision.py).  Raises ConfigError, DeviceError.
         """
-        if dtype not in ("float32", "float64"):
-            raise ConfigError(f"dtype must be float32 or float64, not {dtype!r}")
+        if dtype not in ("float32", "float64", *NARROW):
+            raise ConfigError(f"dtype must be float32, float64, bfloat16 or float16, not {dtype!r}")
+        if dtype in NARROW and device == "cpu":
+            raise ConfigError(f"dtype {dtype} needs a GPU: on the CPU use float32")
         self.flat = FlatParameters(self.parameters, device, dtype)
         if seed is not None:
             self.flat.fill(seed)

@@ -12,6 +12,7 @@ from npgpt.errors import ConfigError
 from npgpt.layers.module import Module, Parameter
 from npgpt.ops.embedding import embedding_backward, embedding_forward
 from npgpt.tensor import array_module
+from npgpt.tensor.precision import accumulator
 
 ROPE_SCALINGS = ("none", "linear", "llama3")
 
@@ -73,11 +74,12 @@ class RotaryPosition:
         self.rates = rates
 
     def rotation(self, places: np.ndarray, like):
-        """places: (T,) or (B, T)  →  cos, sin of the angles: (T, D/2) or (B, 1, T, D/2), of `like`'s kind"""
+        """places: (T,) or (B, T)  →  cos, sin of the angles: (T, D/2) or (B, 1, T, D/2), where `like` is"""
         angles = places[..., None] * self.rates
         if places.ndim == 2:
             angles = angles[:, None]                                          # the same in all heads
-        return tuple(array_module(like).asarray(f(angles).astype(like.dtype)) for f in (np.cos, np.sin))
+        return tuple(array_module(like).asarray(f(angles).astype(accumulator(like.dtype)))
+                     for f in (np.cos, np.sin))
 
 
 def sinusoidal_table(places, C: int) -> np.ndarray:

@@ -99,7 +99,7 @@ class SequenceClassifier(Decoder):
     def backward(self, saved, dloss=1.0) -> None:
         """saved: from `loss`.  Adds to every gradient."""
         saved, s = saved
-        dloss = array_module(self.flat.data).asarray(dloss, self.flat.data.dtype)
+        dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
         self.backward_logits(cross_entropy_backward(dloss, s), saved)
 
     def _last(self, shape, attention_mask):

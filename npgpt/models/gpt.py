@@ -84,7 +84,7 @@ class GPT(Decoder):
     def backward(self, saved, dloss=1.0) -> None:
         """saved: from `loss`.  Adds to every gradient."""
         body, head = saved
-        dloss = array_module(self.flat.data).asarray(dloss, self.flat.data.dtype)
+        dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
         self.body_backward(self.lm_head.loss_backward(dloss, head), body)
 
     def next_logits(self, tokens, kv_cache: KVCache | None = None, attention_mask=None):

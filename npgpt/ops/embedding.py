@@ -11,7 +11,7 @@ Tokens are whole numbers and have no gradient.
 from npgpt.tensor import accelerated, array_module
 
 
-@accelerated
+@accelerated(takes_16_bits=True)
 def embedding_forward(tokens, weight):
     """tokens: integers (...)  weight: (V, C)  →  y: (..., C)
 

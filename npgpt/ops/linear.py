@@ -12,7 +12,7 @@ was wanted out, summed over all rows. The shapes leave no other choice.
 from npgpt.tensor import accelerated, array_module
 
 
-@accelerated
+@accelerated(takes_16_bits=True)
 def linear_forward(x, weight, bias=None):
     """x: (..., C)  weight: (C, D)  bias: (D,) or None  →  y: (..., D)"""
     y = x.reshape(-1, x.shape[-1]) @ weight                                   # (N, D): one 2-D product
@@ -21,7 +21,7 @@ def linear_forward(x, weight, bias=None):
     return y.reshape(*x.shape[:-1], weight.shape[1]), (x, weight, bias is not None)
 
 
-@accelerated
+@accelerated(takes_16_bits=True)
 def linear_backward(dy, saved, out=None, learned=(True, True)):
     """dy: (..., D)  →  dx: (..., C)  dweight: (C, D), written into `out` if given  dbias: (D,) or None
 

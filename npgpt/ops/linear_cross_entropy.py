@@ -9,7 +9,7 @@ number a row. The weight is (V, C), one row a token, as in the embedding that it
 Backward makes the logits of the same rows again, and from dz (see cross_entropy.py), as in linear.py:
     dx = dz W            dW = Σ over the row groups of dzᵀ x
 Where one group holds all rows there is nothing to drop them for: dz is known as soon as ℓ is, but for the
-factor dloss, and is kept in the place of the logits, which saves their second product.
+factor dloss/N, and is kept in the place of the logits, which saves their second product.
 """
 
 from npgpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
@@ -18,7 +18,7 @@ from npgpt.tensor import accelerated, array_module
 LOGITS_AT_ONCE = 1 << 25    # 128 MiB in float32: 667 rows of GPT-2's vocabulary, all rows of a small one
 
 
-@accelerated
+@accelerated(takes_16_bits=True)
 def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ignore_index=-100, rows=None):
     """x: (..., C)  weight: (V, C)  targets: integers (...)  →  loss: 0-d, nats
 
@@ -27,33 +27,36 @@ def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ig
     xp = array_module(x)
     flat_x, t = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     rows = rows or max(1, LOGITS_AT_ONCE // weight.shape[0])
-    n = max(num_items_in_batch, 1) if num_items_in_batch is not None \
-        else xp.maximum((t != ignore_index).sum(dtype=x.dtype), 1)
     if t.size <= rows:
         loss, saved = cross_entropy_forward(flat_x @ weight.T, t, num_items_in_batch, ignore_index)
-        dz = cross_entropy_backward(1, saved)                                 # (N, V), of dloss = 1
-        return loss, (x, weight, targets, dz, saved[2], n, ignore_index, rows)
-    loss, lse = xp.zeros((), x.dtype), xp.empty((t.size, 1), x.dtype)
+        _, _, lse, n, _ = saved
+        dz = cross_entropy_backward(n, saved)                                 # (N, V), of dloss/N = 1
+        return loss, (x, weight, targets, dz, lse, n, ignore_index, rows)
+    loss, parts = 0, []
     for start in range(0, t.size, rows):
         part = slice(start, start + rows)
-        part_loss, part_saved = cross_entropy_forward(flat_x[part] @ weight.T, t[part], 1, ignore_index)
-        lse[part] = part_saved[2]
+        part_loss, saved = cross_entropy_forward(flat_x[part] @ weight.T, t[part], 1, ignore_index)
         loss = loss + part_loss
+        parts.append(saved[2])
+    lse = xp.concatenate(parts)                                               # (N, 1)
+    n   = max(num_items_in_batch, 1) if num_items_in_batch is not None \
+        else xp.maximum((t != ignore_index).sum(dtype=lse.dtype), 1)
     return loss / n, (x, weight, targets, None, lse, n, ignore_index, rows)
 
 
-@accelerated
+@accelerated(takes_16_bits=True)
 def linear_cross_entropy_backward(dloss, saved, out=None, learned=True):
     """dloss: 0-d  →  dx: (..., C)  dweight: (V, C), written into `out` if given; None if not learned"""
     x, weight, targets, dz, lse, n, ignore_index, rows = saved
     xp = array_module(x)
     flat_x, t = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
-    if dz is not None:                                     # dloss goes to the two small factors, not to dz
-        dx = ((dz @ weight) * dloss).reshape(x.shape)
-        return dx, xp.matmul(dz.T, flat_x * dloss, out=out) if learned else None
+    if dz is not None:                                   # dloss/N goes to the two small factors, not to dz
+        scale = (dloss / n).astype(x.dtype)
+        dx = ((dz @ weight) * scale).reshape(x.shape)
+        return dx, xp.matmul(dz.T, flat_x * scale, out=out) if learned else None
     dx, dweight = xp.empty(flat_x.shape, x.dtype), None
     if learned:
-        dweight = xp.empty(weight.shape, weight.dtype) if out is None else out
+        dweight = xp.empty(weight.shape, lse.dtype) if out is None else out
         dweight[...] = 0
     for start in range(0, t.size, rows):
         part = slice(start, start + rows)

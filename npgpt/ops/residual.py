@@ -10,13 +10,13 @@ layers of a deep network; and where x also went into h, its two gradients add.
 from npgpt.tensor import accelerated
 
 
-@accelerated
+@accelerated(takes_16_bits=True)
 def residual_forward(x, h):
     """x, h: (...)  →  y: (...)"""
     return x + h, ()
 
 
-@accelerated
+@accelerated(takes_16_bits=True)
 def residual_backward(dy, saved):
     """dy: (...)  →  dx, dh: (...), both dy itself"""
     return dy, dy

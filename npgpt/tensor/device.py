@@ -51,18 +51,22 @@ def empty(size: int, dtype: str, device: str = "cpu") -> Array:
     """A flat array of `size` numbers on `device`, its values undefined. Raises as `to_device` does."""
     if device == "cpu":
         return np.empty(size, dtype)
-    cupy = _cuda(device)
+    cupy, kind = _cuda(device), _float_type(dtype)
     try:
-        return cupy.empty(size, dtype)
+        return cupy.empty(size, kind)
     except cupy.cuda.memory.OutOfMemoryError as error:
-        raise DeviceError(f"no room on {device} for {size * np.dtype(dtype).itemsize / 2**20:.0f} MiB: "
+        raise DeviceError(f"no room on {device} for {size * kind.itemsize / 2**20:.0f} MiB: "
                           "use a smaller model, or another device") from error
 
 
 def to_numpy(array: Array) -> np.ndarray:
-    """The same values as a NumPy array; the array itself if it is one."""
+    """The same values as a NumPy array; the array itself if it is one. A GPU's floats of 16 bits become
+    float32, for NumPy adds them up in 16 bits.
+    """
     xp = array_module(array)
-    return np.asarray(array) if xp is np else xp.asnumpy(array)
+    if xp is np:
+        return np.asarray(array)
+    return xp.asnumpy(array if array.dtype.itemsize != 2 else array.astype(np.float32))
 
 
 def synchronize(device: str = "cpu") -> None:
@@ -76,6 +80,16 @@ def check_device(device: str) -> str:
     if device != "cpu":
         _cuda(device)
     return device
+
+
+def _float_type(name: str) -> np.dtype:
+    """NumPy's type of that name, bfloat16 too, which the package ml_dtypes makes known to it."""
+    if name == "bfloat16":
+        try:
+            import ml_dtypes  # noqa: F401
+        except ImportError as error:
+            raise DeviceError("dtype bfloat16 needs ml_dtypes: pip install ml_dtypes") from error
+    return np.dtype(name)
 
 
 def _cuda(device: str) -> Any:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 # The streams. npgpt/data knows no tensors, and names its three, BATCH_ORDER and the two splits, by number.
-INITIAL_VALUES, DROPOUT, BATCH_ORDER, SAMPLING, DOCUMENT_SPLIT, BOOTSTRAP, RECORD_SPLIT = range(7)
+INITIAL_VALUES, DROPOUT, BATCH_ORDER, SAMPLING, DOCUMENT_SPLIT, BOOTSTRAP, RECORD_SPLIT, ROUNDING = range(8)
 
 CHILDREN = 1024     # a site is the path of a call through the network, one digit of this base a level
 
@@ -40,11 +40,11 @@ class Key(NamedTuple):
         """The key of the n-th part, 0 ≤ n < 1023."""
         return self._replace(site=self.site * CHILDREN + n + 1)
 
-    def philox(self, example: int = 0) -> np.random.Philox:
-        """The generator of the numbers of one example of the batch."""
+    def philox(self, example: int = 0, block: int = 0) -> np.random.Philox:
+        """The generator of the numbers of one example of the batch, from a block of four words on."""
         # as uint64: of plain integers, one of them 2⁶³ or more, NumPy makes floats, which lose the last bits
         key     = np.array((self.seed, self.stream), np.uint64)
-        counter = np.array((0, self.step, self.example + example, self.site), np.uint64)
+        counter = np.array((block, self.step, self.example + example, self.site), np.uint64)
         return np.random.Philox(key=key, counter=counter)
 
 
@@ -60,6 +60,22 @@ def keep_mask(key: Key, shape: tuple[int, ...], keep: float) -> np.ndarray:
         words = key.philox(example).random_raw(-(-each // 4))              # 64 bits are four elements
         np.less(words.astype("<u8", copy=False).view("<u2")[:each], round(keep * 65536), out=row)
     return mask.reshape(shape)
+
+
+ROUNDED_TOGETHER = 4096    # numbers: a block of 256 threads of a GPU, 16 each, a block of Philox
+
+
+def rounding_bits(key: Key, first: int, size: int) -> np.ndarray:
+    """16 random bits for each of the numbers first, first + 1, … under a key: uint32 (size,)
+
+    Of every 4096 numbers, those 256 apart share a block of Philox: on a GPU these are one thread's.
+    """
+    begin = first // ROUNDED_TOGETHER
+    tiles = -(-(first + size) // ROUNDED_TOGETHER) - begin
+    words = key.philox(block=256 * begin).random_raw(tiles * ROUNDED_TOGETHER // 4)
+    bits  = words.astype("<u8", copy=False).view("<u2").reshape(tiles, 256, 16).swapaxes(1, 2)
+    start = first - begin * ROUNDED_TOGETHER
+    return bits.reshape(-1)[start:start + size].astype(np.uint32)
 
 
 def initial_normal(seed: int, name: str, shape: tuple[int, ...], std: float) -> np.ndarray:

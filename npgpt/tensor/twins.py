@@ -15,18 +15,28 @@ from typing import Any
 import numpy as np
 
 from npgpt.tensor.device import array_module
+from npgpt.tensor.precision import arrays_in, in_float32
 
 
-def accelerated(formula: Callable) -> Callable:
-    """Decorates a formula: calls its twin for the kind of array in the first argument, where there is one.
+def accelerated(formula: Callable | None = None, *, takes_16_bits: bool = False) -> Callable:
+    """Decorates a formula: calls its twin for the kind of the first array among the arguments, where there is
+    one.
 
+    takes_16_bits: it is made of matrix products and of single operations, and so needs no wider type than its
+    arrays have; others are computed in float32 then (npgpt/tensor/precision.py).
     `.reference` is the formula itself.
     """
+    if formula is None:
+        return functools.partial(accelerated, takes_16_bits=takes_16_bits)
+
     @functools.wraps(formula)
     def op(*args: Any, **kwargs: Any) -> Any:
-        twin = find_twin(formula, "cpu" if array_module(args[0]) is np else "cuda")
+        on_cpu = array_module(next(arrays_in(args), None)) is np
+        twin   = find_twin(formula, "cpu" if on_cpu else "cuda")
         result = twin(*args, **kwargs) if twin else NotImplemented
-        return formula(*args, **kwargs) if result is NotImplemented else result
+        if result is not NotImplemented:
+            return result
+        return formula(*args, **kwargs) if on_cpu or takes_16_bits else in_float32(formula, args, kwargs)
 
     op.reference = formula      # type: ignore[attr-defined]
     return op

@@ -10,6 +10,7 @@ from npgpt.interop.gguf_files import is_gguf, read_gguf
 from npgpt.interop.huggingface import find_folder, is_classifier, is_model, read_chat_template, read_ends
 from npgpt.layers import merge_lora
 from npgpt.models import GPT, GPTConfig, SequenceClassifier
+from npgpt.tensor.precision import accumulator
 from npgpt.tokenizers import load_tokenizer
 from npgpt.tokenizers.files import Tokenizer, assemble_tokenizer
 from npgpt.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_latest
@@ -63,7 +64,8 @@ def load_run(path: Path, which: str, device: str,
     which: "best" (lowest validation loss), "latest", or a step's number.  Raises as `open_run`, and
     CheckpointError.
     """
-    config    = replace(read_config(path), device=device, workers=None)
+    config    = read_config(path)
+    config    = replace(config, device=device, dtype=accumulator(config.dtype), workers=None)
     tokenizer = load_tokenizer(tokenizer_folder(path))
     if which in ("best", "latest"):
         checkpoint = load_latest(path, warn)

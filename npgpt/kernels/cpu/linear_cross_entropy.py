@@ -18,7 +18,7 @@ def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ig
         else np.maximum(counts.sum(dtype=x.dtype), 1)
     places, hit = np.where(counts, t, 0)[:, None], np.empty((t.size, 1), x.dtype)
     lse = np.empty((t.size, 1), x.dtype)
-    factor = (counts / n).astype(x.dtype)[:, None]                            # 1/N, or 0 where none counts
+    factor = counts.astype(x.dtype)[:, None]                                  # 1, or 0 where none counts
     dz = flat_x @ weight.T                                                    # still the logits   (N, V)
     for z, place, hit_, lse_, factor_ in row_tiles(dz, places, hit, lse, factor):
         hit_[...] = np.take_along_axis(z, place, 1)                           # zₙ,ₜₙ
@@ -27,7 +27,7 @@ def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ig
         np.exp(z, out=z)
         total = z.sum(-1, keepdims=True)
         np.add(top, np.log(total), out=lse_)
-        z *= factor_ / total                                                  # p/N
+        z *= factor_ / total                                                  # p
         z[np.arange(len(z)), place[:, 0]] -= factor_[:, 0]
     loss = ((lse - hit)[:, 0] * counts).sum() / n
     return loss, (x, weight, targets, dz, lse, n, ignore_index, rows)
