@@ -12,17 +12,23 @@ only. Dividing by that makes it a true weighted mean; the same for v.
 In words: the step is about η in every weight, whatever the scale of its gradient, and shrinks where the
 gradient keeps changing sign. The decay λ works on the weight itself, not through the gradient ("decoupled"),
 so that it is not divided by √v̂.
+
+A model of 16 bits learns in float32 (Micikevicius et al. 2018): its steps are too small for its own numbers,
+so w is a float32 master of its weights, which follow it, rounded (npgpt/ops/stochastic_rounding.py).
 """
 
+from npgpt.ops.stochastic_rounding import stochastic_rounding
 from npgpt.tensor import accelerated, array_module
 
 
-@accelerated
-def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_scale=1.0, out=None):
+@accelerated(takes_16_bits=True)
+def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_scale=1.0, out=None,
+          narrow=None, key=None, first=0):
     """w, g, m, v: (...)  t: the step's number, from 1  lr: η  weight_decay: λ  grad_scale: s, also 0-d
     →  the new w, m, v
 
     out: three arrays to write them into, usually w, m, v themselves.
+    narrow: an array of 16 bits that takes the new w too; bfloat16 by stochastic_rounding(w, key, first).
     """
     xp = array_module(w)
     g = grad_scale * g
@@ -31,6 +37,8 @@ def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, 
     m_hat = m / (1 - beta1 ** t)
     v_hat = v / (1 - beta2 ** t)
     w = w - (lr * weight_decay) * w - lr * m_hat / (xp.sqrt(v_hat) + eps)
+    if narrow is not None:
+        narrow[...] = w if narrow.dtype.name != "bfloat16" else stochastic_rounding(w, key, first)
     if out is None:
         return w, m, v
     for old, new in zip(out, (w, m, v), strict=True):

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from npgpt.errors import ConfigError
 from npgpt.models import GPTConfig
+from npgpt.tensor.precision import NARROW
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class StepSettings(Settings):
     """Ranks that share each batch on the CPU: threads with the cores shared out among them. By default the
     physical cores, or as many as there are sequences in a step; under mpiexec its processes are the ranks."""
     dtype: str = "float32"
-    """float32 or float64."""
+    """float32 or float64; on a GPU also bfloat16 or float16, whose weights follow float32 masters."""
     out_dir: str | None = None
     """The run's folder, new or empty; by default runs/ and the preset's name, with a number if that is
     taken."""
@@ -208,7 +209,9 @@ class StepSettings(Settings):
              f"1 to {sequences}, a sequence of the step for each")
         self._need(self.workers in (None, 1) or self.device == "cpu", "workers", "1 on a GPU")
         self._need(0 <= self.seed < 2**64, "seed", "at least 0 and below 2⁶⁴")
-        self._need(self.dtype in ("float32", "float64"), "dtype", "float32 or float64")
+        self._need(self.dtype in ("float32", "float64", *NARROW), "dtype",
+             "float32 or float64, or on a GPU bfloat16 or float16")
+        self._need(self.dtype not in NARROW or self.device != "cpu", "dtype", "float32 or float64 on the CPU")
         self._need(self.lr_decay_iters is None or self.lr_decay_iters >= 1, "lr_decay_iters", "at least 1")
         self._need(self.min_lr is None or 0 <= self.min_lr <= self.learning_rate, "min_lr",
              "at least 0 and at most learning_rate")

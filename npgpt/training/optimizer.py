@@ -6,7 +6,9 @@ from typing import Any
 from npgpt.errors import CheckpointError
 from npgpt.layers.module import Module
 from npgpt.ops.adamw import adamw
-from npgpt.tensor import array_module, to_device, to_numpy
+from npgpt.tensor import Key, array_module, to_device, to_numpy
+from npgpt.tensor.precision import accumulator
+from npgpt.tensor.random import ROUNDING
 from npgpt.training.communication import Ranks
 
 
@@ -15,17 +17,21 @@ class AdamW:
 
     lr: learning rate.  weight_decay: on matrices only; biases and gains are not decayed.
     ranks: each of several updates its own part of the flat parameters, and keeps the moments of that alone.
+    Of a model of 16 bits it also keeps float32 weights, `master`, which are what it updates; the model's are
+    these rounded, to bfloat16 by random bits under `seed`.
     """
 
     def __init__(self, model: Module, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.95),
-                 eps: float = 1e-8, weight_decay: float = 0.1, ranks: Ranks | None = None):
-        self.flat, self.ranks = model.flat, ranks or Ranks()
+                 eps: float = 1e-8, weight_decay: float = 0.1, ranks: Ranks | None = None, seed: int = 0):
+        self.flat, self.ranks, self.seed = model.flat, ranks or Ranks(), seed
         self.part = self.ranks.part(self.flat.size)
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         xp, mine = array_module(self.flat.data), self.flat.data[self.part]
-        self.exp_avg    = xp.zeros_like(mine)                                 # m
-        self.exp_avg_sq = xp.zeros_like(mine)                                 # v
+        self.master     = mine.astype(accumulator(mine.dtype), copy=False)    # the model's own if not 16 bits
+        self.exp_avg    = xp.zeros_like(self.master)                          # m
+        self.exp_avg_sq = xp.zeros_like(self.master)                          # v
         self.updates = 0
+        self.kinds   = ("exp_avg", "exp_avg_sq") + (("master",) if self.master is not mine else ())
 
     def step(self, lr: float | None = None, grad_scale=1.0) -> None:
         """Updates every parameter from its gradient; a meeting of the ranks, which have added up theirs.
@@ -37,17 +43,20 @@ class AdamW:
         vectors = min(max(self.flat.decayed, start), stop)                    # where they begin in this part
         for place, decay in ((slice(start, vectors), self.weight_decay), (slice(vectors, stop), 0.0)):
             here = slice(place.start - start, place.stop - start)
-            w, m, v = self.flat.data[place], self.exp_avg[here], self.exp_avg_sq[here]
+            w, m, v = self.master[here], self.exp_avg[here], self.exp_avg_sq[here]
+            rounded = {"narrow": self.flat.data[place], "first": place.start,
+                       "key": Key(self.seed, ROUNDING, self.updates)} if "master" in self.kinds else {}
             adamw(w, grad[place], m, v, self.updates, self.lr if lr is None else lr, *self.betas, self.eps,
-                  decay, grad_scale, out=(w, m, v))
+                  decay, grad_scale, out=(w, m, v), **rounded)
         self.ranks.all_gather(self.flat.data)
 
     def state(self) -> dict[str, Any]:
-        """The moments by parameter, as PyTorch names them: exp_avg.wte.weight, exp_avg_sq.wte.weight, …; on
-        the host. A meeting of the ranks, and empty on all but the first.
+        """The moments by parameter, as PyTorch names them: exp_avg.wte.weight, exp_avg_sq.wte.weight, …, and
+        the master weights, master.wte.weight, …; on the host. A meeting of the ranks, and empty on all but
+        the first.
         """
         return {f"{kind}.{name}": moment
-                for kind in ("exp_avg", "exp_avg_sq")
+                for kind in self.kinds
                 if (parts := self.ranks.gather(to_numpy(getattr(self, kind))))
                 for name, moment in self.flat.views(*parts).items()}
 
@@ -56,11 +65,11 @@ class AdamW:
         names or shapes are not this model's.
         """
         places, start, stop = self.flat.places(), self.part.start, self.part.stop
-        names = {f"{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq") for name in places}
+        names = {f"{kind}.{name}" for kind in self.kinds for name in places}
         if names != state.keys():
             odd = sorted(names ^ state.keys())[0]
             raise CheckpointError(f"the optimiser's state does not fit this model: one lacks {odd}")
-        for kind in ("exp_avg", "exp_avg_sq"):
+        for kind in self.kinds:
             for name, parameter in self.flat.parameters.items():
                 moment = state[f"{kind}.{name}"]
                 if moment.shape != parameter.shape:

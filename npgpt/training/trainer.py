@@ -30,6 +30,7 @@ from npgpt.training.checkpoint import (
     save_checkpoint,
 )
 from npgpt.training.communication import Ranks, run_on_threads
+from npgpt.training.loss_scale import LossScale
 from npgpt.training.monitor import Monitor, Silence
 from npgpt.training.optimizer import AdamW, clip_scale
 from npgpt.training.run_data import Config, Tokens
@@ -41,13 +42,15 @@ NON_FINITE_IN_A_ROW = 3         # updates skipped for NaN or Inf before the run 
 
 
 class Update(NamedTuple):
-    """What one step found: mean loss in nats, norm of the gradients before clipping, learning rate; and how
-    many tokens it read."""
+    """What one step found: mean loss in nats, norm of the gradients before clipping, learning rate; how many
+    tokens it read; and whether it is to be made again, with a smaller loss scale.
+    """
 
     loss: float
     norm: float
     lr: float
     tokens: int
+    again: bool = False
 
 
 def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], bool] = lambda: False,
@@ -89,10 +92,11 @@ def _train(run: Run, monitor: Monitor | Silence, model: Any, checkpoint: Checkpo
     state: dict[str, Any] = {"step": 0, "evaluated": False, "tokens": 0, "seconds": 0.0, "updates": 0,
                              "best_step": None, "best_val_loss": None, "non_finite_in_a_row": 0,
                              "evaluations_since_best": 0, "train_loss_sum": 0.0, "train_loss_count": 0,
-                             "train_loss_at_best": None}
+                             "train_loss_at_best": None, "loss_scale": trainer.scale.value, "good_steps": 0}
     if checkpoint:
         trainer.optimizer.load_state(checkpoint.tensors["optimizer"], checkpoint.state["updates"])
         state |= checkpoint.state
+        trainer.scale.value, trainer.scale.good_steps = state["loss_scale"], state["good_steps"]
         monitor.note(f"going on at step {checkpoint.step}")
     monitor.rewind(state["step"])
     saved_at  = state["step"]
@@ -100,7 +104,8 @@ def _train(run: Run, monitor: Monitor | Silence, model: Any, checkpoint: Checkpo
     logged_at = (time.perf_counter(), state["tokens"])
 
     def save() -> None:
-        state["updates"] = trainer.optimizer.updates
+        state.update(updates=trainer.optimizer.updates, loss_scale=trainer.scale.value,
+                     good_steps=trainer.scale.good_steps)
         tensors = {"model": {name: to_numpy(parameter.data)
                              for name, parameter in model.flat.parameters.items()},
                    "optimizer": trainer.optimizer.state()}
@@ -143,6 +148,10 @@ def _train(run: Run, monitor: Monitor | Silence, model: Any, checkpoint: Checkpo
                          f"better than that at step {state['best_step']}")
             break
         update = trainer.update(step)
+        if update.again:
+            monitor.note(f"step {step + 1}: a gradient is beyond float16; the loss scale is now "
+                         f"{trainer.scale.value:g}")
+            continue
         state |= {"step": step + 1, "evaluated": False, "seconds": time.perf_counter() - begun,
                   "tokens": state["tokens"] + update.tokens}
         monitor.advance(step + 1)
@@ -195,11 +204,13 @@ class Trainer:
     def __init__(self, config: Config, model: Any, train: Tokens, val: Tokens, ranks: Ranks | None = None):
         self.config, self.model, self.val, self.ranks = config, model, val, ranks or Ranks()
         self.batches   = self._batches(train)
+        self.scale     = LossScale(config.dtype)
         self.optimizer = AdamW(model, config.learning_rate, (config.beta1, config.beta2),
-                               weight_decay=config.weight_decay, ranks=self.ranks)
+                               weight_decay=config.weight_decay, ranks=self.ranks, seed=config.seed)
 
     def update(self, step: int) -> Update:
         """Step number `step`, from 0. Where loss or gradients are not finite, nothing is updated."""
+        scale = self.scale.value
         c, flat = self.config, self.model.flat
         lr = learning_rate(step, c.learning_rate, c.warmup_iters, c.lr_decay_iters or c.max_iters,
                            c.learning_rate / 10 if c.min_lr is None else c.min_lr)
@@ -210,14 +221,18 @@ class Trainer:
         if c.l1 or c.l2:
             self._add_penalty(mine)
         loss, square = self.ranks.all_reduce(loss, flat.grad[mine] @ flat.grad[mine])
-        norm = array_module(flat.grad).sqrt(square)
+        norm = array_module(flat.grad).sqrt(square) / scale
         result = Update(float(to_numpy(loss)), float(to_numpy(norm)), lr, batch.real)
         if math.isfinite(result.loss) and math.isfinite(result.norm):
-            self.optimizer.step(lr, clip_scale(norm, c.grad_clip or math.inf))
+            self.optimizer.step(lr, clip_scale(norm, c.grad_clip or math.inf) / scale)
+            self.scale.succeeded()
+        elif math.isfinite(result.loss) and self.scale.overflowed():
+            return result._replace(again=True)
         return result
 
     def loss_and_gradients(self, step: int, batch: Batch):
-        """batch: all N sequences of the step  →  mean loss over counted targets, 0-d
+        """batch: all N sequences of the step  →  mean loss over counted targets, 0-d; its gradients are
+        multiplied by the loss scale
 
         This rank's share of them goes through the model, batch_size at a time on all ranks together. Each
         part's loss is divided by the targets counted in all N, so that the sums over parts and ranks are the
@@ -234,15 +249,15 @@ class Trainer:
 
     def _accumulate(self, batch: Batch, key: Key, counted: int):
         loss, saved = self.model.loss(batch.tokens, batch.targets, key, counted, batch.attention_mask)
-        self.model.backward(saved)
+        self.model.backward(saved, self.scale.value)
         return loss                     # and `saved` is gone before the next part's forward
 
     def _add_penalty(self, mine: slice) -> None:
         """The penalties' gradient, to what is this rank's part of the matrices."""
         c, flat = self.config, self.model.flat
         part = slice(mine.start, min(mine.stop, flat.decayed))
-        one  = array_module(flat.data).ones((), flat.data.dtype)
-        flat.grad[part] += penalty_backward(one, (flat.data[part], c.l1, c.l2))
+        dy   = array_module(flat.data).full((), self.scale.value, flat.grad_dtype)
+        flat.grad[part] += penalty_backward(dy, (flat.data[part], c.l1, c.l2))
 
     def evaluate(self) -> float:
         """Mean loss over the validation data's counted targets, in nats; dropout is off."""

@@ -59,7 +59,7 @@ def test_hyphens_are_underscores_and_whole_numbers_are_numbers():
     ({"val_fraction": 0.0}, "val_fraction must be above 0 and below 1, not 0.0"),
     ({"max_iters": 0}, "max_iters must be at least 1, not 0"),
     ({"seed": -1}, "seed must be at least 0"),
-    ({"dtype": "float16"}, "dtype must be float32 or float64, not 'float16'"),
+    ({"dtype": "float16"}, "dtype must be float32 or float64 on the CPU, not 'float16'"),
     ({"activation": "swish"}, "activation must be gelu_tanh or gelu_erf or relu or swiglu, not 'swish'"),
     ({"position": "alibi"}, "position must be learned or sinusoidal or rotary or none, not 'alibi'"),
 ])

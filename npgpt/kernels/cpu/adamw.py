@@ -5,7 +5,10 @@ import numpy as np
 from npgpt.kernels.cpu.tiles import flat_tiles
 
 
-def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_scale=1.0, out=None):
+def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_scale=1.0, out=None,
+          narrow=None, key=None, first=0):
+    if narrow is not None:
+        return NotImplemented
     if out is None or any(new is not old for new, old in zip(out, (w, m, v), strict=True)):
         return NotImplemented
     if not all(array.flags.c_contiguous for array in (w, g, m, v)):
