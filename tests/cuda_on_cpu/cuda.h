@@ -152,13 +152,45 @@ template <typename V> V __shfl_sync(unsigned mask, V value, int from) {
     return shuffle(mask, value, [](int, int from) { return from; }, from);
 }
 
+static float __uint_as_float(unsigned bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+static unsigned __float_as_uint(float x) {
+    unsigned bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+/* What common.cuh does in one instruction each: to the nearest, to even halfway between two. */
+static unsigned short to_bfloat16(float x) {
+    const unsigned bits = __float_as_uint(x);
+    return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+static unsigned short to_float16(float x) {
+    const _Float16 y = x;
+    unsigned short bits;
+    memcpy(&bits, &y, 2);
+    return bits;
+}
+static float from_float16(unsigned short bits) {
+    _Float16 y;
+    memcpy(&y, &bits, 2);
+    return y;
+}
+
 static uint64_t __umul64hi(uint64_t a, uint64_t b) { return (unsigned __int128)a * b >> 64; }
 
-/* A kernel's parameters, as the caller checks them: a letter and a size each. */
+/* A kernel's parameters, as the caller checks them: a letter and a size each; those of NumPy's types. */
+struct bfloat16;
+struct float16;
 template <typename P> std::string parameter() {
     if (std::is_pointer<P>::value) {
         typedef typename std::remove_cv<typename std::remove_pointer<P>::type>::type element;
-        return (std::is_floating_point<element>::value ? "f" : std::is_same<element, bool>::value ? "b"
+        return (std::is_same<element, bfloat16>::value ? "V"
+                : std::is_floating_point<element>::value || std::is_same<element, float16>::value ? "f"
+                : std::is_same<element, bool>::value ? "b"
                 : std::is_signed<element>::value ? "i" : "u") + std::to_string(sizeof(element)) + "* ";
     }
     return (std::is_floating_point<P>::value ? "f" : "i") + std::to_string(sizeof(P)) + " ";

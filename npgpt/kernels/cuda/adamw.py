@@ -1,19 +1,27 @@
-"""AdamW in place, in one launch: w, g, m and v cross the memory bus once."""
+"""AdamW in place, in one launch: w, g, m and v cross the memory bus once, with the weights of 16 bits."""
 
 from npgpt.kernels.cuda import launch as cuda
 from npgpt.tensor import array_module
+from npgpt.tensor.precision import NARROW
+from npgpt.tensor.random import ROUNDED_TOGETHER
 
 
-def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_scale=1.0, out=None):
+def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_scale=1.0, out=None,
+          narrow=None, key=None, first=0):
     if out is None or any(new is not old for new, old in zip(out, (w, m, v), strict=True)):
         return NotImplemented
-    if not cuda.covers(w, g, m, v):
+    if not cuda.covers(w, g, m, v) or w.dtype.name in NARROW:
         return NotImplemented
-    xp    = array_module(w)
-    scale = grad_scale if isinstance(grad_scale, xp.ndarray) else xp.full((), float(grad_scale), w.dtype)
-    if scale.dtype != w.dtype:
+    settings = (*map(float, (lr, beta1, beta2, eps, weight_decay)), 1.0 - beta1 ** t, 1.0 - beta2 ** t)
+    scale    = cuda.number(array_module(w), grad_scale, w.dtype)
+    if narrow is None:
+        cuda.launch("adamw.cu", "adamw", cuda.blocks_of_elements(w.size), w, g, m, v, scale, w.size,
+                    *settings)
+        return out
+    if narrow.dtype.name not in NARROW or not cuda.covers(narrow, sums=(w,)):
         return NotImplemented
-    cuda.launch("adamw.cu", "adamw", cuda.blocks_of_elements(w.size), w, g, m, v, scale, w.size, float(lr),
-                float(beta1), float(beta2), float(eps), float(weight_decay), 1.0 - beta1 ** t,
-                1.0 - beta2 ** t)
+    tile, offset = divmod(first, ROUNDED_TOGETHER)
+    seed, stream, step = (cuda.signed(word) for word in (key.seed, key.stream, key.step))
+    cuda.launch("adamw.cu", "adamw_narrow", -(-(offset + w.size) // ROUNDED_TOGETHER), narrow, w, g, m, v,
+                scale, w.size, tile, offset, seed, stream, step, *settings)
     return out

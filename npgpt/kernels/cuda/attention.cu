@@ -100,9 +100,9 @@ template <typename T, int D, int ROWS, int KEYS>
 __global__ void attention_forward(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const bool* key_mask,
-        const long long* segments, T* y, T* lse, long long H, long long G, long long length, long long S,
-        long long width, long long causal, long long has_key_mask, long long has_segments, double scale) {
-    typedef typename Accumulator<T>::type A;
+        const long long* segments, T* y, Sum<T>* lse, long long H, long long G, long long length,
+        long long S, long long width, long long causal, long long has_key_mask, long long has_segments, double scale) {
+    typedef Sum<T> A;
     const long long tiles = (length + ROWS - 1) / ROWS, first = blockIdx.x % tiles * ROWS;
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
     const Mask mask = {length, S, causal, has_key_mask ? key_mask + b * S : nullptr,
@@ -159,7 +159,7 @@ __global__ void attention_forward(
         const long long t = first + row + SIDE * i;
         const bool blind = total[i] == 0;                          /* may look at nothing */
         if (t >= length) continue;
-        if (column == 0) lse[(b * H + h) * length + t] = T(blind ? A(INFINITY) : top[i] + log(total[i]));
+        if (column == 0) lse[(b * H + h) * length + t] = blind ? A(INFINITY) : top[i] + log(total[i]);
         #pragma unroll
         for (int c = 0; c < D / SIDE; c++)
             if (column + SIDE * c < width)
@@ -170,23 +170,23 @@ __global__ void attention_forward(
 /* Σᵢ dyₜᵢ yₜᵢ, one warp a row.  dy: with its strides  y: (B, H, T, width)  product: (B, H, T) */
 template <typename T>
 __global__ void attention_products(const T* dy, long long dy_b, long long dy_h, long long dy_t, const T* y,
-                                   T* product, long long rows, long long H, long long length,
+                                   Sum<T>* product, long long rows, long long H, long long length,
                                    long long width) {
-    typedef typename Accumulator<T>::type A;
+    typedef Sum<T> A;
     const long long row = (blockIdx.x * (long long)blockDim.x + threadIdx.x) / 32;
     if (row >= rows) return;                                       /* the whole warp */
     const T* dy_ = dy + row / length / H * dy_b + row / length % H * dy_h + row % length * dy_t;
     A sum = 0;
     for (long long d = threadIdx.x % 32; d < width; d += 32) sum += A(dy_[d]) * A(y[row * width + d]);
     sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) product[row] = T(sum);
+    if (threadIdx.x % 32 == 0) product[row] = sum;
 }
 
 /* A tile of P and of dA = P (dP − Σ dP P), from those of q, k, v and dy. */
-template <int D, int ROWS, int KEYS, typename T, typename A>
+template <int D, int ROWS, int KEYS, typename A>
 __device__ void weights_and_gradients(A (&p)[ROWS / SIDE][KEYS / SIDE], A (&da)[ROWS / SIDE][KEYS / SIDE],
                                       const A* queries, const A* keys, const A* values, const A* gradients,
-                                      const T* lse, const T* product, const Mask& mask, long long query,
+                                      const A* lse, const A* product, const Mask& mask, long long query,
                                       long long key, A scale) {
     const int row = threadIdx.x / SIDE, column = threadIdx.x % SIDE;
     multiply_rows<D>(p, queries, keys);
@@ -197,8 +197,8 @@ __device__ void weights_and_gradients(A (&p)[ROWS / SIDE][KEYS / SIDE], A (&da)[
         for (int j = 0; j < KEYS / SIDE; j++) {
             const long long t = query + row + SIDE * i;
             const bool seen = mask.allows(t, key + column + SIDE * j);
-            p[i][j]  = seen ? exp(p[i][j] * scale - A(lse[t])) : A(0);
-            da[i][j] = seen ? p[i][j] * (da[i][j] - A(product[t])) : A(0);
+            p[i][j]  = seen ? exp(p[i][j] * scale - lse[t]) : A(0);
+            da[i][j] = seen ? p[i][j] * (da[i][j] - product[t]) : A(0);
         }
 }
 
@@ -207,10 +207,10 @@ template <typename T, int D, int ROWS, int KEYS>
 __global__ void attention_backward_q(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
-        long long dy_h, long long dy_t, const bool* key_mask, const long long* segments, const T* lse,
-        const T* product, T* dq, long long H, long long G, long long length, long long S, long long width,
+        long long dy_h, long long dy_t, const bool* key_mask, const long long* segments,
+        const Sum<T>* lse, const Sum<T>* product, T* dq, long long H, long long G, long long length, long long S, long long width,
         long long causal, long long has_key_mask, long long has_segments, double scale) {
-    typedef typename Accumulator<T>::type A;
+    typedef Sum<T> A;
     const long long tiles = (length + ROWS - 1) / ROWS, first = blockIdx.x % tiles * ROWS;
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
     const Mask mask = {length, S, causal, has_key_mask ? key_mask + b * S : nullptr,
@@ -259,10 +259,10 @@ template <typename T, int D, int ROWS, int KEYS>
 __global__ void attention_backward_kv(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
-        long long dy_h, long long dy_t, const bool* key_mask, const long long* segments, const T* lse,
-        const T* product, T* dk, T* dv, long long H, long long G, long long length, long long S,
+        long long dy_h, long long dy_t, const bool* key_mask, const long long* segments,
+        const Sum<T>* lse, const Sum<T>* product, T* dk, T* dv, long long H, long long G, long long length, long long S,
         long long width, long long causal, long long has_key_mask, long long has_segments, double scale) {
-    typedef typename Accumulator<T>::type A;
+    typedef Sum<T> A;
     const long long tiles = (S + KEYS - 1) / KEYS, first = blockIdx.x % tiles * KEYS;
     const long long g = blockIdx.x / tiles % G, b = blockIdx.x / tiles / G;
     const Mask mask = {length, S, causal, has_key_mask ? key_mask + b * S : nullptr,

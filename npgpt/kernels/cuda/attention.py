@@ -4,6 +4,7 @@ backward makes the scores again, once for dq and once for dk and dv, so that no 
 
 from npgpt.kernels.cuda import launch as cuda
 from npgpt.tensor import array_module
+from npgpt.tensor.precision import accumulator
 
 FORWARD  = {("float32", 32): (64, 64), ("float32", 64): (64, 32), ("float32", 128): (32, 32),
             ("float64", 32): (64, 32), ("float64", 64): (32, 32), ("float64", 128): (16, 16)}
@@ -19,8 +20,8 @@ def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropou
     xp = array_module(q)
     B, H, T, _ = q.shape
     D, rows, keys = tile
-    y, lse = xp.empty(q.shape, q.dtype), xp.empty((B, H, T, 1), q.dtype)
-    shared = ((rows + keys) * (D + 1) + rows * (keys + 1)) * q.dtype.itemsize
+    y, lse = xp.empty(q.shape, q.dtype), xp.empty((B, H, T, 1), accumulator(q.dtype))
+    shared = cuda.bytes_of((rows + keys) * (D + 1) + rows * (keys + 1), q.dtype)
     cuda.launch("attention.cu", "attention_forward", B * H * -(-T // rows), *_strided(q), *_strided(k),
                 *_strided(v), *_masks(xp, key_mask, segments), y, lse,
                 *_sizes(q, k, causal, key_mask, segments), constants=tile, shared=shared)
@@ -30,7 +31,7 @@ def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropou
 def attention_backward(dy, saved):
     q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse = saved
     tile = _tile(BACKWARD, q, k, v, key_mask, segments, dy)
-    if not tile or (dropout and dropout_key) or not cuda.covers(y, lse):
+    if not tile or (dropout and dropout_key) or not cuda.covers(y, sums=(lse,)):
         return NotImplemented
     xp = array_module(q)
     B, H, T, _ = q.shape
@@ -42,7 +43,7 @@ def attention_backward(dy, saved):
     arrays = (*_strided(q), *_strided(k), *_strided(v), *_strided(dy), *_masks(xp, key_mask, segments), lse,
               product)
     sizes  = _sizes(q, k, causal, key_mask, segments)
-    shared = (2 * (rows + keys) * (D + 1) + rows * (keys + 1)) * q.dtype.itemsize
+    shared = cuda.bytes_of(2 * (rows + keys) * (D + 1) + rows * (keys + 1), q.dtype)
     cuda.launch("attention.cu", "attention_backward_q", B * H * -(-T // rows), *arrays, dq, *sizes,
                 constants=tile, shared=shared)
     cuda.launch("attention.cu", "attention_backward_kv", B * k.shape[1] * -(-k.shape[2] // keys), *arrays, dk,
@@ -60,9 +61,8 @@ def _tile(tiles, q, k, v, key_mask, segments, *others):
         return None
     if segments is not None and not (segments.dtype.name == "int64" and segments.flags.c_contiguous):
         return None
-    width = q.shape[-1]
-    return next(((D, *tile) for (name, D), tile in tiles.items() if name == q.dtype.name and width <= D),
-                None)
+    kind, width = accumulator(q.dtype), q.shape[-1]
+    return next(((D, *tile) for (name, D), tile in tiles.items() if name == kind and width <= D), None)
 
 
 def _strided(array):

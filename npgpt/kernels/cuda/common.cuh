@@ -4,8 +4,43 @@
 #define INFINITY __int_as_float(0x7f800000)
 #endif
 
-/* What sums are kept in. */
+#ifdef __CUDACC_RTC__                                             /* tests/cuda_on_cpu/cuda.h does it on a CPU */
+__device__ inline unsigned short to_bfloat16(float x) {
+    unsigned short bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+__device__ inline unsigned short to_float16(float x) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+}
+__device__ inline float from_float16(unsigned short bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+}
+#endif
+
+/* Numbers of 16 bits, which are kept so and computed with as float. */
+struct bfloat16 {
+    unsigned short bits;
+    bfloat16() = default;
+    __device__ bfloat16(float x) : bits(to_bfloat16(x)) {}
+    __device__ operator float() const { return __uint_as_float(unsigned(bits) << 16); }
+};
+struct float16 {
+    unsigned short bits;
+    float16() = default;
+    __device__ float16(float x) : bits(to_float16(x)) {}
+    __device__ operator float() const { return from_float16(bits); }
+};
+
+/* What sums and statistics of these are kept in. */
 template <typename T> struct Accumulator { typedef T type; };
+template <> struct Accumulator<bfloat16> { typedef float type; };
+template <> struct Accumulator<float16>  { typedef float type; };
+template <typename T> using Sum = typename Accumulator<T>::type;
 
 extern __shared__ __align__(16) unsigned char shared_memory[];     /* as much as the launch asks for */
 
@@ -44,4 +79,20 @@ template <typename A> __device__ A block_max(A value, A* slots) {
     value = slots[0];
     for (unsigned warp = 1; warp < blockDim.x / 32; warp++) value = max(value, slots[warp]);
     return value;
+}
+
+/* Philox 4×64-10 (Salmon et al. 2011), whose four words are numbers `block` of its sequence in NumPy, which
+   counts up before it enciphers. */
+__device__ void philox(unsigned long long key0, unsigned long long key1, unsigned long long word[4]) {
+    for (int round = 0; round < 10; round++) {
+        const unsigned long long m0 = 0xD2E7470EE14C6C93ull, m1 = 0xCA5A826395121157ull;
+        const unsigned long long high0 = __umul64hi(m0, word[0]), low0 = m0 * word[0];
+        const unsigned long long high1 = __umul64hi(m1, word[2]), low1 = m1 * word[2];
+        word[0] = high1 ^ word[1] ^ key0;
+        word[1] = low1;
+        word[2] = high0 ^ word[3] ^ key1;
+        word[3] = low0;
+        key0 += 0x9E3779B97F4A7C15ull;
+        key1 += 0xBB67AE8584CAA73Bull;
+    }
 }

@@ -2,6 +2,7 @@
 
 from npgpt.kernels.cuda import launch as cuda
 from npgpt.tensor import array_module
+from npgpt.tensor.precision import accumulator
 
 SLOTS = 32                             # numbers of shared memory that a block's sums need
 
@@ -10,20 +11,22 @@ def cross_entropy_forward(logits, targets, num_items_in_batch=None, ignore_index
     if not cuda.covers(logits) or not takes_targets(targets):
         return NotImplemented
     xp = array_module(logits)
-    lse, loss = xp.empty((targets.size, 1), logits.dtype), xp.empty((targets.size,), logits.dtype)
-    n = items(targets, num_items_in_batch, ignore_index, logits.dtype)
+    lse  = xp.empty((targets.size, 1), accumulator(logits.dtype))
+    loss = xp.empty((targets.size,), lse.dtype)
+    n    = items(targets, num_items_in_batch, ignore_index, lse.dtype)
     cuda.launch("cross_entropy.cu", "cross_entropy_forward", targets.size, logits, targets, lse, loss,
-                logits.shape[-1], ignore_index, shared=SLOTS * logits.dtype.itemsize)
+                logits.shape[-1], ignore_index, shared=cuda.bytes_of(SLOTS, logits.dtype))
     return loss.sum() / n, (logits, targets, lse, n, ignore_index)
 
 
 def cross_entropy_backward(dloss, saved):
     logits, targets, lse, n, ignore_index = saved
-    if not cuda.covers(logits, lse) or not takes_targets(targets):
+    if not cuda.covers(logits, sums=(lse,)) or not takes_targets(targets):
         return NotImplemented
-    dz = array_module(logits).empty(logits.shape, logits.dtype)
+    xp = array_module(logits)
+    dz = xp.empty(logits.shape, logits.dtype)
     cuda.launch("cross_entropy.cu", "cross_entropy_backward", targets.size, logits, targets, lse,
-                (dloss / n).astype(logits.dtype, copy=False), dz, logits.shape[-1], ignore_index)
+                cuda.number(xp, dloss / n, lse.dtype), dz, logits.shape[-1], ignore_index)
     return dz
 
 

@@ -20,12 +20,7 @@ def _drop(x, p, key):
     y         = array_module(x).empty(x.shape, x.dtype)
     each      = x.size // x.shape[0]
     tiles     = -(-each // (16 * cuda.THREADS))
-    words     = (_signed(word) for word in (key.seed, key.stream, key.step, key.example, key.site))
+    words     = (cuda.signed(word) for word in (key.seed, key.stream, key.step, key.example, key.site))
     cuda.launch("dropout.cu", "dropout", x.shape[0] * tiles, x, y, each, tiles, *words, threshold,
                 65536 / threshold)
     return y
-
-
-def _signed(word):
-    """The 64 bits of a number below 2⁶⁴, as CuPy takes integers."""
-    return word - (1 << 64) if word >> 63 else word

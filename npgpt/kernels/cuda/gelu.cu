@@ -4,7 +4,7 @@
 template <typename T>
 __global__ void gelu_tanh_forward(const T* __restrict__ x, T* __restrict__ y, T* __restrict__ dy_dx,
                                   long long size) {
-    typedef typename Accumulator<T>::type A;
+    typedef Sum<T> A;
     const A a = A(0.044715), k = A(0.7978845608028654);            /* √(2/π) */
     const long long first = blockIdx.x * (long long)(EACH * blockDim.x) + threadIdx.x;
     A values[EACH];

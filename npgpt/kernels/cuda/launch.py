@@ -9,10 +9,13 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from npgpt.tensor.device import Array, array_module
+from npgpt.tensor.precision import accumulator
 
 HERE    = Path(__file__).parent
-TYPES   = {"float32": "float", "float64": "double"}
+TYPES   = {"float32": "float", "float64": "double", "bfloat16": "bfloat16", "float16": "float16"}
 OPTIONS = ("-std=c++17",)
 THREADS = 256                          # of a block
 EACH    = 4                            # elements of a thread (common.cuh)
@@ -20,15 +23,35 @@ SHARED  = 48 << 10                     # bytes of shared memory that a block get
 BLOCKS  = 1024                         # enough to fill a GPU, where a block can take on any number of rows
 
 
-def covers(*arrays: Array) -> bool:
-    """Whether kernels take these: not empty, C-contiguous, of one type that they are compiled for."""
-    return all(array.size and array.flags.c_contiguous and array.dtype == arrays[0].dtype
-               for array in arrays) and arrays[0].dtype.name in TYPES
+def covers(*arrays: Array, sums: tuple[Array, ...] = ()) -> bool:
+    """Whether kernels take these: not empty, C-contiguous, of one type that they are compiled for.
+
+    sums: those that are of the type in which the others' sums are kept.
+    """
+    kind = arrays[0].dtype.name
+    return kind in TYPES and all(
+        array.size and array.flags.c_contiguous and array.dtype.name == name
+        for group, name in ((arrays, kind), (sums, accumulator(kind))) for array in group)
+
+
+def bytes_of(size: int, dtype: Any) -> int:
+    """Of so many sums of numbers of this type."""
+    return size * np.dtype(accumulator(dtype)).itemsize
 
 
 def blocks_of_elements(size: int) -> int:
     """How many blocks an elementwise kernel needs."""
     return -(-size // (EACH * THREADS))
+
+
+def number(xp: Any, value: Any, dtype: Any) -> Array:
+    """A number as kernels read it from the device: Python's, or what was computed there."""
+    return value.astype(dtype, copy=False) if hasattr(value, "astype") else xp.full((), float(value), dtype)
+
+
+def signed(word: int) -> int:
+    """The 64 bits of a number below 2⁶⁴, as CuPy takes integers."""
+    return word - (1 << 64) if word >> 63 else word
 
 
 def launch(file: str, kernel: str, blocks: int, *args: Any, constants: tuple[int, ...] = (),

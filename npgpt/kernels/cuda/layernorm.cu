@@ -2,9 +2,9 @@
 
 /* One warp a row. x and y cross the bus once: the second and the third look at a row find it in the cache. */
 template <typename T>
-__global__ void layernorm_forward(const T* x, const T* gamma, const T* beta, T* y, T* mean, T* rstd,
+__global__ void layernorm_forward(const T* x, const T* gamma, const T* beta, T* y, Sum<T>* mean, Sum<T>* rstd,
                                   long long rows, long long C, long long has_beta, double eps) {
-    typedef typename Accumulator<T>::type A;
+    typedef Sum<T> A;
     const long long row = (blockIdx.x * (long long)blockDim.x + threadIdx.x) / 32;
     const int lane = threadIdx.x % 32;
     if (row >= rows) return;                                       /* the whole warp */
@@ -19,15 +19,15 @@ __global__ void layernorm_forward(const T* x, const T* gamma, const T* beta, T* 
         const A scaled = (A(x[c]) - m) * r * A(gamma[c]);
         y[c] = T(has_beta ? scaled + A(beta[c]) : scaled);
     }
-    if (lane == 0) mean[row] = T(m), rstd[row] = T(r);
+    if (lane == 0) mean[row] = m, rstd[row] = r;
 }
 
 /* A block takes every gridDim.x-th row, a thread every blockDim.x-th column of it, of which it also keeps the
    sums for dgamma and dbeta, in shared memory. partial: (blocks, 2, C), for each block these sums. */
 template <typename T>
-__global__ void layernorm_backward(const T* dy, const T* x, const T* gamma, const T* mean, const T* rstd,
-                                   T* dx, T* partial, long long rows, long long C) {
-    typedef typename Accumulator<T>::type A;
+__global__ void layernorm_backward(const T* dy, const T* x, const T* gamma, const Sum<T>* mean,
+                                   const Sum<T>* rstd, T* dx, Sum<T>* partial, long long rows, long long C) {
+    typedef Sum<T> A;
     A* slots  = reinterpret_cast<A*>(shared_memory);
     A* dgamma = slots + 32;
     A* dbeta  = dgamma + C;
@@ -35,7 +35,7 @@ __global__ void layernorm_backward(const T* dy, const T* x, const T* gamma, cons
     for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
         const T* x_  = x + row * C;
         const T* dy_ = dy + row * C;
-        const A m = A(mean[row]), r = A(rstd[row]);
+        const A m = mean[row], r = rstd[row];
         A sum = 0, product = 0;
         for (long long c = threadIdx.x; c < C; c += blockDim.x) {
             const A x_hat = (A(x_[c]) - m) * r, dx_hat = A(dy_[c]) * A(gamma[c]);

@@ -4,6 +4,7 @@ from npgpt.kernels.cuda import launch as cuda
 from npgpt.kernels.cuda.cross_entropy import SLOTS, items, takes_targets
 from npgpt.ops import linear_cross_entropy as formula
 from npgpt.tensor import array_module
+from npgpt.tensor.precision import accumulator
 
 
 def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ignore_index=-100, rows=None):
@@ -12,10 +13,10 @@ def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ig
     if targets.size > rows or not cuda.covers(x, weight) or not takes_targets(targets):
         return NotImplemented
     t      = targets.reshape(-1)
-    n      = items(t, num_items_in_batch, ignore_index, x.dtype)
-    factor = xp.full((), 1 / n, x.dtype) if num_items_in_batch is not None else 1 / n
+    lse    = xp.empty((t.size, 1), accumulator(x.dtype))
+    loss   = xp.empty((t.size,), lse.dtype)
+    n      = items(t, num_items_in_batch, ignore_index, lse.dtype)
     dz     = x.reshape(-1, x.shape[-1]) @ weight.T                            # still the logits   (N, V)
-    lse, loss = xp.empty((t.size, 1), x.dtype), xp.empty((t.size,), x.dtype)
-    cuda.launch("cross_entropy.cu", "cross_entropy_in_place", t.size, dz, t, factor, lse, loss, dz.shape[1],
-                ignore_index, shared=SLOTS * x.dtype.itemsize)
+    cuda.launch("cross_entropy.cu", "cross_entropy_in_place", t.size, dz, t, lse, loss, dz.shape[1],
+                ignore_index, shared=cuda.bytes_of(SLOTS, x.dtype))
     return loss.sum() / n, (x, weight, targets, dz, lse, n, ignore_index, rows)

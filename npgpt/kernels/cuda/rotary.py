@@ -2,6 +2,7 @@
 
 from npgpt.kernels.cuda import launch as cuda
 from npgpt.tensor import array_module
+from npgpt.tensor.precision import accumulator
 
 
 def rotary_forward(x, rotation, interleaved=False):
@@ -17,7 +18,9 @@ def rotary_backward(dy, saved):
 def _turned(x, rotation, interleaved, direction):
     cos, sin   = rotation
     B, H, T, D = x.shape
-    if not cuda.covers(cos, sin) or cos.dtype != x.dtype or x.size == 0 or x.strides[3] != x.dtype.itemsize:
+    if not cuda.covers(cos, sin) or x.dtype.name not in cuda.TYPES or x.size == 0:
+        return NotImplemented
+    if cos.dtype.name != accumulator(x.dtype) or x.strides[3] != x.dtype.itemsize:
         return NotImplemented
     if cos.shape not in ((T, D // 2), (B, 1, T, D // 2)) or sin.shape != cos.shape:
         return NotImplemented

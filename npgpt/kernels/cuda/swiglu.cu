@@ -3,7 +3,7 @@
 /* One block a row.  x: (rows, 2F), the gate g and then u  y, s: (rows, F) */
 template <typename T>
 __global__ void swiglu_forward(const T* x, T* y, T* s, long long F) {
-    typedef typename Accumulator<T>::type A;
+    typedef Sum<T> A;
     const long long row = blockIdx.x;
     const T* g = x + row * 2 * F;
     const T* u = g + F;
@@ -17,7 +17,7 @@ __global__ void swiglu_forward(const T* x, T* y, T* s, long long F) {
 /* dy, s: (rows, F)  x, dx: (rows, 2F) */
 template <typename T>
 __global__ void swiglu_backward(const T* dy, const T* x, const T* s, T* dx, long long F) {
-    typedef typename Accumulator<T>::type A;
+    typedef Sum<T> A;
     const long long row = blockIdx.x;
     const T* g = x + row * 2 * F;
     const T* u = g + F;
