@@ -8,7 +8,12 @@ import pytest
 import strict_cupy
 from cuda_on_cpu import KernelError, RawModule, launcher
 
+from npgpt.kernels.cuda import launch
+
 pytestmark = pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="needs g++")
+
+BEFORE = "extern __shared__ __align__(16) unsigned char shared_memory[];"
+OF_16  = pytest.mark.parametrize("type_", ["bfloat16", "float16"])
 
 
 @pytest.fixture(autouse=True)
@@ -16,12 +21,12 @@ def machine(monkeypatch):
     strict_cupy.install(monkeypatch)
 
 
-def run(body, *args, parameters="float* x", blocks=(1,), threads=(64,), shared=0):
+def run(body, *args, parameters="float* x", blocks=(1,), threads=(64,), shared=0, type_="float",
+        before=BEFORE):
     """The body of a kernel, with these parameters, on these arguments."""
-    code = f"""
-        extern __shared__ __align__(16) unsigned char shared_memory[];
-        template <typename T> __global__ void kernel({parameters}) {{ {body} }}"""
-    function = RawModule(code=code, name_expressions=("kernel<float>",)).get_function("kernel<float>")
+    code = f"{before}\ntemplate <typename T> __global__ void kernel({parameters}) {{ {body} }}"
+    name = f"kernel<{type_}>"
+    function = RawModule(code=code, name_expressions=(name,)).get_function(name)
     function(blocks, threads, args, shared_mem=shared)
 
 
@@ -62,6 +67,55 @@ def test_64_bit_values_cross_a_warp_and_products_keep_their_high_half():
     run("unsigned long long v = ~0ull - threadIdx.x; v = __shfl_xor_sync(~0u, v, 1); x[threadIdx.x] ="
         "__umul64hi(v, v);", x, parameters="unsigned long long* x")
     assert [int(value) for value in x.get()[:2]] == [((2**64 - 1 - lane) ** 2) >> 64 for lane in (1, 0)]
+
+
+@OF_16
+def test_a_product_on_tensor_cores_takes_and_gives_numbers_where_nvidia_documents_them(type_):
+    """PTX ISA, "Matrix fragments for mma.m16n8k16": of thread 4 g + q, the rows g and g + 8 of a (16 × 16)
+    and c (16 × 8), the column g of b (16 × 8); pairs 2 q and 2 q + 1, of the inner index and of c's columns.
+    """
+    rng  = np.random.default_rng(0)
+    a, b, c = (rng.integers(-5, 6, shape).astype("f4") for shape in ((16, 16), (16, 8), (16, 8)))
+    g, q = np.divmod(np.arange(32), 4)
+    pair = 2 * q[:, None] + [0, 1]                                            # (32, 2)
+    of_a = np.stack([a[g[:, None] + row, pair + k] for k in (0, 8) for row in (0, 8)], 1)
+    of_b = np.stack([b[pair + k, g[:, None]] for k in (0, 8)], 1)
+    of_c = np.stack([c[g[:, None] + row, pair] for row in (0, 8)], 1)         # (32, 2, 2)
+    x    = strict_cupy.asarray(np.concatenate([y.reshape(32, -1) for y in (of_a, of_b, of_c)], 1).ravel())
+    run("float* own = x + 16 * threadIdx.x; unsigned a[4]; float c[4]; T t;"
+        "for (int n = 0; n < 4; n++) a[n] = pair(own[2 * n], own[2 * n + 1], t), c[n] = own[12 + n];"
+        "multiply(c, a, pair(own[8], own[9], t), pair(own[10], own[11], t), t);"
+        "for (int n = 0; n < 4; n++) own[12 + n] = c[n];",
+        x, threads=(32,), type_=type_, before=launch.source("attention_16_bits.cu"))
+    expected = c + a @ b
+    assert np.array_equal(x.get().reshape(32, 16)[:, 12:].reshape(32, 2, 2),
+                          np.stack([expected[g[:, None] + row, pair] for row in (0, 8)], 1))
+
+
+@OF_16
+@pytest.mark.parametrize("transposed", [False, True])
+def test_matrices_of_16_bits_come_from_shared_memory_as_nvidia_documents_it(type_, transposed):
+    """PTX ISA, "ldmatrix": thread n names row n % 8 of matrix n/8, and gets of each matrix two of row n/4."""
+    matrices = np.random.default_rng(0).integers(-99, 100, (4, 8, 8)).astype("f4")
+    x, y     = strict_cupy.asarray(matrices.ravel()), device(32 * 8)
+    run("T* row = (T*)shared_memory + 8 * threadIdx.x; x += 8 * threadIdx.x; y += 8 * threadIdx.x;"
+        "for (int n = 0; n < 8; n++) row[n] = T(x[n]); __syncthreads();"
+        f"unsigned m[4]; load_matrices{'_transposed' * transposed}(m, row);"
+        "for (int n = 0; n < 8; n++) { T t; t.bits = m[n / 2] >> 16 * (n % 2); y[n] = t; }",
+        x, y, parameters="float* x, float* y", threads=(32,), shared=512, type_=type_,
+        before=launch.source("attention_16_bits.cu"))
+    if transposed:
+        matrices = matrices.swapaxes(1, 2)
+    row, q = np.divmod(np.arange(32), 4)
+    expected = np.stack([matrices[:, row, 2 * q], matrices[:, row, 2 * q + 1]], 2)   # (4, 32, 2)
+    assert np.array_equal(y.get().reshape(32, 4, 2), expected.swapaxes(0, 1))
+
+
+def test_a_row_of_a_matrix_that_is_not_16_aligned_bytes_of_shared_memory_is_an_error():
+    for place in (4, 512):
+        with pytest.raises(KernelError, match="16 aligned bytes"):
+            run(f"unsigned m[4]; load_matrices(m, shared_memory + {place});", device(64),
+                threads=(32,), shared=512, before=launch.source("attention_16_bits.cu"))
 
 
 def test_shared_memory_holds_no_number_when_a_block_begins():

@@ -29,6 +29,7 @@ run, and that is the caller's to choose: a kernel whose result depends on it has
 #define __launch_bounds__(...)
 
 using std::exp;
+using std::exp2;
 using std::log;
 using std::max;
 using std::min;
@@ -40,6 +41,7 @@ static dim3 gridDim, blockDim, blockIdx, threadIdx;
 
 static const size_t SHARED_BYTES = 227 << 10, GUARD = 256, STACK_BYTES = 64 << 10;    // 227 KiB: sm_90's most
 extern unsigned char shared_memory[];
+static size_t shared_bytes;                               // that were asked for
 
 namespace fibers {
 
@@ -180,6 +182,66 @@ static float from_float16(unsigned short bits) {
     return y;
 }
 
+/* Tensor cores, as npgpt/kernels/cuda/tensor_cores.cuh has them: what each thread of a warp brings. */
+struct Fragment {
+    float a[8], b[4];
+    const char* row;
+};
+static std::vector<Fragment> fragments;
+
+template <typename T> static float half_of(unsigned bits, int half) {
+    T number;
+    number.bits = bits >> 16 * half;
+    return number;
+}
+template <typename T> static unsigned pair(float first, float second, T) {
+    return T(first).bits | unsigned(T(second).bits) << 16;
+}
+template <typename T>
+static void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, T) {
+    const size_t thread = fibers::lane_of(fibers::current), lane = thread % 32;
+    const Fragment* warp = &fragments[thread - lane];
+    for (int n = 0; n < 8; n++) fragments[thread].a[n] = half_of<T>(a[n / 2], n % 2);
+    for (int n = 0; n < 4; n++) fragments[thread].b[n] = half_of<T>(n < 2 ? b0 : b1, n % 2);
+    fibers::wait(fibers::IN_SHUFFLE);
+    for (int e = 0; e < 4; e++)
+        for (int k = 0; k < 16; k++) {
+            const int half = k % 2, quad = k % 8 / 2, column = 2 * (lane % 4) + e % 2;
+            c[e] += warp[lane / 4 * 4 + quad].a[4 * (k / 8) + 2 * (e / 2) + half]
+                  * warp[column * 4 + quad].b[2 * (k / 8) + half];
+        }
+    fibers::wait(fibers::IN_SHUFFLE);
+}
+
+/* number(j, row, column) of matrix j, 8 × 8, of whose rows the threads named one each. */
+template <typename Number> static void exchange_rows(const void* row, Number number) {
+    const size_t thread = fibers::lane_of(fibers::current), lane = thread % 32;
+    const char* place = static_cast<const char*>(row);
+    if (size_t(place - (const char*)shared_memory) + 16 > shared_bytes || uintptr_t(place) % 16)
+        fibers::error = "a matrix whose row is not 16 aligned bytes of shared memory";
+    fragments[thread].row = place;
+    fibers::wait(fibers::IN_SHUFFLE);
+    const Fragment* warp = &fragments[thread - lane];
+    number([warp](int j, int r, int column) {
+        unsigned short bits;
+        memcpy(&bits, warp[8 * j + r].row + 2 * column, 2);
+        return unsigned(bits);
+    }, int(lane));
+    fibers::wait(fibers::IN_SHUFFLE);
+}
+static void load_matrices(unsigned (&m)[4], const void* row) {
+    exchange_rows(row, [&m](auto number, int lane) {
+        for (int j = 0; j < 4; j++)
+            m[j] = number(j, lane / 4, 2 * (lane % 4)) | number(j, lane / 4, 2 * (lane % 4) + 1) << 16;
+    });
+}
+static void load_matrices_transposed(unsigned (&m)[4], const void* row) {
+    exchange_rows(row, [&m](auto number, int lane) {
+        for (int j = 0; j < 4; j++)
+            m[j] = number(j, 2 * (lane % 4), lane / 4) | number(j, 2 * (lane % 4) + 1, lane / 4) << 16;
+    });
+}
+
 static uint64_t __umul64hi(uint64_t a, uint64_t b) { return (unsigned __int128)a * b >> 64; }
 
 /* A kernel's parameters, as the caller checks them: a letter and a size each; those of NumPy's types. */
@@ -215,9 +277,11 @@ const char* run(Kernel kernel, void** arguments, const unsigned* grid, const uns
     gridDim  = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
     size_t threads = size_t(block[0]) * block[1] * block[2], blocks = size_t(grid[0]) * grid[1] * grid[2];
+    shared_bytes = shared;
     error = nullptr;
     body  = [&] { call(kernel, arguments); };
     slots.resize(threads);
+    fragments.resize(threads);
     if (all.size() != threads) {
         all = std::vector<Fiber>(threads);
         for (Fiber& fiber : all) fiber.stack.reset(new char[STACK_BYTES]);

@@ -51,7 +51,9 @@ def stretch(key, example, count):
 def test_the_philox_by_hand_is_numpys(key, counter):
     number = sum(word << 64 * n for n, word in enumerate(counter)) + 1        # one counter of 256 bits
     after = [(number >> 64 * n) % WORD for n in range(4)]
-    assert tuple(np.random.Philox(key=key, counter=counter).random_raw(4).tolist()) == philox(after, key)
+    # as uint64: a list of these becomes floats where one of them is 2⁶³ or more, others being less
+    numpys = np.random.Philox(key=np.array(key, np.uint64), counter=np.array(counter, np.uint64))
+    assert tuple(numpys.random_raw(4).tolist()) == philox(after, key)
 
 
 @given(key=st.builds(Key, words, words, words, st.integers(0, WORD - 9), words), count=st.integers(1, 11))

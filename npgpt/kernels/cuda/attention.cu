@@ -1,4 +1,5 @@
 #include "common.cuh"
+#include "attention.cuh"
 
 /* Attention by tiles, as in FlashAttention (Dao et al. 2022): of the (T, S) scores a block keeps one tile of ROWS
    queries and KEYS keys in shared memory, and none leaves the chip. The names are those of npgpt/ops/attention.py.
@@ -7,24 +8,6 @@
    threads of a row are half a warp. Rows of a tile lie D + 1 apart, so that neighbours are in different banks. */
 
 enum { SIDE = 16 };
-
-/* What queries may look at. */
-struct Mask {
-    long long T, S, causal;
-    const bool* keys;                                              /* of the example, or null */
-    const long long* segments;                                     /* the same */
-
-    __device__ bool allows(long long t, long long s) const {
-        return t < T && s < S && (!causal || s <= t + S - T) && (!keys || keys[s])
-            && (!segments || segments[S - T + t] == segments[s]);
-    }
-    __device__ long long end_of_keys(long long last_query) const {
-        return causal ? max(0LL, min(S, last_query + S - T + 1)) : S;
-    }
-    __device__ long long first_query(long long first_key) const {
-        return causal ? max(0LL, first_key - (S - T)) : 0;
-    }
-};
 
 /* The rows of one head from `first` on become a tile, 0 where there are none and beyond the head's width. */
 template <int D, int ROWS, typename T, typename A>
@@ -95,13 +78,13 @@ template <typename A> __device__ A row_max(A value) {
 }
 
 /* One block for each example, head and tile of queries.  q: (B, H, T, width)  k, v: (B, G, S, width), with the
-   strides of examples, heads and rows  y: (B, H, T, width)  lse: (B, H, T) */
+   strides of examples, heads and rows  y: the same as q  lse: (B, H, T) */
 template <typename T, int D, int ROWS, int KEYS>
 __global__ void attention_forward(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const bool* key_mask,
-        const long long* segments, T* y, Sum<T>* lse, long long H, long long G, long long length,
-        long long S, long long width, long long causal, long long has_key_mask, long long has_segments, double scale) {
+        const long long* segments, T* y, long long y_b, long long y_h, long long y_t, Sum<T>* lse,
+        long long H, long long G, long long length, long long S, long long width, long long causal, long long has_key_mask, long long has_segments, double scale) {
     typedef Sum<T> A;
     const long long tiles = (length + ROWS - 1) / ROWS, first = blockIdx.x % tiles * ROWS;
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
@@ -163,21 +146,23 @@ __global__ void attention_forward(
         #pragma unroll
         for (int c = 0; c < D / SIDE; c++)
             if (column + SIDE * c < width)
-                y[((b * H + h) * length + t) * width + column + SIDE * c] = T(blind ? A(0) : sum[i][c] / total[i]);
+                y[b * y_b + h * y_h + t * y_t + column + SIDE * c] = T(blind ? A(0) : sum[i][c] / total[i]);
     }
 }
 
-/* Σᵢ dyₜᵢ yₜᵢ, one warp a row.  dy: with its strides  y: (B, H, T, width)  product: (B, H, T) */
+/* Σᵢ dyₜᵢ yₜᵢ, one warp a row.  dy, y: (B, H, T, width), with their strides  product: (B, H, T) */
 template <typename T>
 __global__ void attention_products(const T* dy, long long dy_b, long long dy_h, long long dy_t, const T* y,
-                                   Sum<T>* product, long long rows, long long H, long long length,
-                                   long long width) {
+                                   long long y_b, long long y_h, long long y_t, Sum<T>* product,
+                                   long long rows, long long H, long long length, long long width) {
     typedef Sum<T> A;
     const long long row = (blockIdx.x * (long long)blockDim.x + threadIdx.x) / 32;
     if (row >= rows) return;                                       /* the whole warp */
-    const T* dy_ = dy + row / length / H * dy_b + row / length % H * dy_h + row % length * dy_t;
+    const long long b = row / length / H, h = row / length % H, t = row % length;
+    dy += b * dy_b + h * dy_h + t * dy_t;
+    y  += b * y_b + h * y_h + t * y_t;
     A sum = 0;
-    for (long long d = threadIdx.x % 32; d < width; d += 32) sum += A(dy_[d]) * A(y[row * width + d]);
+    for (long long d = threadIdx.x % 32; d < width; d += 32) sum += A(dy[d]) * A(y[d]);
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) product[row] = sum;
 }

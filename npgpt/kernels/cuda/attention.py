@@ -1,10 +1,13 @@
 """Attention by tiles: no score leaves the chip, and memory grows with T, not with T². One launch forward;
 backward makes the scores again, once for dq and once for dk and dv, so that no two blocks add to one sum.
+Numbers of 16 bits are multiplied by tensor cores.
 """
+
+from typing import NamedTuple
 
 from npgpt.kernels.cuda import launch as cuda
 from npgpt.tensor import array_module
-from npgpt.tensor.precision import accumulator
+from npgpt.tensor.precision import NARROW, accumulator
 
 FORWARD  = {("float32", 32): (64, 64), ("float32", 64): (64, 32), ("float32", 128): (32, 32),
             ("float64", 32): (64, 32), ("float64", 64): (32, 32), ("float64", 128): (16, 16)}
@@ -12,57 +15,87 @@ BACKWARD = {("float32", 32): (32, 32), ("float32", 64): (32, 32), ("float32", 12
             ("float64", 32): (16, 16), ("float64", 64): (16, 16)}
 """(type, head size up to) → queries and keys of a tile: as many as fit in 48 KiB of shared memory."""
 
+OWN         = 64                       # rows of a block of tensor cores, 16 for each of its warps
+FORWARD_16  = {32: 64, 64: 64, 96: 32, 128: 32}
+BACKWARD_16 = {32: 64, 64: 64, 96: 32, 128: 16}
+"""Head size up to → the others that it takes at once."""
+
+
+class Tiles(NamedTuple):
+    """How the work is shared out. queries, keys: of a block that owns such.  shared: bytes of a block."""
+
+    file: str
+    end: str                           # of the kernels' names
+    constants: tuple[int, ...]
+    queries: int
+    keys: int
+    threads: int
+    shared: int
+
 
 def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropout=0.0, dropout_key=None):
-    tile = _tile(FORWARD, q, k, v, key_mask, segments)
-    if not tile or (dropout and dropout_key):
+    tiles = _tiles(q.dtype.name, q.shape[-1], forward=True)
+    if not tiles or not _covered((q, k, v), key_mask, segments) or (dropout and dropout_key):
         return NotImplemented
     xp = array_module(q)
-    B, H, T, _ = q.shape
-    D, rows, keys = tile
-    y, lse = xp.empty(q.shape, q.dtype), xp.empty((B, H, T, 1), accumulator(q.dtype))
-    shared = cuda.bytes_of((rows + keys) * (D + 1) + rows * (keys + 1), q.dtype)
-    cuda.launch("attention.cu", "attention_forward", B * H * -(-T // rows), *_strided(q), *_strided(k),
-                *_strided(v), *_masks(xp, key_mask, segments), y, lse,
-                *_sizes(q, k, causal, key_mask, segments), constants=tile, shared=shared)
+    B, H, T, D = q.shape
+    y   = xp.empty((B, T, H, D), q.dtype).swapaxes(1, 2)                      # so that merging heads is free
+    lse = xp.empty((B, H, T, 1), accumulator(q.dtype))
+    cuda.launch(tiles.file, f"attention_forward{tiles.end}", B * H * -(-T // tiles.queries), *_strided(q),
+                *_strided(k), *_strided(v), *_masks(xp, key_mask, segments), *_strided(y), lse,
+                *_sizes(q, k, causal, key_mask, segments), constants=tiles.constants, shared=tiles.shared,
+                threads=tiles.threads)
     return y, (q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse)
 
 
 def attention_backward(dy, saved):
     q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse = saved
-    tile = _tile(BACKWARD, q, k, v, key_mask, segments, dy)
-    if not tile or (dropout and dropout_key) or not cuda.covers(y, sums=(lse,)):
+    tiles = _tiles(q.dtype.name, q.shape[-1], forward=False)
+    if not tiles or not _covered((q, k, v, dy, y), key_mask, segments) or (dropout and dropout_key):
+        return NotImplemented
+    if not cuda.covers(lse) or lse.dtype.name != accumulator(q.dtype):
         return NotImplemented
     xp = array_module(q)
-    B, H, T, _ = q.shape
-    D, rows, keys = tile
+    B, H, T, D = q.shape
     product    = xp.empty(lse.shape, lse.dtype)
     dq, dk, dv = (xp.empty(array.shape, array.dtype) for array in (q, k, v))
     cuda.launch("attention.cu", "attention_products", -(-product.size // (cuda.THREADS // 32)),
-                *_strided(dy), y, product, product.size, H, T, q.shape[-1])
-    arrays = (*_strided(q), *_strided(k), *_strided(v), *_strided(dy), *_masks(xp, key_mask, segments), lse,
-              product)
-    sizes  = _sizes(q, k, causal, key_mask, segments)
-    shared = cuda.bytes_of(2 * (rows + keys) * (D + 1) + rows * (keys + 1), q.dtype)
-    cuda.launch("attention.cu", "attention_backward_q", B * H * -(-T // rows), *arrays, dq, *sizes,
-                constants=tile, shared=shared)
-    cuda.launch("attention.cu", "attention_backward_kv", B * k.shape[1] * -(-k.shape[2] // keys), *arrays, dk,
-                dv, *sizes, constants=tile, shared=shared)
+                *_strided(dy), *_strided(y), product, product.size, H, T, D)
+    arrays  = (*_strided(q), *_strided(k), *_strided(v), *_strided(dy), *_masks(xp, key_mask, segments), lse,
+               product)
+    sizes   = _sizes(q, k, causal, key_mask, segments)
+    options = {"constants": tiles.constants, "shared": tiles.shared, "threads": tiles.threads}
+    cuda.launch(tiles.file, f"attention_backward_q{tiles.end}", B * H * -(-T // tiles.queries), *arrays, dq,
+                *sizes, **options)
+    cuda.launch(tiles.file, f"attention_backward_kv{tiles.end}",
+                B * k.shape[1] * -(-k.shape[2] // tiles.keys), *arrays, dk, dv, *sizes, **options)
     return dq, dk, dv
 
 
-def _tile(tiles, q, k, v, key_mask, segments, *others):
-    """D, queries and keys of a tile; None if the kernels do not take these arrays."""
-    arrays = (q, k, v, *others)
-    if any(array.size == 0 or array.dtype != q.dtype or array.strides[-1] != array.dtype.itemsize
+def _tiles(kind, width, forward):
+    """For heads of that type and width; None where there are no kernels for them."""
+    if kind in NARROW:
+        for D, count in (FORWARD_16 if forward else BACKWARD_16).items():
+            if width <= D:
+                rows   = OWN + 2 * count if forward else 2 * (OWN + count)    # each D + 8 numbers of 2 bytes
+                shared = 2 * rows * (D + 8) + (0 if forward else 8 * count)
+                return Tiles("attention_16_bits.cu", "_16", (D, count), OWN, OWN, 2 * OWN, shared)
+    for (name, D), (rows, keys) in (FORWARD if forward else BACKWARD).items():
+        if name == kind and width <= D:
+            size = (rows + keys if forward else 2 * (rows + keys)) * (D + 1) + rows * (keys + 1)
+            return Tiles("attention.cu", "", (D, rows, keys), rows, keys, cuda.THREADS,
+                         cuda.bytes_of(size, kind))
+    return None
+
+
+def _covered(arrays, key_mask, segments):
+    """Whether the kernels take these."""
+    if any(array.size == 0 or array.dtype != arrays[0].dtype or array.strides[-1] != array.dtype.itemsize
            for array in arrays):
-        return None
+        return False
     if key_mask is not None and not (key_mask.dtype == bool and key_mask.flags.c_contiguous):
-        return None
-    if segments is not None and not (segments.dtype.name == "int64" and segments.flags.c_contiguous):
-        return None
-    kind, width = accumulator(q.dtype), q.shape[-1]
-    return next(((D, *tile) for (name, D), tile in tiles.items() if name == kind and width <= D), None)
+        return False
+    return segments is None or (segments.dtype.name == "int64" and segments.flags.c_contiguous)
 
 
 def _strided(array):

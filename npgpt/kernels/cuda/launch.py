@@ -55,7 +55,7 @@ def signed(word: int) -> int:
 
 
 def launch(file: str, kernel: str, blocks: int, *args: Any, constants: tuple[int, ...] = (),
-           shared: int = 0) -> None:
+           shared: int = 0, threads: int = THREADS) -> None:
     """Queues a kernel of a .cu file; it does not wait for it.
 
     constants: what the template takes beside T.  shared: bytes of shared memory a block.
@@ -63,7 +63,7 @@ def launch(file: str, kernel: str, blocks: int, *args: Any, constants: tuple[int
     first    = args[0]
     template = ", ".join([TYPES[first.dtype.name], *map(str, constants)])
     function = _function(array_module(first), file, f"{kernel}<{template}>")
-    function((blocks,), (THREADS,), args, shared_mem=shared)
+    function((blocks,), (threads,), args, shared_mem=shared)
 
 
 @functools.cache
@@ -75,6 +75,9 @@ def _function(cupy: Any, file: str, expression: str) -> Any:
 @functools.cache
 def source(file: str) -> str:
     """A .cu file, with what it includes in its place: the compiler is given text, not folders."""
-    header = (HERE / "common.cuh").read_text(encoding="utf-8")
-    text   = (HERE / file).read_text(encoding="utf-8")
-    return text.replace('#include "common.cuh"\n', f'{header}#line 2 "{file}"\n')
+    lines = (HERE / file).read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        if line.startswith('#include "'):
+            header = (HERE / line.split('"')[1]).read_text(encoding="utf-8")
+            lines[number] = f'{header}#line {number + 2} "{file}"\n'
+    return "".join(lines)
