@@ -342,6 +342,10 @@ def concatenate(arrays, axis=0):
     return result
 
 
+def stack(arrays):
+    return concatenate([array[None] for array in arrays])
+
+
 def argsort(a):
     """Stable, the only kind CuPy has (_routines_sorting.pyx)."""
     result = _fresh(np.argsort(_operand(a), kind="stable"))
@@ -438,8 +442,8 @@ class Device:
 
 
 ELEMENTWISE = ("exp", "isfinite", "log", "maximum", "minimum", "sign", "sqrt", "tanh")
-MADE_HERE   = (arange, argsort, asarray, asnumpy, concatenate, empty, full, matmul, ndarray, ones, where,
-               zeros)
+MADE_HERE   = (arange, argsort, asarray, asnumpy, concatenate, empty, full, matmul, ndarray, ones, stack,
+               where, zeros)
 FUNCTIONS   = {f.__name__: f for f in MADE_HERE} \
     | {name: _elementwise(getattr(np, name)) for name in ELEMENTWISE} \
     | {"add": add, "zeros_like": lambda a: zeros(a.shape, a.dtype)} \

@@ -4,6 +4,7 @@ A case is built from sizes, all different, and a random generator, in float64; i
 draw.py, which cannot hide a bug.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from npgpt import layers, ops
 from npgpt.inspection.draw import Draw
 from npgpt.models import GPT, GPTConfig, SequenceClassifier
-from npgpt.tensor import Key, to_device
+from npgpt.tensor import Key, array_module, to_device
 from npgpt.tensor.precision import map_arrays
 
 
@@ -46,6 +47,18 @@ def _op(forward: Callable, backward: Callable, inputs: Callable[[Sizes, Any], tu
         values = inputs(n, Draw(rng))
         return Case(forward, backward, _placed(values, device))
     return build
+
+
+def _pair(forward: Callable, backward: Callable, inputs: Callable[[Sizes, Any], tuple]) -> Build:
+    """Of an op whose y is two arrays of one shape: here they are stacked."""
+    def stacked(op: Callable, *args: Any) -> tuple:
+        pair, saved = op(*args)
+        return array_module(*pair).stack(pair), saved
+
+    function: Any = functools.partial(stacked, forward)
+    function.op, function.__name__ = forward, getattr(forward, "__name__", "")
+    function.reference = functools.partial(stacked, getattr(forward, "reference", forward))
+    return _op(function, backward, inputs)
 
 
 def _layer(make: Callable[[Sizes], Any], inputs: Callable[[Sizes, Any], tuple]) -> Build:
@@ -183,6 +196,13 @@ OPS: dict[str, Build] = {
                    lambda n, r: (r.normal(n.B, n.T, n.C), 0.3, Key(5, step=3, example=2))),
     "residual": _op(ops.residual_forward, ops.residual_backward,
                     lambda n, r: (r.normal(n.B, n.T, n.C), r.normal(n.B, n.T, n.C))),
+    "residual_layernorm": _pair(ops.residual_layernorm_forward, ops.residual_layernorm_backward,
+                                lambda n, r: (r.rows(n.B, n.T, n.C), r.normal(n.B, n.T, n.C), r.gain(n.C),
+                                              r.normal(n.C))),
+    "residual_layernorm, no beta": _pair(ops.residual_layernorm_forward, ops.residual_layernorm_backward,
+                                         lambda n, r: (r.rows(n.T, n.C), r.normal(n.T, n.C), r.gain(n.C))),
+    "residual_rmsnorm": _pair(ops.residual_rmsnorm_forward, ops.residual_rmsnorm_backward,
+                              lambda n, r: (r.rows(n.B, n.T, n.C), r.normal(n.B, n.T, n.C), r.gain(n.C))),
     "cross_entropy": _op(ops.cross_entropy_forward, ops.cross_entropy_backward,
                          lambda n, r: (2 * r.normal(n.B, n.T, n.V), r.targets(n.V, n.B, n.T))),
     "cross_entropy, part of a batch": _op(ops.cross_entropy_forward, ops.cross_entropy_backward,

@@ -24,17 +24,16 @@ class Block(Module):
     def forward(self, x, key=None, **context):
         h, s1 = self.ln_1.forward(x)
         h, s2 = self.attn.forward(h, key and key.child(0), **context)
-        x, s3 = residual_forward(x, h)
-        h, s4 = self.ln_2.forward(x)
-        h, s5 = self.mlp.forward(h, key and key.child(1))
-        y, s6 = residual_forward(x, h)
-        return y, (s1, s2, s3, s4, s5, s6)
+        (x, h), s3 = self.ln_2.forward_sum(x, h)
+        h, s4 = self.mlp.forward(h, key and key.child(1))
+        y, s5 = residual_forward(x, h)
+        return y, (s1, s2, s3, s4, s5)
 
     def backward(self, dy, saved):
-        s1, s2, s3, s4, s5, s6 = saved
-        dx, dh = residual_backward(dy, s6)
-        dx, dh = residual_backward(dx + self.ln_2.backward(self.mlp.backward(dh, s5), s4), s3)
-        return dx + self.ln_1.backward(self.attn.backward(dh, s2), s1)
+        s1, s2, s3, s4, s5 = saved
+        dx, dh = residual_backward(dy, s5)
+        dx = self.ln_2.backward_sum(dx, self.mlp.backward(dh, s4), s3)
+        return self.ln_1.backward_sum(dx, self.attn.backward(dx, s2), s1)
 
 
 class PostNormBlock(Module):
@@ -47,18 +46,16 @@ class PostNormBlock(Module):
 
     def forward(self, x, key=None, **context):
         h, s1 = self.attn.forward(x, key and key.child(0), **context)
-        h, s2 = residual_forward(x, h)
-        x, s3 = self.ln_1.forward(h)
-        h, s4 = self.mlp.forward(x, key and key.child(1))
-        h, s5 = residual_forward(x, h)
-        y, s6 = self.ln_2.forward(h)
-        return y, (s1, s2, s3, s4, s5, s6)
+        (_, x), s2 = self.ln_1.forward_sum(x, h)
+        h, s3 = self.mlp.forward(x, key and key.child(1))
+        (_, y), s4 = self.ln_2.forward_sum(x, h)
+        return y, (s1, s2, s3, s4)
 
     def backward(self, dy, saved):
-        s1, s2, s3, s4, s5, s6 = saved
-        dx, dh = residual_backward(self.ln_2.backward(dy, s6), s5)
-        dx = dx + self.mlp.backward(dh, s4)
-        dx, dh = residual_backward(self.ln_1.backward(dx, s3), s2)
+        s1, s2, s3, s4 = saved
+        dx, dh = residual_backward(self.ln_2.backward(dy, s4), ())
+        dx = dx + self.mlp.backward(dh, s3)
+        dx, dh = residual_backward(self.ln_1.backward(dx, s2), ())
         return dx + self.attn.backward(dh, s1)
 
 

@@ -17,6 +17,12 @@ from npgpt.ops.lora import lora_backward, lora_forward
 from npgpt.ops.penalty import penalty_backward, penalty_forward
 from npgpt.ops.relu import relu_backward, relu_forward
 from npgpt.ops.residual import residual_backward, residual_forward
+from npgpt.ops.residual_norm import (
+    residual_layernorm_backward,
+    residual_layernorm_forward,
+    residual_rmsnorm_backward,
+    residual_rmsnorm_forward,
+)
 from npgpt.ops.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from npgpt.ops.rotary import rotary_backward, rotary_forward
 from npgpt.ops.softcap import softcap_backward, softcap_forward
@@ -37,6 +43,8 @@ __all__ = [
     "penalty_backward", "penalty_forward",
     "relu_backward", "relu_forward",
     "residual_backward", "residual_forward",
+    "residual_layernorm_backward", "residual_layernorm_forward",
+    "residual_rmsnorm_backward", "residual_rmsnorm_forward",
     "rmsnorm_backward", "rmsnorm_forward",
     "rotary_backward", "rotary_forward",
     "softcap_backward", "softcap_forward",

@@ -191,7 +191,7 @@ def test_attention_and_feed_forward_of_a_block_drop_different_elements():
     feed_forward = layers.FeedForward(8, dropout=0.5)
     block = layers.Block(layers.LayerNorm(8), attention, layers.LayerNorm(8), feed_forward)
     saved = block.initialise(dtype="float64").forward(normal(2, 5, 8), Key(1))[1]
-    (_, key_attention), (_, key_feed_forward) = saved[1][5], saved[4][3]
+    (_, key_attention), (_, key_feed_forward) = saved[1][5], saved[3][3]
     key_probabilities = saved[1][3][6]
     assert len({key_attention, key_feed_forward, key_probabilities}) == 3
 

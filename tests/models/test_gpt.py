@@ -247,7 +247,7 @@ def test_dropout_acts_in_every_place_and_only_with_a_key():
     assert model.loss(x, y, Key(1))[0] == model.loss(x, y, Key(1))[0] != model.loss(x, y, Key(1, step=1))[0]
     _, (body, _) = model.loss(x, y, Key(1))
     _, _, drop, blocks, _ = body
-    sites = [drop[1].site] + [part[-1][1].site for block in blocks for part in (block[1], block[4])]
+    sites = [drop[1].site] + [part[-1][1].site for block in blocks for part in (block[1], block[3])]
     assert len(set(sites)) == 5
 
 

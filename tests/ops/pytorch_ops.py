@@ -67,22 +67,32 @@ def penalty(w, l1, l2):
 
 def pytorch_op(name):
     """The PyTorch function that takes the arguments of `<name>_forward`."""
+    import torch
     import torch.nn.functional as F
+
+    def layernorm(x, gamma, beta=None, eps=1e-5):
+        return F.layer_norm(x, x.shape[-1:], gamma, beta, eps)
+
+    def rmsnorm(x, gamma, eps=1e-5):
+        return F.rms_norm(x, x.shape[-1:], gamma, eps)
+
     return {
         "linear": lambda x, weight, bias=None: F.linear(x, weight.T, bias),
         "lora": lambda x, weight, bias, lora_A, lora_B, scale=1.0: F.linear(
             x, (weight + scale * (lora_A @ lora_B)).T, bias),
         "embedding": F.embedding,
-        "layernorm": lambda x, gamma, beta=None, eps=1e-5: F.layer_norm(x, x.shape[-1:], gamma, beta, eps),
+        "layernorm": layernorm,
         "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
         "gelu_erf": F.gelu,
         "relu": F.relu,
-        "rmsnorm": lambda x, gamma, eps=1e-5: F.rms_norm(x, x.shape[-1:], gamma, eps),
+        "rmsnorm": rmsnorm,
         "rotary": rotary,
         "softcap": lambda x, cap: cap * (x / cap).tanh(),
         "swiglu": lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1],
         "softmax": lambda x: F.softmax(x, -1),
         "residual": lambda x, h: x + h,
+        "residual_layernorm": lambda x, h, *others: torch.stack([x + h, layernorm(x + h, *others)]),
+        "residual_rmsnorm": lambda x, h, *others: torch.stack([x + h, rmsnorm(x + h, *others)]),
         "attention": attention,
         "cross_entropy": cross_entropy,
         "linear_cross_entropy": linear_cross_entropy,
@@ -134,6 +144,9 @@ STORED = {      # label → op and its inputs
     "swiglu": ("swiglu", (waves(2, 2, 6),)),
     "softmax": ("softmax", (waves(2, 2, 3),)),
     "residual": ("residual", (waves(2, 3), waves(2, 3, start=1))),
+    "residual_layernorm": ("residual_layernorm", (waves(2, 3), waves(2, 3, start=1), waves(3, start=2),
+                                                  waves(3, start=3))),
+    "residual_rmsnorm": ("residual_rmsnorm", (waves(2, 3), waves(2, 3, start=1), waves(3, start=2))),
     "attention, causal": ("attention", (waves(1, 2, 3, 2), waves(1, 2, 3, 2, start=1),
                                         waves(1, 2, 3, 2, start=2))),
     "attention, causal, S > T": ("attention", (waves(1, 1, 2, 3), waves(1, 1, 4, 3, start=1),

@@ -35,6 +35,7 @@ def results(name, inputs, dy, formula=False):
     if formula:
         forward, backward = forward.reference, backward.reference
     y, saved = forward(*inputs)
+    y = np.stack(y) if isinstance(y, tuple) else y
     gradients = backward(dy(y.shape).astype(y.dtype), saved)
     return y, [g for g in (gradients if isinstance(gradients, tuple) else (gradients,)) if g is not None]
 

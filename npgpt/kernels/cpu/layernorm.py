@@ -1,5 +1,5 @@
 """LayerNorm, a few rows at a time and in place. Means of rows and sums of columns are matrix–vector products,
-which BLAS does several times faster than NumPy reduces.
+which BLAS does several times faster than NumPy reduces. Both take what residual_norm.py adds, too.
 """
 
 import numpy as np
@@ -7,37 +7,44 @@ import numpy as np
 from npgpt.kernels.cpu.tiles import row_tiles
 
 
-def layernorm_forward(x, gamma, beta=None, eps=1e-5):
+def layernorm_forward(x, gamma, beta=None, eps=1e-5, h=None):
+    """h: (..., C), added to x first; then that sum is returned with y."""
     C = x.shape[-1]
-    if not x.flags.c_contiguous or x.size == 0:
+    added = x if h is None else h
+    if not (x.flags.c_contiguous and added.flags.c_contiguous) or x.size == 0:
         return NotImplemented
+    s    = x if h is None else np.empty_like(x)
     y    = np.empty_like(x)
     mean = np.empty((*x.shape[:-1], 1), x.dtype)
     rstd = np.empty_like(mean)
     average = np.full((C, 1), 1 / C, x.dtype)
-    for x_, y_, mean_, rstd_ in row_tiles(x.reshape(-1, C), y.reshape(-1, C), mean.reshape(-1, 1),
-                                          rstd.reshape(-1, 1)):
-        np.matmul(x_, average, out=mean_)
-        np.subtract(x_, mean_, out=y_)
+    for x_, added_, s_, y_, mean_, rstd_ in row_tiles(*(array.reshape(-1, array.shape[-1]) for array in (
+            x, added, s, y, mean, rstd))):
+        if h is not None:
+            np.add(x_, added_, out=s_)
+        np.matmul(s_, average, out=mean_)
+        np.subtract(s_, mean_, out=y_)
         variance = np.vecdot(y_, y_)[:, None] / C
         np.power(variance + eps, -0.5, out=rstd_)
         y_ *= rstd_
         y_ *= gamma
         if beta is not None:
             y_ += beta
-    return y, (x, gamma, beta is not None, mean, rstd)
+    return y if h is None else (s, y), (s, gamma, beta is not None, mean, rstd)
 
 
-def layernorm_backward(dy, saved):
+def layernorm_backward(dy, saved, past=None):
+    """past: (..., C), added to dx."""
     x, gamma, has_beta, mean, rstd = saved
     C = x.shape[-1]
-    if not (x.flags.c_contiguous and dy.flags.c_contiguous) or x.size == 0:
+    road = dy if past is None else past
+    if not all(array.flags.c_contiguous for array in (x, dy, road)) or x.size == 0:
         return NotImplemented
     dx = np.empty_like(x)
     dgamma, dbeta = np.zeros_like(gamma), np.zeros_like(gamma)
     gamma_column = (gamma / C)[:, None]
-    for x_, dy_, dx_, mean_, rstd_ in row_tiles(x.reshape(-1, C), dy.reshape(-1, C), dx.reshape(-1, C),
-                                                mean.reshape(-1, 1), rstd.reshape(-1, 1)):
+    for x_, dy_, road_, dx_, mean_, rstd_ in row_tiles(*(array.reshape(-1, array.shape[-1]) for array in (
+            x, dy, road, dx, mean, rstd))):
         x_hat = x_ - mean_
         x_hat *= rstd_
         ones  = np.ones(len(x_), x.dtype)
@@ -50,4 +57,6 @@ def layernorm_backward(dy, saved):
         np.multiply(dy_, gamma, out=dx_)
         dx_ -= x_hat
         dx_ *= rstd_
+        if past is not None:
+            dx_ += road_
     return dx, dgamma, dbeta if has_beta else None

@@ -5,27 +5,35 @@ import numpy as np
 from npgpt.kernels.cpu.tiles import row_tiles
 
 
-def rmsnorm_forward(x, gamma, eps=1e-5):
+def rmsnorm_forward(x, gamma, eps=1e-5, h=None):
+    """h: (..., C), added to x first; then that sum is returned with y."""
     C = x.shape[-1]
-    if not x.flags.c_contiguous or x.size == 0:
+    added = x if h is None else h
+    if not (x.flags.c_contiguous and added.flags.c_contiguous) or x.size == 0:
         return NotImplemented
+    s = x if h is None else np.empty_like(x)
     y, rstd = np.empty_like(x), np.empty((*x.shape[:-1], 1), x.dtype)
-    for x_, y_, rstd_ in row_tiles(x.reshape(-1, C), y.reshape(-1, C), rstd.reshape(-1, 1)):
-        np.power(np.vecdot(x_, x_)[:, None] / C + eps, -0.5, out=rstd_)
-        np.multiply(x_, rstd_, out=y_)
+    for x_, added_, s_, y_, rstd_ in row_tiles(*(array.reshape(-1, array.shape[-1]) for array in (
+            x, added, s, y, rstd))):
+        if h is not None:
+            np.add(x_, added_, out=s_)
+        np.power(np.vecdot(s_, s_)[:, None] / C + eps, -0.5, out=rstd_)
+        np.multiply(s_, rstd_, out=y_)
         y_ *= gamma
-    return y, (x, gamma, rstd)
+    return y if h is None else (s, y), (s, gamma, rstd)
 
 
-def rmsnorm_backward(dy, saved):
+def rmsnorm_backward(dy, saved, past=None):
+    """past: (..., C), added to dx."""
     x, gamma, rstd = saved
     C = x.shape[-1]
-    if not (x.flags.c_contiguous and dy.flags.c_contiguous) or x.size == 0:
+    road = dy if past is None else past
+    if not all(array.flags.c_contiguous for array in (x, dy, road)) or x.size == 0:
         return NotImplemented
     dx, dgamma   = np.empty_like(x), np.zeros_like(gamma)
     gamma_column = (gamma / C)[:, None]
-    for x_, dy_, dx_, rstd_ in row_tiles(x.reshape(-1, C), dy.reshape(-1, C), dx.reshape(-1, C),
-                                         rstd.reshape(-1, 1)):
+    for x_, dy_, road_, dx_, rstd_ in row_tiles(*(array.reshape(-1, array.shape[-1]) for array in (
+            x, dy, road, dx, rstd))):
         x_hat   = x_ * rstd_
         product = dy_ * x_hat
         dgamma += np.ones(len(x_), x.dtype) @ product
@@ -33,4 +41,6 @@ def rmsnorm_backward(dy, saved):
         np.multiply(dy_, gamma, out=dx_)
         dx_ -= x_hat
         dx_ *= rstd_
+        if past is not None:
+            dx_ += road_
     return dx, dgamma

@@ -16,16 +16,19 @@ __device__ A adamw_step(A& w, A gradient, A& m, A& v, const Settings& s) {
 
 /* w, g, m, v: (size,), w, m and v in place.  grad_scale: one number, where it was computed */
 template <typename T>
-__global__ void adamw(T* __restrict__ w, const T* __restrict__ g, T* __restrict__ m, T* __restrict__ v,
-                      const T* __restrict__ grad_scale, long long size, double lr, double beta1, double beta2,
-                      double eps, double weight_decay, double bias1, double bias2) {
+__global__ void adamw(T* w, const T* g, T* m, T* v, const T* grad_scale, long long size, double lr, double beta1,
+                      double beta2, double eps, double weight_decay, double bias1, double bias2) {
     const Settings settings = {lr, beta1, beta2, eps, weight_decay, bias1, bias2};
-    const long long first = blockIdx.x * (long long)(EACH * blockDim.x) + threadIdx.x;
+    const long long first = first_number<T>(), left = size - first;
+    Pack<T> weights = load(w + first, left), means = load(m + first, left), squares = load(v + first, left);
+    const Pack<T> gradients = load(g + first, left);
+    const T scale = *grad_scale;
     #pragma unroll
-    for (int each = 0; each < EACH; each++) {
-        const long long n = first + each * blockDim.x;
-        if (n < size) adamw_step(w[n], *grad_scale * g[n], m[n], v[n], settings);
-    }
+    for (int n = 0; n < Pack<T>::SIZE; n++)
+        adamw_step(weights.number[n], scale * gradients.number[n], means.number[n], squares.number[n], settings);
+    store(w + first, weights, left);
+    store(m + first, means, left);
+    store(v + first, squares, left);
 }
 
 /* Where `bits` are random, to one of the two neighbours (npgpt/ops/stochastic_rounding.py); else the nearest. */

@@ -15,7 +15,7 @@ def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, 
     settings = (*map(float, (lr, beta1, beta2, eps, weight_decay)), 1.0 - beta1 ** t, 1.0 - beta2 ** t)
     scale    = cuda.number(array_module(w), grad_scale, w.dtype)
     if narrow is None:
-        cuda.launch("adamw.cu", "adamw", cuda.blocks_of_elements(w.size), w, g, m, v, scale, w.size,
+        cuda.launch("adamw.cu", "adamw", cuda.blocks_of_packs(w), w, g, m, v, scale, w.size,
                     *settings)
         return out
     if narrow.dtype.name not in NARROW or not cuda.covers(narrow, sums=(w,)):

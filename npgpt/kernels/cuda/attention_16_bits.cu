@@ -11,24 +11,14 @@
 
 enum { WARPS = 4, OWN = 16 * WARPS };
 
-struct __align__(16) Eight { unsigned bits[4]; };                  /* numbers, as they cross the bus together */
-
 /* ROWS rows of one head from `first` on become a tile, 0 where there are none and beyond the head's width. */
 template <int D, int ROWS, typename T>
 __device__ void load(T* tile, const T* head, long long stride, long long first, long long rows, int width) {
-    const bool aligned = ((unsigned long long)head | 2 * stride | 2 * width) % 16 == 0;
-    for (int n = 8 * threadIdx.x; n < ROWS * D; n += 8 * blockDim.x) {
+    #pragma unroll
+    for (int n = Pack<T>::SIZE * threadIdx.x; n < ROWS * D; n += Pack<T>::SIZE * 32 * WARPS) {
         const int row = n / D, d = n % D;
-        T* place = tile + row * (D + 8) + d;
-        const T* from = head + (first + row) * stride + d;
-        if (aligned) {
-            const Eight none = {};
-            const bool there = first + row < rows && d < width;
-            *reinterpret_cast<Eight*>(place) = there ? *reinterpret_cast<const Eight*>(from) : none;
-        } else {
-            for (int each = 0; each < 8; each++)
-                place[each] = first + row < rows && d + each < width ? from[each] : T(0);
-        }
+        *reinterpret_cast<Pack<T>*>(tile + row * (D + 8) + d) =
+            load(head + (first + row) * stride + d, first + row < rows ? width - d : 0);
     }
 }
 

@@ -44,9 +44,37 @@ template <typename T> using Sum = typename Accumulator<T>::type;
 
 extern __shared__ __align__(16) unsigned char shared_memory[];     /* as much as the launch asks for */
 
-/* Elementwise kernels give every thread this many elements, a block's width apart: enough of them are then on
-   their way from memory at once. */
-enum { EACH = 4 };
+/* What a thread reads or writes at once, 16 bytes: then enough is on its way from memory to keep it busy. */
+template <typename T> struct __align__(16) Pack {
+    enum { SIZE = 16 / sizeof(T) };
+    T number[SIZE];
+};
+
+/* The pack at `from`, where `left` numbers are: 0 for what is missing. */
+template <typename T> __device__ Pack<T> load(const T* from, long long left) {
+    Pack<T> pack;
+    if (left >= Pack<T>::SIZE && (unsigned long long)from % 16 == 0)
+        return *reinterpret_cast<const Pack<T>*>(from);
+    #pragma unroll
+    for (int n = 0; n < Pack<T>::SIZE; n++) pack.number[n] = n < left ? from[n] : T(0);
+    return pack;
+}
+
+/* As much of the pack as there is room for, `left` numbers. */
+template <typename T> __device__ void store(T* to, const Pack<T>& pack, long long left) {
+    if (left >= Pack<T>::SIZE && (unsigned long long)to % 16 == 0) {
+        *reinterpret_cast<Pack<T>*>(to) = pack;
+        return;
+    }
+    #pragma unroll
+    for (int n = 0; n < Pack<T>::SIZE; n++)
+        if (n < left) to[n] = pack.number[n];
+}
+
+/* Where the pack of a thread begins, in a kernel that gives each one. */
+template <typename T> __device__ long long first_number() {
+    return (blockIdx.x * (long long)blockDim.x + threadIdx.x) * Pack<T>::SIZE;
+}
 
 /* The sum over a warp, the same bits in all its threads. */
 template <typename A> __device__ A warp_sum(A value) {

@@ -1,12 +1,45 @@
 #include "common.cuh"
 
+/* A row of logits by packs: the first begins where 16 bytes do, at or before the row, whose length need not be
+   a multiple of a pack's. Numbers beyond either end are none of the row's. */
+template <typename T> struct Row {
+    T* z;
+    long long V;
+
+    __device__ long long first() const {                           /* a thread's, which go on `step` apart */
+        return (long long)(threadIdx.x * Pack<T>::SIZE) - (unsigned long long)z % 16 / sizeof(T);
+    }
+    __device__ long long step() const { return blockDim.x * Pack<T>::SIZE; }
+    __device__ bool has(long long v) const { return v >= 0 && v < V; }
+    __device__ Pack<T> load(long long v) const {
+        if (v >= 0) return ::load<T>(z + v, V - v);
+        Pack<T> pack;
+        #pragma unroll
+        for (int n = 0; n < Pack<T>::SIZE; n++) pack.number[n] = has(v + n) ? z[v + n] : T(0);
+        return pack;
+    }
+    __device__ void store(long long v, const Pack<T>& pack) const {
+        if (v >= 0) return ::store(z + v, pack, V - v);
+        #pragma unroll
+        for (int n = 0; n < Pack<T>::SIZE; n++)
+            if (has(v + n)) z[v + n] = pack.number[n];
+    }
+};
+
 /* ℓ = log Σ eᶻ of a row, by a block. Each thread keeps its largest z and Σ e^(z − largest) of what it has seen:
    one look at the row. */
-template <typename T, typename A> __device__ A log_sum_exp(const T* z, long long V, A* slots) {
+template <typename T, typename A> __device__ A log_sum_exp(const Row<T>& row, A* slots) {
     A top = A(-1e38), sum = 0;                                     /* no -∞: -∞ + ∞ is no number */
-    for (long long v = threadIdx.x; v < V; v += blockDim.x) {
-        const A larger = max(top, A(z[v]));
-        sum = sum * exp(top - larger) + exp(A(z[v]) - larger);
+    for (long long v = row.first(); v < row.V; v += row.step()) {
+        const Pack<T> z = row.load(v);
+        A larger = top;
+        #pragma unroll
+        for (int n = 0; n < Pack<T>::SIZE; n++)
+            if (row.has(v + n)) larger = max(larger, A(z.number[n]));
+        sum *= exp(top - larger);
+        #pragma unroll
+        for (int n = 0; n < Pack<T>::SIZE; n++)
+            if (row.has(v + n)) sum += exp(A(z.number[n]) - larger);
         top = larger;
     }
     const A largest = block_max(top, slots);
@@ -15,45 +48,53 @@ template <typename T, typename A> __device__ A log_sum_exp(const T* z, long long
 
 /* A row's ℓ, for all threads of its block; one of them writes it, and the loss ℓ − z[target], 0 if ignored. */
 template <typename T, typename A>
-__device__ A row_loss(const T* z, long long target, A* lse, A* loss, long long V, long long ignore_index) {
-    const A l = log_sum_exp(z, V, reinterpret_cast<A*>(shared_memory));
+__device__ A row_loss(const Row<T>& row, long long target, A* lse, A* loss, long long ignore_index) {
+    const A l = log_sum_exp(row, reinterpret_cast<A*>(shared_memory));
     if (threadIdx.x == 0) {
         *lse  = l;
-        *loss = target == ignore_index ? A(0) : l - A(z[target]);
+        *loss = target == ignore_index ? A(0) : l - A(row.z[target]);
     }
     return l;
 }
 
+/* dz = (e^(z − ℓ) − [v = target]) scale, from one row to another or to the same. */
+template <typename T, typename A>
+__device__ void gradients(const Row<T>& from, const Row<T>& to, long long target, A l, A scale) {
+    for (long long v = from.first(); v < from.V; v += from.step()) {
+        Pack<T> z = from.load(v);
+        #pragma unroll
+        for (int n = 0; n < Pack<T>::SIZE; n++)
+            z.number[n] = T((exp(A(z.number[n]) - l) - (v + n == target ? A(1) : A(0))) * scale);
+        to.store(v, z);
+    }
+}
+
 /* One block a row.  z: (rows, V)  targets: (rows,)  lse, loss: (rows,), loss 0 where the target is ignored */
 template <typename T>
-__global__ void cross_entropy_forward(const T* z, const long long* targets, Sum<T>* lse, Sum<T>* loss,
-                                      long long V, long long ignore_index) {
-    typedef Sum<T> A;
+__global__ void cross_entropy_forward(T* z, const long long* targets, Sum<T>* lse, Sum<T>* loss, long long V,
+                                      long long ignore_index) {
     const long long row = blockIdx.x;
-    row_loss<T, A>(z + row * V, targets[row], lse + row, loss + row, V, ignore_index);
+    row_loss(Row<T>{z + row * V, V}, targets[row], lse + row, loss + row, ignore_index);
 }
 
 /* dz: (rows, V)  factor: one number, dloss/N */
 template <typename T>
-__global__ void cross_entropy_backward(const T* z, const long long* targets, const Sum<T>* lse,
-                                       const Sum<T>* factor, T* dz, long long V, long long ignore_index) {
+__global__ void cross_entropy_backward(T* z, const long long* targets, const Sum<T>* lse, const Sum<T>* factor,
+                                       T* dz, long long V, long long ignore_index) {
     typedef Sum<T> A;
     const long long row = blockIdx.x, target = targets[row];
-    const A l = lse[row], scale = target == ignore_index ? A(0) : *factor;
-    for (long long v = threadIdx.x; v < V; v += blockDim.x)
-        dz[row * V + v] = T((exp(A(z[row * V + v]) - l) - (v == target ? A(1) : A(0))) * scale);
+    gradients(Row<T>{z + row * V, V}, Row<T>{dz + row * V, V}, target, lse[row],
+              target == ignore_index ? A(0) : *factor);
 }
 
 /* Both at once: the logits become dz where they are, for dloss = N. */
 template <typename T>
-__global__ void cross_entropy_in_place(T* z, const long long* targets, Sum<T>* lse, Sum<T>* loss,
-                                       long long V, long long ignore_index) {
+__global__ void cross_entropy_in_place(T* z, const long long* targets, Sum<T>* lse, Sum<T>* loss, long long V,
+                                       long long ignore_index) {
     typedef Sum<T> A;
     const long long row = blockIdx.x, target = targets[row];
-    z += row * V;
-    const A l = row_loss<T, A>(z, target, lse + row, loss + row, V, ignore_index);
+    const Row<T> logits = {z + row * V, V};
+    const A l = row_loss(logits, target, lse + row, loss + row, ignore_index);
     __syncthreads();                                               /* z[target] is read: now it may change */
-    const A scale = target == ignore_index ? A(0) : A(1);
-    for (long long v = threadIdx.x; v < V; v += blockDim.x)
-        z[v] = T((exp(A(z[v]) - l) - (v == target ? A(1) : A(0))) * scale);
+    gradients(logits, logits, target, l, target == ignore_index ? A(0) : A(1));
 }

@@ -16,8 +16,13 @@ __global__ void dropout(const T* x, T* y, long long each, long long tiles, long 
                                   (unsigned long long)(example + b), (unsigned long long)site};
     philox(seed, stream, word);
     #pragma unroll
-    for (int n = 0; n < 16; n++) {                                 /* unrolled, `word` stays in registers */
-        const int bits = word[n / 4] >> 16 * (n % 4) & 0xffff;
-        if (first + n < each) y[n] = bits < threshold ? T(A(x[n]) * A(scale)) : T(0);
+    for (int n = 0; n < 16; n += Pack<T>::SIZE) {                  /* unrolled, `word` stays in registers */
+        Pack<T> values = load(x + n, each - first - n);
+        #pragma unroll
+        for (int k = 0; k < Pack<T>::SIZE; k++) {
+            const int bits = word[(n + k) / 4] >> 16 * ((n + k) % 4) & 0xffff;
+            values.number[k] = bits < threshold ? T(A(values.number[k]) * A(scale)) : T(0);
+        }
+        store(y + n, values, each - first - n);
     }
 }

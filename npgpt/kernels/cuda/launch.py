@@ -7,7 +7,7 @@ must be C-contiguous, or its strides be given too. Integers are `long long` ther
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ HERE    = Path(__file__).parent
 TYPES   = {"float32": "float", "float64": "double", "bfloat16": "bfloat16", "float16": "float16"}
 OPTIONS = ("-std=c++17",)
 THREADS = 256                          # of a block
-EACH    = 4                            # elements of a thread (common.cuh)
+PACK    = 16                           # bytes that a thread reads or writes at once (common.cuh)
 SHARED  = 48 << 10                     # bytes of shared memory that a block gets without asking
 BLOCKS  = 1024                         # enough to fill a GPU, where a block can take on any number of rows
 
@@ -39,9 +39,27 @@ def bytes_of(size: int, dtype: Any) -> int:
     return size * np.dtype(accumulator(dtype)).itemsize
 
 
-def blocks_of_elements(size: int) -> int:
-    """How many blocks an elementwise kernel needs."""
-    return -(-size // (EACH * THREADS))
+def blocks_of_packs(array: Array) -> int:
+    """How many blocks a kernel needs that gives every thread a pack of the array."""
+    return -(-array.nbytes // (PACK * THREADS))
+
+
+class Plan(NamedTuple):
+    """blocks, threads of each, bytes of shared memory of each"""
+
+    blocks: int
+    threads: int
+    shared: int
+
+
+def plan_of_columns(rows: int, x: Array, kinds: int) -> Plan | None:
+    """For a kernel whose warps go through the rows of x (..., C), and keep so many kinds of sums of their
+    columns (columns.cuh); None if they do not fit. A warp has four rows at least for one write of its sums.
+    """
+    width = 32 * PACK // x.dtype.itemsize
+    each  = bytes_of(kinds * width * -(-x.shape[-1] // width), x.dtype)
+    warps = min(SHARED // each, THREADS // 32)
+    return Plan(max(1, min(BLOCKS, rows // (4 * warps))), 32 * warps, each * warps) if warps else None
 
 
 def number(xp: Any, value: Any, dtype: Any) -> Array:

@@ -1,56 +1,94 @@
 #include "common.cuh"
+#include "columns.cuh"
 
-/* One warp a row. x and y cross the bus once: the second and the third look at a row find it in the cache. */
+/* One warp a row. What it reads and writes crosses the bus once: the second and the third look at a row find it
+   in the cache.  x, h, sum, y: (rows, C), sum = x + h where there is an h, and that is what is normalised */
 template <typename T>
-__global__ void layernorm_forward(const T* x, const T* gamma, const T* beta, T* y, Sum<T>* mean, Sum<T>* rstd,
-                                  long long rows, long long C, long long has_beta, double eps) {
+__global__ void layernorm_forward(const T* x, const T* h, const T* gamma, const T* beta, T* sum, T* y,
+                                  Sum<T>* mean, Sum<T>* rstd, long long rows, long long C, long long has_h,
+                                  long long has_beta, double eps) {
     typedef Sum<T> A;
     const long long row = (blockIdx.x * (long long)blockDim.x + threadIdx.x) / 32;
-    const int lane = threadIdx.x % 32;
+    const int first = threadIdx.x % 32 * Pack<T>::SIZE, step = 32 * Pack<T>::SIZE;
     if (row >= rows) return;                                       /* the whole warp */
     x += row * C;
     y += row * C;
-    A sum = 0, squares = 0;
-    for (long long c = lane; c < C; c += 32) sum += A(x[c]);
-    const A m = warp_sum(sum) / A(C);
-    for (long long c = lane; c < C; c += 32) squares += (A(x[c]) - m) * (A(x[c]) - m);
-    const A r = A(1) / sqrt(warp_sum(squares) / A(C) + A(eps));
-    for (long long c = lane; c < C; c += 32) {
-        const A scaled = (A(x[c]) - m) * r * A(gamma[c]);
-        y[c] = T(has_beta ? scaled + A(beta[c]) : scaled);
+    A total = 0, squares = 0;
+    for (long long c = first; c < C; c += step) {
+        Pack<T> values = load(x + c, C - c);
+        if (has_h) {
+            const Pack<T> others = load(h + row * C + c, C - c);
+            #pragma unroll
+            for (int n = 0; n < Pack<T>::SIZE; n++)
+                values.number[n] = T(A(values.number[n]) + A(others.number[n]));
+            store(sum + row * C + c, values, C - c);
+        }
+        #pragma unroll
+        for (int n = 0; n < Pack<T>::SIZE; n++) total += A(values.number[n]);
     }
-    if (lane == 0) mean[row] = m, rstd[row] = r;
+    if (has_h) x = sum + row * C;
+    const A m = warp_sum(total) / A(C);
+    for (long long c = first; c < C; c += step) {
+        const Pack<T> values = load(x + c, C - c);
+        #pragma unroll
+        for (int n = 0; n < Pack<T>::SIZE; n++)
+            if (c + n < C) squares += (A(values.number[n]) - m) * (A(values.number[n]) - m);
+    }
+    const A r = A(1) / sqrt(warp_sum(squares) / A(C) + A(eps));
+    for (long long c = first; c < C; c += step) {
+        Pack<T> values = load(x + c, C - c);
+        const Pack<T> gains = load(gamma + c, C - c), shifts = load(beta + c, C - c);
+        #pragma unroll
+        for (int n = 0; n < Pack<T>::SIZE; n++) {
+            const A scaled = (A(values.number[n]) - m) * r * A(gains.number[n]);
+            values.number[n] = T(has_beta ? scaled + A(shifts.number[n]) : scaled);
+        }
+        store(y + c, values, C - c);
+    }
+    if (first == 0) mean[row] = m, rstd[row] = r;
 }
 
-/* A block takes every gridDim.x-th row, a thread every blockDim.x-th column of it, of which it also keeps the
-   sums for dgamma and dbeta, in shared memory. partial: (blocks, 2, C), for each block these sums. */
+/* A warp goes through every so-many-th row, and keeps in shared memory what its columns have added up to for
+   dgamma and dbeta; in the end its block adds up what its warps have.
+   past: (rows, C), added to dx where it is given  partial: (blocks, 2, C), what each block has added up */
 template <typename T>
-__global__ void layernorm_backward(const T* dy, const T* x, const T* gamma, const Sum<T>* mean,
-                                   const Sum<T>* rstd, T* dx, Sum<T>* partial, long long rows, long long C) {
+__global__ void layernorm_backward(const T* dy, const T* x, const T* gamma, const Sum<T>* mean, const Sum<T>* rstd,
+                                   const T* past, T* dx, Sum<T>* partial, long long rows, long long C,
+                                   long long has_past) {
     typedef Sum<T> A;
-    A* slots  = reinterpret_cast<A*>(shared_memory);
-    A* dgamma = slots + 32;
-    A* dbeta  = dgamma + C;
-    for (long long c = threadIdx.x; c < C; c += blockDim.x) dgamma[c] = dbeta[c] = 0;
-    for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    const int first = lane * Pack<T>::SIZE, step = 32 * Pack<T>::SIZE;
+    const ColumnSums<T, 2> sums(C);
+    for (long long row = blockIdx.x * (long long)warps + warp; row < rows; row += gridDim.x * (long long)warps) {
         const T* x_  = x + row * C;
         const T* dy_ = dy + row * C;
         const A m = mean[row], r = rstd[row];
         A sum = 0, product = 0;
-        for (long long c = threadIdx.x; c < C; c += blockDim.x) {
-            const A x_hat = (A(x_[c]) - m) * r, dx_hat = A(dy_[c]) * A(gamma[c]);
-            sum       += dx_hat;
-            product   += dx_hat * x_hat;
-            dgamma[c] += A(dy_[c]) * x_hat;
-            dbeta[c]  += A(dy_[c]);
+        for (long long c = first; c < C; c += step) {
+            const Pack<T> values = load(x_ + c, C - c), gradients = load(dy_ + c, C - c), gains = load(gamma + c, C - c);
+            #pragma unroll
+            for (int n = 0; n < Pack<T>::SIZE; n++) {              /* beyond the row dy is 0, and so is all else */
+                const A d = A(gradients.number[n]), x_hat = (A(values.number[n]) - m) * r;
+                sum     += d * A(gains.number[n]);
+                product += d * A(gains.number[n]) * x_hat;
+                sums.of(0, c, n) += d * x_hat;
+                sums.of(1, c, n) += d;
+            }
         }
-        sum     = block_sum(sum, slots) / A(C);
-        product = block_sum(product, slots) / A(C);
-        for (long long c = threadIdx.x; c < C; c += blockDim.x) {
-            const A x_hat = (A(x_[c]) - m) * r, dx_hat = A(dy_[c]) * A(gamma[c]);
-            dx[row * C + c] = T(r * (dx_hat - sum - x_hat * product));
+        sum     = warp_sum(sum) / A(C);
+        product = warp_sum(product) / A(C);
+        for (long long c = first; c < C; c += step) {
+            Pack<T> values = load(x_ + c, C - c), others = {};
+            const Pack<T> gradients = load(dy_ + c, C - c), gains = load(gamma + c, C - c);
+            if (has_past) others = load(past + row * C + c, C - c);
+            #pragma unroll
+            for (int n = 0; n < Pack<T>::SIZE; n++) {
+                const A x_hat = (A(values.number[n]) - m) * r, dx_hat = A(gradients.number[n]) * A(gains.number[n]);
+                const A own = r * (dx_hat - sum - x_hat * product);
+                values.number[n] = T(has_past ? A(others.number[n]) + own : own);
+            }
+            store(dx + row * C + c, values, C - c);
         }
     }
-    partial += blockIdx.x * 2 * C;
-    for (long long c = threadIdx.x; c < C; c += blockDim.x) partial[c] = dgamma[c], partial[C + c] = dbeta[c];
+    sums.store(partial + blockIdx.x * 2 * C);
 }

@@ -5,26 +5,31 @@ from npgpt.tensor import array_module
 from npgpt.tensor.precision import accumulator
 
 
-def rmsnorm_forward(x, gamma, eps=1e-5):
-    if not cuda.covers(x, gamma):
+def rmsnorm_forward(x, gamma, eps=1e-5, h=None):
+    """h: (..., C), added to x first; then that sum is returned with y."""
+    added = x if h is None else h
+    if not cuda.covers(x, added, gamma):
         return NotImplemented
     xp, C  = array_module(x), x.shape[-1]
+    s      = x if h is None else xp.empty(x.shape, x.dtype)
     y      = xp.empty(x.shape, x.dtype)
     rstd   = xp.empty((*x.shape[:-1], 1), accumulator(x.dtype))
     blocks = -(-rstd.size // (cuda.THREADS // 32))                            # a warp a row
-    cuda.launch("rmsnorm.cu", "rmsnorm_forward", blocks, x, gamma, y, rstd, rstd.size, C, float(eps))
-    return y, (x, gamma, rstd)
+    cuda.launch("rmsnorm.cu", "rmsnorm_forward", blocks, x, added, gamma, s, y, rstd, rstd.size, C,
+                int(h is not None), float(eps))
+    return y if h is None else (s, y), (s, gamma, rstd)
 
 
-def rmsnorm_backward(dy, saved):
+def rmsnorm_backward(dy, saved, past=None):
+    """past: (..., C), added to dx."""
     x, gamma, rstd = saved
-    xp, C  = array_module(x), x.shape[-1]
-    shared = cuda.bytes_of(32 + C, x.dtype)
-    if not cuda.covers(dy, x, gamma, sums=(rstd,)) or shared > cuda.SHARED:
+    plan = cuda.plan_of_columns(rstd.size, x, kinds=1)
+    road = dy if past is None else past
+    if not cuda.covers(dy, x, gamma, road, sums=(rstd,)) or not plan:
         return NotImplemented
+    xp, C   = array_module(x), x.shape[-1]
     dx      = xp.empty(x.shape, x.dtype)
-    blocks  = min(rstd.size, cuda.BLOCKS)
-    partial = xp.empty((blocks, C), rstd.dtype)
-    cuda.launch("rmsnorm.cu", "rmsnorm_backward", blocks, dy, x, gamma, rstd, dx, partial, rstd.size, C,
-                shared=shared)
+    partial = xp.empty((plan.blocks, C), rstd.dtype)
+    cuda.launch("rmsnorm.cu", "rmsnorm_backward", plan.blocks, dy, x, gamma, rstd, road, dx,
+                partial, rstd.size, C, int(past is not None), threads=plan.threads, shared=plan.shared)
     return dx, partial.sum(0).astype(x.dtype, copy=False)

@@ -7,10 +7,16 @@ __global__ void swiglu_forward(const T* x, T* y, T* s, long long F) {
     const long long row = blockIdx.x;
     const T* g = x + row * 2 * F;
     const T* u = g + F;
-    for (long long f = threadIdx.x; f < F; f += blockDim.x) {
-        const A sigma = A(0.5) * (1 + tanh(A(0.5) * A(g[f])));
-        s[row * F + f] = T(sigma);
-        y[row * F + f] = T(A(g[f]) * sigma * A(u[f]));
+    for (long long f = threadIdx.x * Pack<T>::SIZE; f < F; f += blockDim.x * Pack<T>::SIZE) {
+        Pack<T> gates = load(g + f, F - f), values = load(u + f, F - f);
+        #pragma unroll
+        for (int n = 0; n < Pack<T>::SIZE; n++) {
+            const A gate = A(gates.number[n]), sigma = A(0.5) * (1 + tanh(A(0.5) * gate));
+            values.number[n] = T(gate * sigma * A(values.number[n]));
+            gates.number[n]  = T(sigma);
+        }
+        store(s + row * F + f, gates, F - f);
+        store(y + row * F + f, values, F - f);
     }
 }
 
@@ -23,9 +29,16 @@ __global__ void swiglu_backward(const T* dy, const T* x, const T* s, T* dx, long
     const T* u = g + F;
     T* dg = dx + row * 2 * F;
     T* du = dg + F;
-    for (long long f = threadIdx.x; f < F; f += blockDim.x) {
-        const A d = A(dy[row * F + f]), sigma = A(s[row * F + f]), gate = A(g[f]);
-        dg[f] = T(d * A(u[f]) * sigma * (1 + gate * (1 - sigma)));
-        du[f] = T(d * gate * sigma);
+    for (long long f = threadIdx.x * Pack<T>::SIZE; f < F; f += blockDim.x * Pack<T>::SIZE) {
+        Pack<T> gates = load(g + f, F - f), values = load(u + f, F - f);
+        const Pack<T> gradients = load(dy + row * F + f, F - f), sigmas = load(s + row * F + f, F - f);
+        #pragma unroll
+        for (int n = 0; n < Pack<T>::SIZE; n++) {
+            const A d = A(gradients.number[n]), sigma = A(sigmas.number[n]), gate = A(gates.number[n]);
+            gates.number[n]  = T(d * A(values.number[n]) * sigma * (1 + gate * (1 - sigma)));
+            values.number[n] = T(d * gate * sigma);
+        }
+        store(dg + f, gates, F - f);
+        store(du + f, values, F - f);
     }
 }
