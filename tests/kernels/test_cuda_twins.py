@@ -330,8 +330,8 @@ def test_a_row_that_is_no_number_makes_a_loss_that_is_none(cupy):
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("rows, D", [(1, 1), (300, 8), (65, 264), (2000, 20)])
 def test_a_biass_gradient_of_16_bits_is_summed_in_float32(cupy, launches, dtype, rows, D):
-    """By 8 warps, in 1 to 3 shares, of columns more and fewer than a warp's packs hold. Whole numbers: the sum
-    is exact.
+    """By 8 warps, in 1 to 3 shares, of more and of fewer columns than a warp's packs hold. Of whole numbers
+    the sum is exact.
     """
     dy = np.random.default_rng(0).integers(-3, 4, (rows, D)).astype(dtype)
     dy[0] = 200                                            # plus 1 is no bfloat16
