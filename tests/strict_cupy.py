@@ -13,6 +13,7 @@ rule.
 """
 
 import contextlib
+import os
 import sys
 import types
 
@@ -302,6 +303,11 @@ for _name, _function in {
     setattr(ndarray, f"__{_name}__", _elementwise(_function))
 
 
+def _tf32(a):
+    """Rounded to 10 bits of fraction, halves up."""
+    return ((a.view("u4") + 0x1000) & 0xffffe000).view("f4")
+
+
 def matmul(a, b, out=None):
     """Products of vectors, of matrices, and batches of float32 or float64 with as many axes on both sides.
 
@@ -319,6 +325,8 @@ def matmul(a, b, out=None):
     with np.errstate(all="ignore"):
         if _is_narrow(a):                                                     # cublasGemmEx: sums in float32
             result = (_operand(a).astype("f4") @ _operand(b).astype("f4")).astype(a.dtype)
+        elif a.dtype == np.float32 and os.environ.get("CUPY_TF32") == "1":
+            result = np.matmul(_tf32(_operand(a)), _tf32(_operand(b)))
         else:
             result = np.matmul(_operand(a), _operand(b))
     machine.count("matmul", a, b, result)

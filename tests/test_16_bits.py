@@ -21,6 +21,7 @@ from npgpt.tensor.precision import NARROW, arrays_in, map_arrays
 from npgpt.tensor.random import ROUNDING, rounding_bits
 from npgpt.training.checkpoint import load_latest
 from npgpt.training.config import TrainConfig
+from npgpt.training.loading import load_run
 from npgpt.training.loss_scale import LossScale
 from npgpt.training.optimizer import AdamW
 
@@ -241,6 +242,18 @@ def test_a_loss_scale_grows_after_many_good_steps_and_halves_after_a_bad_one():
     for _ in range(5000):
         other.succeeded()
     assert other.value == 1 and not other.overflowed()
+
+
+def test_products_of_float32_are_rounded_to_tf32_where_that_is_asked_for(monkeypatch, tmp_path):
+    strict_cupy.install(monkeypatch)
+    monkeypatch.setenv("CUPY_TF32", "0")                                       # and as it was in the end
+    runs = [tiny.new_run(tmp_path, str(tf32), device="cuda", tf32=tf32) for tf32 in (False, True)]
+    for run in runs:
+        tiny.train_quietly(run)
+    plain, rounded_ = map(losses, runs)
+    np.testing.assert_allclose(rounded_, plain, rtol=1e-2)
+    assert (rounded_ != plain).any()
+    assert load_run(runs[1].path, "best", "cpu", pytest.fail)                  # where there is no TF32
 
 
 def test_a_step_that_overflows_is_made_again_with_half_the_scale(monkeypatch, tmp_path):

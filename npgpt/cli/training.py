@@ -26,7 +26,7 @@ from npgpt.training.trainer import sample_text, train
 MAY_CHANGE = {   # settings that a resumed run may be given anew
     "dropout", "gradient_checkpointing", "max_iters", "learning_rate", "warmup_iters", "lr_decay_iters",
     "min_lr", "weight_decay", "beta1", "beta2", "grad_clip", "l1", "l2", "eval_interval", "eval_iters",
-    "early_stopping_patience", "log_interval", "sample_tokens", "device", "workers"}
+    "early_stopping_patience", "log_interval", "sample_tokens", "device", "workers", "tf32"}
 
 
 def go_on(path: Path, command: str, resume: bool, ranks: Ranks, console: Console) -> int:

@@ -187,6 +187,8 @@ class StepSettings(Settings):
     physical cores, or as many as there are sequences in a step; under mpiexec its processes are the ranks."""
     dtype: str = "float32"
     """float32 or float64; on a GPU also bfloat16 or float16, whose weights follow float32 masters."""
+    tf32: bool = False
+    """On a GPU, multiply matrices of float32 several times faster, their numbers rounded to TF32, 10 bits."""
     out_dir: str | None = None
     """The run's folder, new or empty; by default runs/ and the preset's name, with a number if that is
     taken."""
@@ -212,6 +214,8 @@ class StepSettings(Settings):
         self._need(self.dtype in ("float32", "float64", *NARROW), "dtype",
              "float32 or float64, or on a GPU bfloat16 or float16")
         self._need(self.dtype not in NARROW or self.device != "cpu", "dtype", "float32 or float64 on the CPU")
+        self._need(not self.tf32 or (self.device != "cpu" and self.dtype == "float32"), "tf32",
+             "false but in float32 on a GPU")
         self._need(self.lr_decay_iters is None or self.lr_decay_iters >= 1, "lr_decay_iters", "at least 1")
         self._need(self.min_lr is None or 0 <= self.min_lr <= self.learning_rate, "min_lr",
              "at least 0 and at most learning_rate")

@@ -65,7 +65,7 @@ def load_run(path: Path, which: str, device: str,
     CheckpointError.
     """
     config    = read_config(path)
-    config    = replace(config, device=device, dtype=accumulator(config.dtype), workers=None)
+    config    = replace(config, device=device, dtype=accumulator(config.dtype), tf32=False, workers=None)
     tokenizer = load_tokenizer(tokenizer_folder(path))
     if which in ("best", "latest"):
         checkpoint = load_latest(path, warn)

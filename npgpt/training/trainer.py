@@ -21,6 +21,7 @@ from npgpt.errors import ConfigError, TrainingError
 from npgpt.models.gpt import IGNORE_INDEX
 from npgpt.ops.penalty import penalty_backward
 from npgpt.tensor import Key, array_module, to_numpy
+from npgpt.tensor.device import allow_tf32
 from npgpt.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
@@ -64,6 +65,8 @@ def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], b
     CheckpointError, ConfigError, DataError, DeviceError.
     """
     config, first = run.config, processes is None or processes.rank == 0
+    if config.tf32:
+        allow_tf32()
     with lock_run(run.path) if first else contextlib.nullcontext():
         model = new_model(run.path, config, run.tokenizer.vocab_size)
         checkpoint = None

@@ -60,6 +60,8 @@ def test_hyphens_are_underscores_and_whole_numbers_are_numbers():
     ({"max_iters": 0}, "max_iters must be at least 1, not 0"),
     ({"seed": -1}, "seed must be at least 0"),
     ({"dtype": "float16"}, "dtype must be float32 or float64 on the CPU, not 'float16'"),
+    ({"tf32": True}, "tf32 must be false but in float32 on a GPU, not True"),
+    ({"tf32": True, "device": "cuda", "dtype": "bfloat16"}, "tf32 must be false"),
     ({"activation": "swish"}, "activation must be gelu_tanh or gelu_erf or relu or swiglu, not 'swish'"),
     ({"position": "alibi"}, "position must be learned or sinusoidal or rotary or none, not 'alibi'"),
 ])
