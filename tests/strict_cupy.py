@@ -86,8 +86,8 @@ class ndarray:
 
     __hash__ = None                                                           # as CuPy's
 
-    def __init__(self, host: np.ndarray, device: int):
-        self._host, self.device = host, Device(device)
+    def __init__(self, host: np.ndarray, device: int, base: "ndarray | None" = None):
+        self._host, self.device, self.base = host, Device(device), base
 
     shape  = property(lambda self: self._host.shape)
     dtype  = property(lambda self: self._host.dtype)
@@ -98,21 +98,28 @@ class ndarray:
     strides = property(lambda self: self._host.strides)
     T      = property(lambda self: self.transpose())
 
+    data   = property(lambda self: types.SimpleNamespace(ptr=self._host.__array_interface__["data"][0]))
+
+    def _view(self, host):
+        """The array whose memory it is stays known (core.pyx: view)."""
+        shared = np.may_share_memory(host, self._host)
+        return ndarray(host, self.device.id, (self if self.base is None else self.base) if shared else None)
+
     def reshape(self, *shape):
-        return ndarray(self._host.reshape(*shape), self.device.id)
+        return self._view(self._host.reshape(*shape))
 
     def transpose(self, *axes):
-        return ndarray(self._host.transpose(*axes), self.device.id)
+        return self._view(self._host.transpose(*axes))
 
     def swapaxes(self, axis1, axis2):
-        return ndarray(self._host.swapaxes(axis1, axis2), self.device.id)
+        return self._view(self._host.swapaxes(axis1, axis2))
 
     def copy(self):
         machine.count("copy", self, self)
         return machine.allocate(_operand(self).copy("C"))
 
     def view(self, dtype):
-        return ndarray(self._host.view(dtype), self.device.id)
+        return self._view(self._host.view(dtype))
 
     def astype(self, dtype, copy=True):
         if not copy and self.dtype == dtype:
@@ -177,7 +184,7 @@ class ndarray:
         host = self._host[index]
         if gathers:
             machine.count("take", host, host)
-        return _fresh(host.copy()) if gathers else ndarray(host, self.device.id)
+        return _fresh(host.copy()) if gathers else self._view(host)
 
     def __setitem__(self, index, value):
         # Which of several values in one place is kept is undefined (guide, "Duplicate values in indices").

@@ -8,6 +8,7 @@ from npgpt.layers.norm import RMSNorm
 from npgpt.ops.attention import attention_backward, attention_forward
 from npgpt.ops.rotary import rotary_backward, rotary_forward
 from npgpt.tensor import array_module
+from npgpt.tensor.device import address
 
 
 class SelfAttention(Module):
@@ -96,6 +97,23 @@ def split_heads(x, heads: tuple[int, ...]):
 def merge_heads(parts):
     """Arrays (B, h, T, D), each with its own h → (B, T, Σh·D): undoes split_heads"""
     by_place = [part.swapaxes(1, 2) for part in parts]                        # (B, T, h, D)
-    merged   = by_place[0] if len(parts) == 1 else array_module(*parts).concatenate(by_place, 2)
+    merged   = _whole(by_place)
+    if merged is None:
+        merged = array_module(*parts).concatenate(by_place, 2)
     B, T, heads, D = merged.shape
     return merged.reshape(B, T, heads * D)
+
+
+def _whole(parts):
+    """The array (B, T, Σh, D) whose neighbouring columns, from first to last, the parts are; or None."""
+    if len(parts) == 1:
+        return parts[0]
+    whole, (B, T, _, D), first = parts[0].base, parts[0].shape, 0
+    if whole is None or whole.shape != (B, T, sum(part.shape[2] for part in parts), D):
+        return None
+    for part in parts:
+        here  = whole[:, :, first:first + part.shape[2]]
+        first = first + part.shape[2]
+        if address(part) != address(here) or part.strides != here.strides or part.dtype != here.dtype:
+            return None
+    return whole

@@ -31,7 +31,7 @@ def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ig
         loss, saved = cross_entropy_forward(flat_x @ weight.T, t, num_items_in_batch, ignore_index)
         _, _, lse, n, _ = saved
         dz = cross_entropy_backward(n, saved)                                 # (N, V), of dloss/N = 1
-        return loss, (x, weight, targets, dz, lse, n, ignore_index, rows)
+        return loss, (x, weight, targets, dz, lse, n, ignore_index, t.size)
     loss, parts = 0, []
     for start in range(0, t.size, rows):
         part = slice(start, start + rows)

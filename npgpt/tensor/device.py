@@ -27,6 +27,11 @@ def array_module(*arrays: Array):
     return np
 
 
+def address(array: Array) -> int:
+    """Where its first number lies in the memory of its device."""
+    return array.__array_interface__["data"][0] if array_module(array) is np else array.data.ptr
+
+
 def device_of(array: Array) -> str:
     """The device on which an array lives, as `to_device` takes it."""
     return "cpu" if array_module(array) is np else f"cuda:{array.device.id}"

@@ -7,6 +7,7 @@ import pytest
 
 from npgpt import layers, ops
 from npgpt.errors import ConfigError, NpgptError
+from npgpt.kernels.heads import side_by_side
 from npgpt.layers.attention import merge_heads, split_heads
 from npgpt.layers.feed_forward import ACTIVATIONS
 from npgpt.layers.module import Module, Parameter
@@ -144,6 +145,18 @@ def test_queries_may_have_more_heads_than_keys_and_values():
 def test_merging_undoes_splitting(heads):
     x = normal(2, 5, sum(heads) * 2)
     assert np.array_equal(merge_heads(split_heads(x, heads)), x)
+
+
+def test_heads_that_lie_side_by_side_are_merged_without_a_copy():
+    q, k, v = side_by_side(normal(2, 4, 5, 3), *(normal(2, 2, 5, 3) for _ in range(2)))
+    for n, part in enumerate((q, k, v)):
+        part[...] = normal(*part.shape, seed=n)
+    merged = merge_heads([q, k, v])
+    assert np.shares_memory(merged, q) and np.shares_memory(merged, v)
+    for parts in ([q, k, v], [q, v, k], [q, k, k], [q, k], [k, v], [q[:, :2], q[:, 2:], k, v],
+                  [q, k[:, :, ::-1], v], [q, k.copy(), v]):
+        apart = merge_heads([part.copy() for part in parts])
+        assert np.array_equal(merge_heads(parts), apart)
 
 
 def test_causal_attention_sees_no_later_position_and_the_other_kind_does():

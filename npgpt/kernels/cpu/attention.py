@@ -9,6 +9,7 @@ Left to the formula: dropout on the probabilities, and causal attention of more 
 import numpy as np
 
 from npgpt.kernels.cpu import tiles
+from npgpt.kernels.heads import side_by_side
 from npgpt.ops.attention import grouped
 
 QUERIES = 64        # of a block; more skips less of the upper triangle, fewer makes the products thin
@@ -43,7 +44,8 @@ def attention_backward(dy, saved):
     q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse = saved
     if not _covered(q, k, causal, dropout and dropout_key):
         return NotImplemented
-    dq, dk, dv = np.empty(q.shape, q.dtype), np.zeros(k.shape, k.dtype), np.zeros(v.shape, v.dtype)
+    dq, dk, dv = side_by_side(q, k, v)
+    dk[...] = dv[...] = 0
     scale, G = q.shape[-1] ** -0.5, k.shape[1]
     delta = np.vecdot(dy, y)[..., None]                                       # Σₛ dP P   (B, H, T, 1)
     for part, block, keys, ahead, own in _blocks(q, k, causal, segments):

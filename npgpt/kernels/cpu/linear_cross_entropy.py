@@ -30,4 +30,4 @@ def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ig
         z *= factor_ / total                                                  # p
         z[np.arange(len(z)), place[:, 0]] -= factor_[:, 0]
     loss = ((lse - hit)[:, 0] * counts).sum() / n
-    return loss, (x, weight, targets, dz, lse, n, ignore_index, rows)
+    return loss, (x, weight, targets, dz, lse, n, ignore_index, t.size)

@@ -25,7 +25,8 @@ __global__ void adamw(T* w, const T* g, T* m, T* v, const T* grad_scale, long lo
     const T scale = *grad_scale;
     #pragma unroll
     for (int n = 0; n < Pack<T>::SIZE; n++)
-        adamw_step(weights.number[n], scale * gradients.number[n], means.number[n], squares.number[n], settings);
+        adamw_step(weights.number[n], scale * gradients.number[n], means.number[n], squares.number[n],
+                   settings);
     store(w + first, weights, left);
     store(m + first, means, left);
     store(v + first, squares, left);

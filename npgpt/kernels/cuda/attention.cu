@@ -84,7 +84,8 @@ __global__ void attention_forward(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const bool* key_mask,
         const long long* segments, T* y, long long y_b, long long y_h, long long y_t, Sum<T>* lse,
-        long long H, long long G, long long length, long long S, long long width, long long causal, long long has_key_mask, long long has_segments, double scale) {
+        long long H, long long G, long long length, long long S, long long width, long long causal,
+        long long has_key_mask, long long has_segments, double scale) {
     typedef Sum<T> A;
     const long long tiles = (length + ROWS - 1) / ROWS, first = blockIdx.x % tiles * ROWS;
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
@@ -187,14 +188,15 @@ __device__ void weights_and_gradients(A (&p)[ROWS / SIDE][KEYS / SIDE], A (&da)[
         }
 }
 
-/* One block for each example, head and tile of queries, as in forward.  dq: (B, H, T, width) */
+/* One block for each example, head and tile of queries, as in forward.  dq: as q */
 template <typename T, int D, int ROWS, int KEYS>
 __global__ void attention_backward_q(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
         long long dy_h, long long dy_t, const bool* key_mask, const long long* segments,
-        const Sum<T>* lse, const Sum<T>* product, T* dq, long long H, long long G, long long length, long long S, long long width,
-        long long causal, long long has_key_mask, long long has_segments, double scale) {
+        const Sum<T>* lse, const Sum<T>* product, T* dq, long long dq_b, long long dq_h, long long dq_t,
+        long long H, long long G, long long length, long long S, long long width, long long causal,
+        long long has_key_mask, long long has_segments, double scale) {
     typedef Sum<T> A;
     const long long tiles = (length + ROWS - 1) / ROWS, first = blockIdx.x % tiles * ROWS;
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
@@ -234,18 +236,19 @@ __global__ void attention_backward_q(
         #pragma unroll
         for (int c = 0; c < D / SIDE; c++) {
             const long long t = first + row + SIDE * i, d = column + SIDE * c;
-            if (t < length && d < width) dq[((b * H + h) * length + t) * width + d] = T(sum[i][c] * A(scale));
+            if (t < length && d < width) dq[b * dq_b + h * dq_h + t * dq_t + d] = T(sum[i][c] * A(scale));
         }
 }
 
 /* One block for each example, key head and tile of keys, which sums over the queries of all heads of the group: no
-   other adds to its rows of dk and dv.  dk, dv: (B, G, S, width) */
+   other adds to its rows of dk and dv.  dk, dv: as k and v */
 template <typename T, int D, int ROWS, int KEYS>
 __global__ void attention_backward_kv(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
         long long dy_h, long long dy_t, const bool* key_mask, const long long* segments,
-        const Sum<T>* lse, const Sum<T>* product, T* dk, T* dv, long long H, long long G, long long length, long long S,
+        const Sum<T>* lse, const Sum<T>* product, T* dk, long long dk_b, long long dk_h, long long dk_t, T* dv,
+        long long dv_b, long long dv_h, long long dv_t, long long H, long long G, long long length, long long S,
         long long width, long long causal, long long has_key_mask, long long has_segments, double scale) {
     typedef Sum<T> A;
     const long long tiles = (S + KEYS - 1) / KEYS, first = blockIdx.x % tiles * KEYS;
@@ -291,7 +294,7 @@ __global__ void attention_backward_kv(
         for (int c = 0; c < D / SIDE; c++) {
             const long long s = first + row + SIDE * i, d = column + SIDE * c;
             if (s >= S || d >= width) continue;
-            dk[((b * G + g) * S + s) * width + d] = T(sum_k[i][c] * A(scale));
-            dv[((b * G + g) * S + s) * width + d] = T(sum_v[i][c]);
+            dk[b * dk_b + g * dk_h + s * dk_t + d] = T(sum_k[i][c] * A(scale));
+            dv[b * dv_b + g * dv_h + s * dv_t + d] = T(sum_v[i][c]);
         }
 }

@@ -6,6 +6,7 @@ Numbers of 16 bits are multiplied by tensor cores.
 from typing import NamedTuple
 
 from npgpt.kernels.cuda import launch as cuda
+from npgpt.kernels.heads import side_by_side
 from npgpt.tensor import array_module
 from npgpt.tensor.precision import NARROW, accumulator
 
@@ -58,17 +59,18 @@ def attention_backward(dy, saved):
     xp = array_module(q)
     B, H, T, D = q.shape
     product    = xp.empty(lse.shape, lse.dtype)
-    dq, dk, dv = (xp.empty(array.shape, array.dtype) for array in (q, k, v))
+    dq, dk, dv = side_by_side(q, k, v)
     cuda.launch("attention.cu", "attention_products", -(-product.size // (cuda.THREADS // 32)),
                 *_strided(dy), *_strided(y), product, product.size, H, T, D)
     arrays  = (*_strided(q), *_strided(k), *_strided(v), *_strided(dy), *_masks(xp, key_mask, segments), lse,
                product)
     sizes   = _sizes(q, k, causal, key_mask, segments)
     options = {"constants": tiles.constants, "shared": tiles.shared, "threads": tiles.threads}
-    cuda.launch(tiles.file, f"attention_backward_q{tiles.end}", B * H * -(-T // tiles.queries), *arrays, dq,
-                *sizes, **options)
+    cuda.launch(tiles.file, f"attention_backward_q{tiles.end}", B * H * -(-T // tiles.queries), *arrays,
+                *_strided(dq), *sizes, **options)
     cuda.launch(tiles.file, f"attention_backward_kv{tiles.end}",
-                B * k.shape[1] * -(-k.shape[2] // tiles.keys), *arrays, dk, dv, *sizes, **options)
+                B * k.shape[1] * -(-k.shape[2] // tiles.keys), *arrays, *_strided(dk), *_strided(dv), *sizes,
+                **options)
     return dq, dk, dv
 
 

@@ -170,14 +170,15 @@ __global__ void attention_forward_16(
     store<D>(y + b * y_b + h * y_h, y_t, sum, 1, first + own, length, width);
 }
 
-/* One block for each example, head and tile of queries.  dy: as q  lse, product: (B, H, T)  dq: (B, H, T, width) */
+/* One block for each example, head and tile of queries.  dy: as q  lse, product: (B, H, T)  dq: as q */
 template <typename T, int D, int COUNT>
 __global__ void attention_backward_q_16(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
         long long dy_h, long long dy_t, const bool* key_mask, const long long* segments, const float* lse,
-        const float* product, T* dq, long long H, long long G, long long length, long long S,
-        long long width, long long causal, long long has_key_mask, long long has_segments, double scale) {
+        const float* product, T* dq, long long dq_b, long long dq_h, long long dq_t, long long H, long long G,
+        long long length, long long S, long long width, long long causal, long long has_key_mask,
+        long long has_segments, double scale) {
     const long long tiles = (length + OWN - 1) / OWN;
     const long long first = (tiles - 1 - blockIdx.x % tiles) * OWN;    /* the last first, as in forward */
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
@@ -223,17 +224,18 @@ __global__ void attention_backward_q_16(
             }
         add_weighted<D, COUNT>(sum, da, keys);
     }
-    store<D>(dq + (b * H + h) * length * width, width, sum, scale, first + own, length, width);
+    store<D>(dq + b * dq_b + h * dq_h, dq_t, sum, scale, first + own, length, width);
 }
 
 /* One block for each example, key head and tile of keys, which sums over the queries of all heads of the group: no
-   other adds to its rows of dk and dv.  dk, dv: (B, G, S, width) */
+   other adds to its rows of dk and dv.  dk, dv: as k and v */
 template <typename T, int D, int COUNT>
 __global__ void attention_backward_kv_16(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
         long long dy_h, long long dy_t, const bool* key_mask, const long long* segments, const float* lse,
-        const float* product, T* dk, T* dv, long long H, long long G, long long length, long long S,
+        const float* product, T* dk, long long dk_b, long long dk_h, long long dk_t, T* dv,
+        long long dv_b, long long dv_h, long long dv_t, long long H, long long G, long long length, long long S,
         long long width, long long causal, long long has_key_mask, long long has_segments, double scale) {
     const long long tiles = (S + OWN - 1) / OWN, first = blockIdx.x % tiles * OWN;
     const long long g = blockIdx.x / tiles % G, b = blockIdx.x / tiles / G;
@@ -283,7 +285,6 @@ __global__ void attention_backward_kv_16(
             add_weighted<D, COUNT>(sum_k, da, queries);
         }
     }
-    const long long place = (b * G + g) * S * width;
-    store<D>(dk + place, width, sum_k, scale, first + own, S, width);
-    store<D>(dv + place, width, sum_v, 1, first + own, S, width);
+    store<D>(dk + b * dk_b + g * dk_h, dk_t, sum_k, scale, first + own, S, width);
+    store<D>(dv + b * dv_b + g * dv_h, dv_t, sum_v, 1, first + own, S, width);
 }

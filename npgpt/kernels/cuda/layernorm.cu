@@ -52,22 +52,24 @@ __global__ void layernorm_forward(const T* x, const T* h, const T* gamma, const 
    dgamma and dbeta; in the end its block adds up what its warps have.
    past: (rows, C), added to dx where it is given  partial: (blocks, 2, C), what each block has added up */
 template <typename T>
-__global__ void layernorm_backward(const T* dy, const T* x, const T* gamma, const Sum<T>* mean, const Sum<T>* rstd,
-                                   const T* past, T* dx, Sum<T>* partial, long long rows, long long C,
-                                   long long has_past) {
+__global__ void layernorm_backward(const T* dy, const T* x, const T* gamma, const Sum<T>* mean,
+                                   const Sum<T>* rstd, const T* past, T* dx, Sum<T>* partial, long long rows,
+                                   long long C, long long has_past) {
     typedef Sum<T> A;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const int first = lane * Pack<T>::SIZE, step = 32 * Pack<T>::SIZE;
+    const long long apart = gridDim.x * (long long)warps;
     const ColumnSums<T, 2> sums(C);
-    for (long long row = blockIdx.x * (long long)warps + warp; row < rows; row += gridDim.x * (long long)warps) {
+    for (long long row = blockIdx.x * (long long)warps + warp; row < rows; row += apart) {
         const T* x_  = x + row * C;
         const T* dy_ = dy + row * C;
         const A m = mean[row], r = rstd[row];
         A sum = 0, product = 0;
         for (long long c = first; c < C; c += step) {
-            const Pack<T> values = load(x_ + c, C - c), gradients = load(dy_ + c, C - c), gains = load(gamma + c, C - c);
+            const Pack<T> values = load(x_ + c, C - c), gradients = load(dy_ + c, C - c);
+            const Pack<T> gains = load(gamma + c, C - c);
             #pragma unroll
-            for (int n = 0; n < Pack<T>::SIZE; n++) {              /* beyond the row dy is 0, and so is all else */
+            for (int n = 0; n < Pack<T>::SIZE; n++) {              /* beyond the row dy is 0, and so is the rest */
                 const A d = A(gradients.number[n]), x_hat = (A(values.number[n]) - m) * r;
                 sum     += d * A(gains.number[n]);
                 product += d * A(gains.number[n]) * x_hat;
@@ -83,7 +85,8 @@ __global__ void layernorm_backward(const T* dy, const T* x, const T* gamma, cons
             if (has_past) others = load(past + row * C + c, C - c);
             #pragma unroll
             for (int n = 0; n < Pack<T>::SIZE; n++) {
-                const A x_hat = (A(values.number[n]) - m) * r, dx_hat = A(gradients.number[n]) * A(gains.number[n]);
+                const A x_hat = (A(values.number[n]) - m) * r;
+                const A dx_hat = A(gradients.number[n]) * A(gains.number[n]);
                 const A own = r * (dx_hat - sum - x_hat * product);
                 values.number[n] = T(has_past ? A(others.number[n]) + own : own);
             }

@@ -1,6 +1,24 @@
 #include "common.cuh"
 #include "columns.cuh"
 
+/* y += bias, y: (rows, D), in place; a thread a pack of y, whose numbers may be of two rows. */
+template <typename T>
+__global__ void add_bias(T* y, const T* bias, long long size, long long D) {
+    typedef Sum<T> A;
+    const long long first = first_number<T>(), left = size - first, d = first % D;
+    if (left <= 0) return;
+    Pack<T> values = load(y + first, left), shifts;
+    if (d + Pack<T>::SIZE <= D) {
+        shifts = load(bias + d, D - d);
+    } else {
+        #pragma unroll
+        for (int n = 0; n < Pack<T>::SIZE; n++) shifts.number[n] = bias[(d + n) % D];
+    }
+    #pragma unroll
+    for (int n = 0; n < Pack<T>::SIZE; n++) values.number[n] = T(A(values.number[n]) + A(shifts.number[n]));
+    store(y + first, values, left);
+}
+
 /* The sums of columns.  x: (rows, C)  partial: (shares, C), of every so-many-th row each
    A block takes a share of the rows and 32 packs of columns, `groups` of which are a row. */
 template <typename T>

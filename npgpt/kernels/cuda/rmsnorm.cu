@@ -39,19 +39,21 @@ __global__ void rmsnorm_forward(const T* x, const T* h, const T* gamma, T* sum, 
 
 /* Rows are shared out, and columns added up, as in layernorm.cu. partial: (blocks, C) */
 template <typename T>
-__global__ void rmsnorm_backward(const T* dy, const T* x, const T* gamma, const Sum<T>* rstd, const T* past, T* dx,
-                                 Sum<T>* partial, long long rows, long long C, long long has_past) {
+__global__ void rmsnorm_backward(const T* dy, const T* x, const T* gamma, const Sum<T>* rstd, const T* past,
+                                 T* dx, Sum<T>* partial, long long rows, long long C, long long has_past) {
     typedef Sum<T> A;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const int first = lane * Pack<T>::SIZE, step = 32 * Pack<T>::SIZE;
+    const long long apart = gridDim.x * (long long)warps;
     const ColumnSums<T, 1> sums(C);
-    for (long long row = blockIdx.x * (long long)warps + warp; row < rows; row += gridDim.x * (long long)warps) {
+    for (long long row = blockIdx.x * (long long)warps + warp; row < rows; row += apart) {
         const T* x_  = x + row * C;
         const T* dy_ = dy + row * C;
         const A r = rstd[row];
         A product = 0;
         for (long long c = first; c < C; c += step) {
-            const Pack<T> values = load(x_ + c, C - c), gradients = load(dy_ + c, C - c), gains = load(gamma + c, C - c);
+            const Pack<T> values = load(x_ + c, C - c), gradients = load(dy_ + c, C - c);
+            const Pack<T> gains = load(gamma + c, C - c);
             #pragma unroll
             for (int n = 0; n < Pack<T>::SIZE; n++) {
                 const A change = A(gradients.number[n]) * (A(values.number[n]) * r);
