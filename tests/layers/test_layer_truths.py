@@ -155,8 +155,11 @@ def test_heads_that_lie_side_by_side_are_merged_without_a_copy():
     assert np.shares_memory(merged, q) and np.shares_memory(merged, v)
     for parts in ([q, k, v], [q, v, k], [q, k, k], [q, k], [k, v], [q[:, :2], q[:, 2:], k, v],
                   [q, k[:, :, ::-1], v], [q, k.copy(), v]):
-        apart = merge_heads([part.copy() for part in parts])
-        assert np.array_equal(merge_heads(parts), apart)
+        assert np.array_equal(merge_heads(parts), merge_heads([part.copy() for part in parts]))
+    q, k, v = side_by_side(*[normal(2, 2, 2, 3)] * 3)
+    q[...], k[...], v[...] = (normal(2, 2, 2, 3, seed=n) for n in range(3))
+    turned = [q, k.swapaxes(1, 2), v]                                         # begins where k does
+    assert np.array_equal(merge_heads(turned), merge_heads([part.copy() for part in turned]))
 
 
 def test_causal_attention_sees_no_later_position_and_the_other_kind_does():
