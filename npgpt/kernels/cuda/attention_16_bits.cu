@@ -76,12 +76,21 @@ __device__ inline int column_of(int n, int e) { return 8 * n + 2 * (threadIdx.x 
 template <int D, typename T>
 __device__ void store(T* head, long long stride, const float (&sums)[D / 8][4], float scale, long long first,
                       long long rows, int width) {
+    const bool paired = ((unsigned long long)head | 2 * stride | 2 * width) % 4 == 0;
     #pragma unroll
     for (int n = 0; n < D / 8; n++)
         #pragma unroll
-        for (int e = 0; e < 4; e++)
-            if (first + row_of(e) < rows && column_of(n, e) < width)
-                head[(first + row_of(e)) * stride + column_of(n, e)] = T(sums[n][e] * scale);
+        for (int e = 0; e < 4; e += 2) {
+            const int column = column_of(n, e);
+            if (first + row_of(e) >= rows || column >= width) continue;
+            T* place = head + (first + row_of(e)) * stride + column;
+            if (paired) {
+                *reinterpret_cast<unsigned*>(place) = pair(sums[n][e] * scale, sums[n][e + 1] * scale, T());
+            } else {
+                place[0] = T(sums[n][e] * scale);
+                if (column + 1 < width) place[1] = T(sums[n][e + 1] * scale);
+            }
+        }
 }
 
 /* Over the 4 threads of a row. */
