@@ -17,19 +17,20 @@ In words: each row goes through a bottleneck of r numbers, and what was wanted o
 from npgpt.tensor import accelerated, array_module
 
 
-@accelerated
+@accelerated(takes_16_bits=True)
 def lora_forward(x, weight, bias, lora_A, lora_B, scale=1.0):
     """x: (..., C)  weight: (C, D)  bias: (D,) or None  lora_A: (C, r)  lora_B: (r, D)  →  y: (..., D)"""
     rows = x.reshape(-1, x.shape[-1])                                         # (N, C)
+    s    = array_module(x).full((), scale, x.dtype)
     h    = rows @ lora_A                                                      # (N, r)
     y    = rows @ weight                                                      # (N, D)
-    y   += (scale * h) @ lora_B
+    y   += (s * h) @ lora_B
     if bias is not None:
         y += bias
     return y.reshape(*x.shape[:-1], weight.shape[1]), (x, weight, bias is not None, lora_A, lora_B, scale, h)
 
 
-@accelerated
+@accelerated(takes_16_bits=True)
 def lora_backward(dy, saved, out=None, learned=(True, True)):
     """dy: (..., D)  →  dx: (..., C)  dweight: (C, D)  dbias: (D,) or None  dlora_A: (C, r)  dlora_B: (r, D)
 
@@ -38,9 +39,10 @@ def lora_backward(dy, saved, out=None, learned=(True, True)):
     x, weight, has_bias, lora_A, lora_B, scale, h = saved
     rows_x  = x.reshape(-1, x.shape[-1])                                      # (N, C)
     rows_dy = dy.reshape(-1, dy.shape[-1])                                    # (N, D)
-    dh      = scale * (rows_dy @ lora_B.T)                                    # (N, r)
+    s       = array_module(x).full((), scale, x.dtype)
+    dh      = s * (rows_dy @ lora_B.T)                                    # (N, r)
     dx      = rows_dy @ weight.T
     dx     += dh @ lora_A.T
     dweight = array_module(x).matmul(rows_x.T, rows_dy, out=out) if learned[0] else None
     dbias   = rows_dy.sum(0) if has_bias and learned[1] else None
-    return dx.reshape(x.shape), dweight, dbias, rows_x.T @ dh, (scale * h).T @ rows_dy
+    return dx.reshape(x.shape), dweight, dbias, rows_x.T @ dh, (s * h).T @ rows_dy
