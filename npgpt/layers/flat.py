@@ -8,7 +8,7 @@ matrices, which weight decay shrinks, come first; the vectors (biases, gains), w
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from npgpt.errors import CheckpointError
@@ -75,6 +75,21 @@ class FlatParameters:
         for parameter in self.parameters.values():
             _ = parameter.grad
         return self._grad
+
+    def final(self, module: Any) -> Iterator[tuple[Any, slice]]:
+        """All gradients, and the stretches of them that are those of a module's parameters, which no backward
+        will add to any more: for who would use them before the others are there.
+        """
+        own = {id(parameter) for _, parameter in module.named_parameters()}
+        stretches: list[slice] = []
+        for place, parameter in zip(self.places().values(), self.parameters.values(), strict=True):
+            if id(parameter) in own:
+                _ = parameter.grad                                            # zero, if none has
+                begun = stretches.pop().start if stretches and stretches[-1].stop == place.start \
+                    else place.start
+                stretches.append(slice(begun, place.stop))
+        for stretch in stretches:
+            yield self._grad, stretch
 
     def load(self, arrays: Mapping[str, Any]) -> None:
         """Sets every parameter from host arrays by name, or from what has their `shape` and `astype`.

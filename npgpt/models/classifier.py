@@ -78,13 +78,13 @@ class SequenceClassifier(Decoder):
         logits, head = self.score.forward(x[array_module(x).arange(len(x)), last])
         return logits, (body, head, last, x.shape)
 
-    def backward_logits(self, dlogits, saved) -> None:
+    def backward_logits(self, dlogits, saved, after_block=None) -> None:
         """dlogits: (B, n_labels), saved: from `forward`.  Adds to every gradient."""
         body, head, last, shape = saved
         xp = array_module(dlogits)
         dx = xp.zeros(shape, dlogits.dtype)                                   # no other place is read
         dx[xp.arange(len(dx)), last] = self.score.backward(dlogits, head)
-        self.body_backward(dx, body)
+        self.body_backward(dx, body, after_block)
 
     def loss(self, tokens, targets, key=None, num_items_in_batch: int | None = None, attention_mask=None):
         """tokens: (B, T)  targets: numbers of labels, (B,)  →  mean cross-entropy: 0-d, nats; for `backward`
@@ -96,11 +96,11 @@ class SequenceClassifier(Decoder):
         loss, s = cross_entropy_forward(logits, targets, num_items_in_batch, IGNORE_INDEX)
         return loss, (saved, s)
 
-    def backward(self, saved, dloss=1.0) -> None:
-        """saved: from `loss`.  Adds to every gradient."""
+    def backward(self, saved, dloss=1.0, after_block=None) -> None:
+        """saved: from `loss`.  Adds to every gradient.  after_block: see `body_backward`."""
         saved, s = saved
         dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
-        self.backward_logits(cross_entropy_backward(dloss, s), saved)
+        self.backward_logits(cross_entropy_backward(dloss, s), saved, after_block)
 
     def _last(self, shape, attention_mask):
         """Where the last real token of each row stands: (B,), on the model's device."""

@@ -8,6 +8,7 @@ are 2·n_layer of them; biases 0, gains 1.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,11 @@ class Decoder(Module):
             x, s_ln_f = self.ln_f.forward(x)
         return x, (s_wte, s_wpe, s_drop, s_h, s_ln_f) if lowest < 0 else (None, None, None, s_h, s_ln_f)
 
-    def body_backward(self, dx, saved) -> None:
-        """dx: (B, T, C), saved: from `body_forward`.  Adds to the gradients of all that is learned."""
+    def body_backward(self, dx, saved, after_block: Callable[[Module], None] | None = None) -> None:
+        """dx: (B, T, C), saved: from `body_forward`.  Adds to the gradients of all that is learned.
+
+        after_block: called with each block when its gradients are complete.
+        """
         s_wte, s_wpe, s_drop, s_h, s_ln_f = saved
         if self.ln_f:
             dx = self.ln_f.backward(dx, s_ln_f)
@@ -111,6 +115,8 @@ class Decoder(Module):
             if s is None:
                 return
             dx = block.backward(dx, s)
+            if after_block:
+                after_block(block)
         if s_wte is None:
             return
         dx = self.drop.backward(dx, s_drop)

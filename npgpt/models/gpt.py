@@ -81,11 +81,11 @@ class GPT(Decoder):
         loss, head = self.lm_head.loss(x, targets, num_items_in_batch)
         return loss, (body, head)
 
-    def backward(self, saved, dloss=1.0) -> None:
-        """saved: from `loss`.  Adds to every gradient."""
+    def backward(self, saved, dloss=1.0, after_block=None) -> None:
+        """saved: from `loss`.  Adds to every gradient.  after_block: see `body_backward`."""
         body, head = saved
         dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
-        self.body_backward(self.lm_head.loss_backward(dloss, head), body)
+        self.body_backward(self.lm_head.loss_backward(dloss, head), body, after_block)
 
     def next_logits(self, tokens, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T), of which the last block_size are read  →  logits of the next token: NumPy (B, V)

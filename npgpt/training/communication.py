@@ -53,6 +53,9 @@ class Ranks:
         rank = self.rank if rank is None else rank
         return slice(length * rank // self.size, length * (rank + 1) // self.size)
 
+    def reduce_early(self, flat, stretch: slice) -> None:
+        """That stretch of `flat` will change no more before reduce_scatter, and may be added up meanwhile."""
+
     def reduce_scatter(self, flat) -> None:
         """This rank's part of `flat` becomes the sum of all ranks'; the other parts are then of no use."""
 
@@ -130,37 +133,68 @@ class MPIRanks(Ranks):
     """One of several processes, on one machine or many, that mpiexec started."""
 
     def __init__(self, communicator: Any):
-        self._communicator = communicator
+        self.communicator = communicator
         self.rank, self.size = communicator.Get_rank(), communicator.Get_size()
+        self._early: list[tuple[slice, list]] = []         # what is being added up, and what to wait for
+
+    def number_on_machine(self) -> int:
+        """Which of the processes on its machine this is."""
+        from mpi4py import MPI
+        return self.communicator.Split_type(MPI.COMM_TYPE_SHARED).rank
+
+    def reduce_early(self, flat, stretch: slice) -> None:
+        self._early.append((stretch, self._start(flat, stretch)))
 
     def reduce_scatter(self, flat) -> None:
-        part = self.part(flat.size)
-        total = np.empty(part.stop - part.start, flat.dtype)
-        self._communicator.Reduce_scatter(flat, total, self._lengths(flat.size))
-        flat[part] = total
+        done = 0
+        for stretch in sorted((stretch for stretch, _ in self._early), key=lambda stretch: stretch.start):
+            self.reduce_early(flat, slice(done, stretch.start))
+            done = stretch.stop
+        self.reduce_early(flat, slice(done, flat.size))
+        self._finish([request for _, requests in self._early for request in requests])
+        self._early = []
+
+    def _start(self, flat, stretch: slice) -> list:
+        """Begins to add that stretch up, where each of its owners has it."""
+        from mpi4py import MPI
+        return [self.communicator.Ireduce(MPI.IN_PLACE if rank == self.rank else flat[place],
+                                          flat[place] if rank == self.rank else None, root=rank)
+                for rank, place in self._owners(flat.size, stretch)]
+
+    def _finish(self, pending: list) -> None:
+        from mpi4py import MPI
+        MPI.Request.Waitall(pending)
+
+    def _owners(self, length: int, stretch: slice) -> Iterator[tuple[int, slice]]:
+        """The ranks that own something of a stretch, each with what of it is theirs."""
+        for rank in range(self.size):
+            part = self.part(length, rank)
+            place = slice(max(part.start, stretch.start), min(part.stop, stretch.stop))
+            if place.start < place.stop:
+                yield rank, place
 
     def all_gather(self, flat) -> None:
         from mpi4py import MPI
         starts = [self.part(flat.size, rank).start for rank in range(self.size)]
-        self._communicator.Allgatherv(MPI.IN_PLACE, [flat, self._lengths(flat.size), starts, None])
+        self.communicator.Allgatherv(MPI.IN_PLACE, [flat, self._lengths(flat.size), starts, None])
 
     def all_reduce(self, *values) -> tuple:
         total = np.array([float(value) for value in values])
-        self._communicator.Allreduce(total.copy(), total)
+        self.communicator.Allreduce(total.copy(), total)
         return tuple(np.asarray(mine).dtype.type(sum_) for mine, sum_ in zip(values, total, strict=True))
 
     def gather(self, part) -> list:
-        lengths = self._communicator.gather(part.size)
+        lengths = self.communicator.gather(part.size)
         if self.rank:
-            self._communicator.Send(part, 0)
+            self.communicator.Send(part, 0)
             return []
         parts = [part, *(np.empty(length, part.dtype) for length in lengths[1:])]
         for rank in range(1, self.size):
-            self._communicator.Recv(parts[rank], rank)
+            self.communicator.Recv(parts[rank], rank)
         return parts
 
     def broadcast(self, value=None):
-        return self._communicator.bcast(value)
+        return self.communicator.bcast(value)
 
     def _lengths(self, length: int) -> list[int]:
         parts = [self.part(length, rank) for rank in range(self.size)]

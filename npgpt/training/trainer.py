@@ -10,6 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from npgpt.data.batches import Batch, Batches
 from npgpt.data.examples import Examples, prompts_and_answers
 from npgpt.data.packing import ExampleBatches
 from npgpt.errors import ConfigError, TrainingError
+from npgpt.layers import Module
 from npgpt.models.gpt import IGNORE_INDEX
 from npgpt.ops.penalty import penalty_backward
 from npgpt.tensor import Key, array_module, to_numpy
@@ -30,9 +32,10 @@ from npgpt.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from npgpt.training.communication import Ranks, run_on_threads
+from npgpt.training.communication import MPIRanks, Ranks, run_on_threads
 from npgpt.training.loss_scale import LossScale
 from npgpt.training.monitor import Monitor, Silence
+from npgpt.training.nccl import gpu_ranks
 from npgpt.training.optimizer import AdamW, clip_scale
 from npgpt.training.run_data import Config, Tokens
 from npgpt.training.runs import Run, new_model
@@ -67,6 +70,9 @@ def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], b
     config, first = run.config, processes is None or processes.rank == 0
     if config.tf32:
         allow_tf32()
+    if isinstance(processes, MPIRanks) and config.device != "cpu":
+        processes, device = gpu_ranks(processes, config.device)
+        run = run._replace(config=(config := replace(config, device=device)))
     with lock_run(run.path) if first else contextlib.nullcontext():
         model = new_model(run.path, config, run.tokenizer.vocab_size)
         checkpoint = None
@@ -245,15 +251,22 @@ class Trainer:
         self.model.zero_grad()
         counted = int((batch.targets != IGNORE_INDEX).sum())
         loss, mine, at_once = 0.0, self.ranks.part(len(batch.tokens)), -(-c.batch_size // self.ranks.size)
+        early = len(batch.tokens) >= self.ranks.size       # then every rank has a last part
         for first in range(mine.start, mine.stop, at_once):
             part = slice(first, min(first + at_once, mine.stop))
-            loss = loss + self._accumulate(batch.rows(part), Key(c.seed, step=step, example=first), counted)
+            loss = loss + self._accumulate(batch.rows(part), Key(c.seed, step=step, example=first), counted,
+                                           early and part.stop == mine.stop)
         return loss
 
-    def _accumulate(self, batch: Batch, key: Key, counted: int):
+    def _accumulate(self, batch: Batch, key: Key, counted: int, last: bool):
         loss, saved = self.model.loss(batch.tokens, batch.targets, key, counted, batch.attention_mask)
-        self.model.backward(saved, self.scale.value)
+        self.model.backward(saved, self.scale.value, self._reduce_early if last else None)
         return loss                     # and `saved` is gone before the next part's forward
+
+    def _reduce_early(self, block: Module) -> None:
+        """A block's gradients are complete: they are added up over the ranks while backward goes on."""
+        for grad, stretch in self.model.flat.final(block):
+            self.ranks.reduce_early(grad, stretch)
 
     def _add_penalty(self, mine: slice) -> None:
         """The penalties' gradient, to what is this rank's part of the matrices."""

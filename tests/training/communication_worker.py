@@ -1,26 +1,40 @@
 """What test_communication.py starts with mpiexec: `exchange`, `steps DTYPE FOLDER`, `fail`, or npgpt's own
-command line, on this process's rank."""
+command line, on this process's rank; with `cuda` before it, on stand-ins for CuPy and NCCL."""
 
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from test_communication import exchange, steps
 
 from npgpt.cli.main import main
 from npgpt.errors import TrainingError
+from npgpt.tensor import to_numpy
 from npgpt.training.communication import processes
+from npgpt.training.nccl import gpu_ranks
 
+on_gpus = sys.argv[1] == "cuda"
+if on_gpus:
+    import fake_nccl
+    import strict_cupy
+    del sys.argv[1]
+    fake_nccl.install(strict_cupy.install(pytest.MonkeyPatch()))
+    strict_cupy.machine.devices, strict_cupy.machine.order = 2, "C"
 if sys.argv[1] == "npgpt":
     sys.exit(main(sys.argv[2:]))
 with processes() as ranks:
+    device = "cpu"
+    if on_gpus:
+        strict_cupy.machine.devices = ranks.size
+        ranks, device = gpu_ranks(ranks, "cuda")
     if sys.argv[1] == "exchange":
-        print(exchange(ranks))
+        print(exchange(ranks, device))
     elif sys.argv[1] == "steps":
         dtype, folder = sys.argv[2:]
-        model, losses, evaluated, moments = steps(ranks, None, dtype)
-        np.savez(Path(folder) / f"{dtype}-{ranks.size}-{ranks.rank}.npz", data=model.flat.data,
+        model, losses, evaluated, moments = steps(ranks, None, dtype, device=device)
+        np.savez(Path(folder) / f"{dtype}-{ranks.size}-{ranks.rank}.npz", data=to_numpy(model.flat.data),
                  losses=np.array([*losses, evaluated]), **moments)
     elif ranks.rank == 1:
         raise TrainingError("this rank has failed")

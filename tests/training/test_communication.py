@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import strict_cupy
 import tiny
 
 from npgpt.errors import ConfigError, TrainingError
 from npgpt.models import GPT
+from npgpt.tensor import to_device, to_numpy
 from npgpt.training import communication
 from npgpt.training.checkpoint import list_checkpoints, load_latest
 from npgpt.training.communication import Ranks, run_on_threads
 from npgpt.training.config import TrainConfig
+from npgpt.training.nccl import NCCLRanks
 from npgpt.training.runs import open_run
 from npgpt.training.trainer import Trainer, number_of_workers
 from npgpt.workers import physical_cores
@@ -53,17 +56,24 @@ def test_parts_are_neighbours_and_differ_by_one_at_most():
             assert max(lengths) - min(lengths) <= 1
 
 
-def exchange(ranks):
-    """Every meeting, twice over, on arrays that tell who wrote what where; and what each must give."""
-    for turn in range(2):
-        mine = np.arange(11.0) + 100 * ranks.rank + turn
+def exchange(ranks, device="cpu"):
+    """Every meeting, some times over, on arrays that tell who wrote what where; and what each must give."""
+    for turn, early in enumerate(((), (slice(3, 9),), (slice(8, 11), slice(2, 5)), (slice(0, 11),))):
+        mine = to_device(np.arange(11.0) + 100 * ranks.rank + turn, device)
+        for stretch in early:
+            ranks.reduce_early(mine, stretch)
         ranks.reduce_scatter(mine)
         total = ranks.size * (np.arange(11.0) + turn) + 100 * sum(range(ranks.size))
         part = ranks.part(11)
-        assert np.array_equal(mine[part], total[part])
+        assert np.array_equal(to_numpy(mine)[part], total[part])
 
         ranks.all_gather(mine)
-        assert np.array_equal(mine, total)
+        assert np.array_equal(to_numpy(mine), total)
+
+        if device != "cpu":
+            device_sums = ranks.all_reduce(mine[0] if ranks.rank else 0.0, mine[ranks.rank].astype("float32"))
+            expected = total[0] * (ranks.size - 1), total[:ranks.size].sum()
+            assert tuple(float(to_numpy(value)) for value in device_sums) == expected
 
         sums = ranks.all_reduce(ranks.rank + 1, np.float32(0.5))
         assert sums == (sum(range(ranks.size + 1)), ranks.size / 2)
@@ -132,14 +142,14 @@ def test_an_array_shared_by_threads_is_gathered_by_waiting():
     assert run_on_threads(3, work).tolist() == [1, 1, 2, 2, 3, 3]
 
 
-def steps(ranks, model, dtype, count=20, fail_at=None):
+def steps(ranks, model, dtype, count=20, device="cpu"):
     """Parameters and losses after some updates with dropout, accumulation, penalties, clipping, ignored
     targets and more sequences than some ranks have."""
     config = TrainConfig(**tiny.SETTINGS | {"dtype": dtype, "l1": 1e-4, "l2": 1e-3, "grad_clip": 0.5,
-                                            "n_embd": 12, "batch_size": 5, "workers": None})
+                                            "n_embd": 12, "batch_size": 5, "workers": None, "device": device})
     tokens = np.random.default_rng(0).integers(0, 11, 700)
     if model is None:
-        model = GPT(config.model(11), config.seed, dtype=dtype)
+        model = GPT(config.model(11), config.seed, device, dtype)
     elif ranks.rank:
         model = model.replica()
     trainer = Trainer(config, model, tokens, tokens, ranks)
@@ -167,7 +177,7 @@ def assert_same(results, dtype):
             assert abs(value - other[name]).max() <= TOLERANCE[dtype] * scale, name
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_any_number_of_ranks_computes_the_same(dtype, mpiexec, tmp_path):
     """Threads and processes, 20 updates with dropout. Of processes every rank's parameters are compared."""
     results = [on_threads(size, dtype) for size in SIZES]
@@ -180,6 +190,45 @@ def test_any_number_of_ranks_computes_the_same(dtype, mpiexec, tmp_path):
         results.append(files[0])
     assert len(np.unique(results[0]["losses"])) > 20
     assert_same(results, dtype)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_gpus_give_each_other_what_they_should(size, mpiexec):
+    done = mpiexec(size, WORKER, "cuda", "exchange")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"(0, {size})\n"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_gpus_compute_what_one_does(dtype, mpiexec, tmp_path, monkeypatch):
+    """By formulas, on stand-ins for CuPy and NCCL."""
+    strict_cupy.install(monkeypatch)
+    monkeypatch.setattr(strict_cupy.machine, "order", "C")
+    model, losses, evaluated, moments = steps(Ranks(), None, dtype, device="cuda")
+    results = [{"data": to_numpy(model.flat.data), "losses": np.array([*losses, evaluated]), **moments}]
+    for size in SIZES[1:]:
+        done = mpiexec(size, WORKER, "cuda", "steps", dtype, tmp_path)
+        assert done.returncode == 0, done.stderr
+        files = [dict(np.load(tmp_path / f"{dtype}-{size}-{rank}.npz")) for rank in range(size)]
+        for file in files[1:]:
+            assert np.array_equal(file["data"], files[0]["data"])
+        results.append(files[0])
+    if dtype == "bfloat16":            # Adam makes steps of one size of gradients that are next to nothing
+        for result in results[1:]:
+            np.testing.assert_allclose(result["losses"], results[0]["losses"], rtol=2e-3)
+    else:
+        assert_same(results, dtype)
+
+
+@pytest.mark.gpu
+def test_one_gpu_alone_is_all_ranks_of_nccl():
+    MPI = pytest.importorskip("mpi4py.MPI")
+    pytest.importorskip("cupy")
+    ranks = NCCLRanks(MPI.COMM_SELF)
+    assert exchange(ranks, "cuda") == (0, 1)
+    (model, losses, *_), (other, others, *_) = (steps(each, None, "float32", device="cuda")
+                                                for each in (ranks, Ranks()))
+    assert losses == others and np.array_equal(to_numpy(model.flat.data), to_numpy(other.flat.data))
 
 
 def test_nan_on_one_rank_skips_the_update_on_all(monkeypatch):
@@ -329,6 +378,23 @@ def test_mpiexec_trains_and_threads_go_on(tmp_path, mpiexec):
     done = mpiexec(3, WORKER, "npgpt", "train", "--resume", folder, "--max-iters", "24")
     assert done.returncode == 0 and "going on at step 20" in done.stdout, done.stderr
     assert tiny.train_quietly(open_run(folder), resume=True)
+
+
+def test_mpiexec_trains_on_gpus(tmp_path, mpiexec):
+    def command(device, name):
+        return [WORKER, "cuda", "npgpt", "train", "--data", tiny.write_text(tmp_path), *tiny.FLAGS,
+                "--dtype", "float64", "--device", device, "--out-dir", tmp_path / name]
+
+    done = mpiexec(3, *command("cuda", "one too many"))
+    assert "npgpt: no device cuda:2: this machine has 2 CUDA devices" in done.stderr and done.returncode
+    done = mpiexec(2, *command("cuda:1", "one for all"))
+    assert done.stderr.count("share the GPUs out: use device cuda, not cuda:1") == 1 and done.returncode
+    done = mpiexec(2, *command("cuda", "run"))
+    assert done.returncode == 0, done.stderr
+    assert open_run(tmp_path / "run").config.device == "cuda"
+    alone = tiny.new_run(tmp_path, "alone", workers=1, dtype="float64")
+    assert tiny.train_quietly(alone)
+    assert_same([trained(alone), trained(open_run(tmp_path / "run"))], "float64")
 
 
 @pytest.mark.parametrize("arguments, sentence", [
