@@ -235,6 +235,23 @@ def test_one_gpu_alone_is_all_ranks_of_nccl():
     assert losses == others and np.array_equal(to_numpy(model.flat.data), to_numpy(other.flat.data))
 
 
+def test_a_blocks_gradients_are_two_stretches_and_complete():
+    model = GPT(TrainConfig(**tiny.SETTINGS).model(11), 0)
+    flat  = model.flat
+    flat.grad[...] = np.nan                                # what was there before
+    model.zero_grad()
+    model.h[1].ln_1.bias.add_grad(np.ones(8))
+    found = list(flat.final(model.h[1]))
+    assert len(found) == 2 and all(grad is found[0][0] for grad, _ in found)
+    own   = [place for name, place in flat.places().items() if name.startswith("h.1.")]
+    assert [stretch.stop - stretch.start for _, stretch in found] == \
+        [sum(place.stop - place.start for place in own if (place.start < flat.decayed) == matrices)
+         for matrices in (True, False)]
+    assert sum(grad[stretch].sum() for grad, stretch in found) == 8
+    assert {n for _, stretch in found for n in range(stretch.start, stretch.stop)} == \
+        {n for place in own for n in range(place.start, place.stop)}
+
+
 def test_nan_on_one_rank_skips_the_update_on_all(monkeypatch):
     tokens = np.random.default_rng(0).integers(0, 11, 700)
     config = TrainConfig(**tiny.SETTINGS | {"workers": 3})
