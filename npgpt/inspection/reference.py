@@ -28,7 +28,7 @@ QUANTITIES = {"val_loss": "validation loss", "train_loss": "training loss", "gra
 IGNORED = {             # what cannot change a curve but by rounding, or is in the settings in another form
     "seed", "data", "out_dir", "workers", "device", "gradient_checkpointing", "log_interval", "eval_interval",
     "sample_tokens", "early_stopping_patience", "packing", "max_iters", "batch_size",
-    "gradient_accumulation_steps", "eval_iters"}
+    "gradient_accumulation_steps", "eval_iters", "tf32"}
 
 
 class Text(NamedTuple):
@@ -105,7 +105,7 @@ def settings_that_matter(config: Any, vocab_size: int) -> dict[str, Any]:
 
     vocab_size: of the run's tokenizer.  What None stands for is written out; the schedule is told by where
     the learning rate decays to, not by max_iters; a step by its sequences, whether they go through the model
-    at once or not; float64 trains as float32 does.
+    at once or not; float64 trains as float32 does, and TF32 is a type of its own.
     """
     settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in IGNORED}
     model = config.model(vocab_size)
@@ -116,7 +116,7 @@ def settings_that_matter(config: Any, vocab_size: int) -> dict[str, Any]:
         "min_lr": config.learning_rate / 10 if config.min_lr is None else config.min_lr,
         "batch_size × gradient_accumulation_steps": config.batch_size * config.gradient_accumulation_steps,
         "batch_size × eval_iters": config.batch_size * config.eval_iters,
-        "dtype": "float32" if config.dtype == "float64" else config.dtype,
+        "dtype": "tf32" if config.tf32 else "float32" if config.dtype == "float64" else config.dtype,
     }
     for name in ("qkv_bias", "attn_proj_bias"):
         settings[name] = config.bias if settings[name] is None else settings[name]

@@ -225,6 +225,8 @@ def test_every_other_setting_counts():
         assert any(sentence.startswith(named) for sentence in differ), name
     config = dataclasses.replace(TrainConfig(), n_embd=64)
     assert "n_embd is 64, not 192" in settings_that_differ(settings_that_matter(config, 1024), plain)
+    fast   = settings_that_matter(dataclasses.replace(TrainConfig(), device="cuda", tf32=True), 1024)
+    assert settings_that_differ(fast, plain) == ["dtype is tf32, not float32"]
     assert settings_that_differ(plain, plain | {"new": 1}) == ["new is not set, not 1"]
 
 
