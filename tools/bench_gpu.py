@@ -1,206 +1,207 @@
-"""Times every CUDA twin beside its formula on a GPU; or counts, without one, what both launch and move.
+"""What only an NVIDIA GPU can show of npgpt, part by part or in one go; and what can be counted without one:
 
-    python tools/bench_gpu.py                      # all; needs a GPU and CuPy
-    python tools/bench_gpu.py layernorm adamw      # those whose names contain one of these
-    python tools/bench_gpu.py --count              # kernels and bytes, on the stand-in for CuPy of the tests
-    python tools/bench_gpu.py --count step         # of a training step of GPT-2 124M on 1024 tokens
+    python tools/bench_gpu.py all --out FOLDER --data tinyshakespeare.txt
+    python tools/bench_gpu.py step                  # GPT-2 124M in bfloat16 beside PyTorch's
+    python tools/bench_gpu.py twins layernorm adamw
+    python tools/bench_gpu.py count step
 
-Shapes are those of GPT-2 124M with 16 sequences of 1024 tokens (--count: 1 sequence), in float32. A twin's
-bytes are the floor: each of its arrays crosses the memory bus once, twice if it is changed in place. (Of an
-embedding the whole table is counted, and only the rows used are touched.) Formula and twin take turns; times
-are medians, between events on the GPU. "of copy" is the share of a copy's bandwidth in the same run.
+Formula and twin, npgpt and PyTorch take turns; numbers are medians. `PART --help` tells of a part's options.
+Needs CuPy; step needs PyTorch too, tests and sanitize pytest and hypothesis, count nothing but npgpt.
 """
 
 import argparse
-import statistics
+import os
+import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
-from unittest import mock
 
-import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from npgpt.errors import NpgptError
 
-from npgpt import GPT, GPTConfig, ops
-from npgpt.kernels.cuda import launch
-from npgpt.tensor import Key, twins
-from npgpt.training.optimizer import AdamW, clip_grad_norm
-
-ROUNDS = 20
+HERE  = Path(__file__).resolve()
+DTYPE = "bfloat16"
+PARTS = {                                   # of `all`, in its order: seconds at most
+    "tests": 240, "step": 240, "profile": 60, "twins": 120, "losses": 180, "shakespeare": 300,
+    "sanitize": 300}
 
 
-class Call(NamedTuple):
-    op: Callable
-    arguments: tuple
-    keywords: Mapping[str, Any] = MappingProxyType({})
-    again: int = 0                     # bytes of what a twin changes in place
+def main() -> int:
+    options = parse()
+    try:
+        return options.run(options)
+    except NpgptError as error:
+        print(f"bench_gpu: {error}", file=sys.stderr)
+        return 1
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ops", nargs="*", metavar="OP", help="part of a name (all)")
-    parser.add_argument("--count", action="store_true", help="count instead of timing; needs no GPU")
-    options = parser.parse_args()
-    if not options.count:
-        time_twins(options.ops)
-    elif options.ops == ["step"]:
-        count_step()
+    parts  = parser.add_subparsers(metavar="PART", required=True)
+
+    def part(run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        name, text = run.__name__.removeprefix("run_"), str(run.__doc__)
+        added = parts.add_parser(name, help=text.split(":")[0].rstrip("."), description=text)
+        added.set_defaults(run=run)
+        return added
+
+    def dtype(added: argparse.ArgumentParser, *more: str, default: str = DTYPE) -> None:
+        added.add_argument("--dtype", choices=("float32", *more, "bfloat16", "float16"), default=default,
+                           help=f"({default})")
+
+    def model(added: argparse.ArgumentParser) -> None:
+        dtype(added, "tf32")
+        added.add_argument("--shape", choices=("gpt2", "char", "tiny"), default="gpt2",
+                           help="GPT-2 124M at 16 × 1024 tokens (gpt2), shakespeare-char, or nearly nothing")
+        added.add_argument("--dropout", type=float, default=0.0, help="(0)")
+
+    def names(added: argparse.ArgumentParser, other: str = "") -> None:
+        added.add_argument("names", nargs="*", metavar="OP", help=f"part of a name{other} (all)")
+
+    everything = part(run_all)
+    everything.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made if need be")
+    everything.add_argument("--data", help="the text for shakespeare, which is left out without")
+    everything.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS),
+                            help="only these")
+    part(run_tests)
+    step = part(run_step)
+    model(step)
+    step.add_argument("--rounds", type=int, default=5, help="turns of each competitor (5)")
+    profile = part(run_profile)
+    model(profile)
+    twins = part(run_twins)
+    names(twins)
+    dtype(twins)
+    twins.add_argument("--batch", type=int, default=16, help="sequences of 1024 tokens (16)")
+    part(run_losses)
+    shakespeare = part(run_shakespeare)
+    shakespeare.add_argument("--data", required=True, help="tinyshakespeare, a text file")
+    dtype(shakespeare)
+    part(run_sanitize)
+    count = part(run_count)
+    names(count, ", or step, a whole one")
+    dtype(count, default="float32")
+    compete = part(run_compete)
+    compete.add_argument("competitor")
+    compete.add_argument("--device", default="cuda")
+    model(compete)
+    return parser.parse_args()
+
+
+def run_all(options: argparse.Namespace) -> int:
+    """Every part below but count, one after another: the output of each goes to FOLDER/<part>.txt as it
+    comes; one that fails or takes too long does not keep the next from running, and the status is 1 then.
+    """
+    options.out.mkdir(parents=True, exist_ok=True)
+    failed = False
+    for name in options.parts:
+        if name == "shakespeare" and not options.data:
+            print("shakespeare: left out, for there is no --data", flush=True)
+            continue
+        command = [sys.executable, str(HERE), name]
+        command += ["--data", options.data] if name == "shakespeare" else []
+        begun   = time.perf_counter()
+        with (options.out / f"{name}.txt").open("w", encoding="utf-8") as file, \
+                subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                                 env=os.environ | {"PYTHONUNBUFFERED": "1"}) as process:
+            try:
+                ended = "fine" if process.wait(PARTS[name]) == 0 else f"failed ({process.returncode})"
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)                        # and all that it started
+                ended = "took too long"
+        failed |= ended != "fine"
+        print(f"{name}: {ended}, {time.perf_counter() - begun:.0f} s, {options.out / name}.txt", flush=True)
+    return int(failed)
+
+
+def run_tests(options: argparse.Namespace) -> int:
+    """pytest -m gpu and npgpt gradcheck: every twin gives what its formula gives, and the gradients of every
+    op and layer are right in float64.
+    """
+    gradcheck = subprocess.run([sys.executable, "-m", "npgpt", "gradcheck", "--device", "cuda"])
+    return int(any([pytest([]), gradcheck.returncode]))
+
+
+def run_step(options: argparse.Namespace) -> int:
+    """A training step beside PyTorch's, eager and compiled: tokens/s, the share that the step reaches of a
+    large product's speed, and memory held.
+    """
+    from gpu_step import compare
+    compare(options.shape, options.dtype, options.dropout, options.rounds)
+    return 0
+
+
+def run_profile(options: argparse.Namespace) -> int:
+    """Where a step's time goes on the GPU, op by op"""
+    from gpu_step import profile
+    profile(options.shape, options.dtype, options.dropout)
+    return 0
+
+
+def run_twins(options: argparse.Namespace) -> int:
+    """Each twin beside its formula: time, bandwidth, and its share of a copy's in the same run. The bytes are
+    the floor: each array crosses the memory bus once, twice if it is changed in place. (Of an embedding the
+    whole table is counted, and only the rows used are touched.)
+    """
+    from gpu_twins import time_twins
+    time_twins(options.names, options.dtype, options.batch)
+    return 0
+
+
+def run_losses(options: argparse.Namespace) -> int:
+    """200 steps of the preset quick beside the CPU's, in every type: the status is 1 if those in float32 are
+    not near.
+    """
+    from gpu_training import losses
+    return 0 if losses() else 1
+
+
+def run_shakespeare(options: argparse.Namespace) -> int:
+    """The preset shakespeare-char, 5,000 steps: its best validation loss and how long it took; the status is
+    1 if it is above nanoGPT's.
+    """
+    from gpu_training import shakespeare
+    return 0 if shakespeare(options.data, options.dtype) else 1
+
+
+def run_sanitize(options: argparse.Namespace) -> int:
+    """compute-sanitizer over the tests of the twins: reads and writes beyond arrays, races in shared memory,
+    barriers that not all threads reach.
+    """
+    if not shutil.which("compute-sanitizer"):
+        print("compute-sanitizer is not on the PATH: it comes with the CUDA toolkit")
+        return 1
+    found = [pytest(["-k", "gives_what_its_formula_gives"], "compute-sanitizer", "--tool", tool,
+                    "--error-exitcode", "9") for tool in ("memcheck", "racecheck", "synccheck")]
+    return int(any(found))
+
+
+def run_count(options: argparse.Namespace) -> int:
+    """Launches and bytes of formula and twin on 1,024 tokens, or of a step: needs no GPU, for the tests'
+    stand-in for CuPy counts.
+    """
+    from gpu_twins import count_step, count_twins
+    if options.names == ["step"]:
+        count_step(options.dtype)
     else:
-        count_twins(options.ops)
+        count_twins(options.names, options.dtype)
+    return 0
 
 
-def calls(cupy: Any, B: int) -> dict[str, Call]:
-    """name → a call at the size of GPT-2 124M."""
-    rng = np.random.default_rng(0)
-
-    def normal(*shape: int) -> Any:
-        return cupy.asarray(rng.standard_normal(shape, dtype=np.float32))
-
-    T, H, D, C, V, N = 1024, 12, 64, 768, 50257, 124_000_000
-    x, gain, wide, dy  = normal(B, T, C), normal(C), normal(B, T, 4 * C), normal(B, T, C)
-    tokens, key, dloss = cupy.asarray(rng.integers(0, V, (B, T))), Key(1), cupy.asarray(np.float32(1))
-    heads    = normal(B, T, 3, H, D)[:, :, 0].transpose(0, 2, 1, 3)
-    rotation = (normal(T, D // 2), normal(T, D // 2))
-    logits   = normal(512, V)
-    targets  = tokens.reshape(-1)[:512]
-    w, g, m, v = (cupy.zeros(N, "float32") for _ in range(4))
-    saved = {name: op(*arguments)[1] for name, op, arguments in (
-        ("layernorm", ops.layernorm_forward, (x, gain, gain)), ("rmsnorm", ops.rmsnorm_forward, (x, gain)),
-        ("swiglu", ops.swiglu_forward, (wide,)), ("attention", ops.attention_forward, (heads, heads, heads)),
-        ("cross_entropy", ops.cross_entropy_forward, (logits, targets)))}
-    return {
-        "attention_forward": Call(ops.attention_forward, (heads, heads, heads)),
-        "attention_backward": Call(ops.attention_backward, (normal(B, H, T, D), saved["attention"])),
-        "layernorm_forward": Call(ops.layernorm_forward, (x, gain, gain)),
-        "layernorm_backward": Call(ops.layernorm_backward, (dy, saved["layernorm"])),
-        "rmsnorm_forward": Call(ops.rmsnorm_forward, (x, gain)),
-        "rmsnorm_backward": Call(ops.rmsnorm_backward, (dy, saved["rmsnorm"])),
-        "gelu_tanh_forward": Call(ops.gelu_tanh_forward, (wide,)),
-        "swiglu_forward": Call(ops.swiglu_forward, (wide,)),
-        "swiglu_backward": Call(ops.swiglu_backward, (wide[..., :2 * C].copy(), saved["swiglu"])),
-        "rotary_forward": Call(ops.rotary_forward, (heads, rotation)),
-        "dropout_forward": Call(ops.dropout_forward, (x, 0.1, key)),
-        "cross_entropy_forward": Call(ops.cross_entropy_forward, (logits, targets)),
-        "cross_entropy_backward": Call(ops.cross_entropy_backward, (dloss, saved["cross_entropy"])),
-        "embedding_backward": Call(ops.embedding_backward, (dy, (tokens, (V, C)))),
-        "adamw": Call(ops.adamw, (w, g, m, v, 3, 1e-3), {"out": (w, m, v)}, again=3 * 4 * N),
-    }
+def run_compete(options: argparse.Namespace) -> int:
+    """One of those that take turns in step, which runs it"""
+    from gpu_step import compete
+    compete(options.competitor, options.shape, options.dtype, options.dropout, options.device)
+    return 0
 
 
-# With a GPU
-
-def time_twins(names: list[str]) -> None:
-    try:
-        import cupy
-        cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:                     # no CuPy, no driver, no GPU
-        raise SystemExit(f"needs CuPy and an NVIDIA GPU ({error}); --count needs neither") from error
-    source = cupy.zeros(1 << 28, "float32")
-    target = cupy.empty_like(source)
-    copy   = statistics.median(seconds(cupy, lambda: cupy.copyto(target, source)) for _ in range(ROUNDS))
-    bandwidth = 2 * source.nbytes / copy
-    table = Table("op", "formula ms", "twin ms", "formula/twin", "twin GB/s", "of copy", box=box.SIMPLE_HEAD,
-                  title=f"{cupy.cuda.runtime.getDeviceProperties(0)['name'].decode()}, "
-                        f"copy {bandwidth / 1e9:,.0f} GB/s")
-    for name, (op, arguments, keywords, again) in calls(cupy, 16).items():
-        if names and not any(part in name for part in names):
-            continue
-        moved = []
-        with recorded(moved):
-            op(*arguments, **keywords)
-        formula, twin = [], []
-        for _ in range(ROUNDS):
-            formula.append(seconds(cupy, lambda: op.reference(*arguments, **keywords)))    # noqa: B023
-            twin.append(seconds(cupy, lambda: op(*arguments, **keywords)))                 # noqa: B023
-        least      = sum(moved) + again
-        slow, fast = statistics.median(formula), statistics.median(twin)
-        table.add_row(name, f"{1e3 * slow:.3f}", f"{1e3 * fast:.3f}", f"{slow / fast:.1f}",
-                      f"{least / fast / 1e9:,.0f}", f"{least / fast / bandwidth:.0%}")
-    Console(width=110).print(table)
-
-
-def seconds(cupy: Any, function: Callable) -> float:
-    begun, ended = cupy.cuda.Event(), cupy.cuda.Event()
-    begun.record()
-    function()
-    ended.record()
-    ended.synchronize()
-    return cupy.cuda.get_elapsed_time(begun, ended) / 1e3
-
-
-def recorded(moved: list[int]) -> Any:
-    """Within, the bytes of the arrays of every launch are put on the list."""
-    original = launch.launch
-
-    def recording(file: str, kernel: str, blocks: int, *args: Any, **options: Any) -> None:
-        moved.append(sum(getattr(array, "nbytes", 0) for array in {id(a): a for a in args}.values()))
-        original(file, kernel, blocks, *args, **options)
-
-    return mock.patch.object(launch, "launch", recording)
-
-
-# Without one
-
-def stand_in() -> Any:
-    """The module that stands in for CuPy, whose kernels are counted and not run."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    import cuda_on_cpu
-    import strict_cupy
-    module = strict_cupy.StrictCupy("cupy")
-    sys.modules["cupy"] = module
-    cuda_on_cpu.launcher.only_counts, strict_cupy.machine.order = True, "C"
-    return strict_cupy
-
-
-def count(machine: Any, function: Callable, with_twins: bool = True) -> tuple[int, int]:
-    """Launches, and the bytes that they move."""
-    machine.launches.clear()
-    with mock.patch.object(twins, "find_twin", twins.find_twin if with_twins else lambda *_: None):
-        function()
-    return len(machine.launches), sum(moved for _, moved in machine.launches)
-
-
-def count_twins(names: list[str]) -> None:
-    cupy  = stand_in()
-    table = Table("op", "launches: formula", "twin", "MB moved: formula", "twin", "formula/twin",
-                  box=box.SIMPLE_HEAD)
-    for name, (op, arguments, keywords, again) in calls(cupy, 1).items():
-        if names and not any(part in name for part in names):
-            continue
-        (slow, more), (fast, less) = (count(cupy.machine, lambda: op(*arguments, **keywords), twin)  # noqa: B023
-                                      for twin in (False, True))
-        less += again
-        table.add_row(name, f"{slow}", f"{fast}", f"{more / 1e6:,.1f}", f"{less / 1e6:,.1f}",
-                      f"{more / less:.1f}")
-    Console(width=110).print(table)
-
-
-def count_step() -> None:
-    cupy  = stand_in()
-    table = Table("a step of GPT-2 124M", "launches", "GB moved", box=box.SIMPLE_HEAD)
-    tokens, targets = np.random.default_rng(0).integers(0, 50257, (2, 1, 1024))
-    for dropout in (0.0, 0.1):
-        model = GPT(GPTConfig(50257, 1024, 12, 12, 768, dropout=dropout), device="cuda")
-        adamw = AdamW(model, lr=1e-4)
-
-        def step(model: GPT = model, adamw: AdamW = adamw) -> None:
-            model.zero_grad()
-            _, saved = model.loss(tokens, targets, Key(1))
-            model.backward(saved)
-            clip_grad_norm(model, 1.0)
-            adamw.step(lr=1e-4)
-
-        for name, with_twins in (("formulas", False), ("twins", True)):
-            launches, moved = count(cupy.machine, step, with_twins)
-            table.add_row(f"{name}{f', dropout {dropout}' if dropout else ''}", f"{launches:,}",
-                          f"{moved / 1e9:.1f}")
-    Console(width=110).print(table)
+def pytest(more: list[str], *under: str) -> int:
+    command = [*under, sys.executable, "-m", "pytest", "-q", "--maxfail", "20", "-m", "gpu", *more]
+    return subprocess.run(command, cwd=HERE.parents[1]).returncode
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -42,14 +42,14 @@ class Shape(NamedTuple):
     H: int
     C: int
 
-    def settings(self, dropout: float = 0.0):
+    def settings(self, dropout: float = 0.0, **others):
         """The TrainConfig. (Imported late: npgpt changes how a process keeps memory, which would be no
-        PyTorch as one knows it.)
+        PyTorch as one knows it.)  others: more of its settings.
         """
         from npgpt.training.config import TrainConfig
         return TrainConfig(vocab_size=self.V, batch_size=self.B, block_size=self.T, n_layer=self.L,
                            n_head=self.H, n_embd=self.C, dropout=dropout, learning_rate=1e-4,
-                           max_iters=1_000_000, beta2=0.95)
+                           max_iters=1_000_000, beta2=0.95, **others)
 
 
 SHAPES = {
@@ -88,7 +88,8 @@ def compare(name: str, names: list[str], rounds: int, dropout: float, console: C
     """Prints the table of one configuration."""
     shape = SHAPES[name]
     turns = take_turns({competitor: [sys.executable, __file__, "--work", competitor, name,
-                                     "--dropout", str(dropout)] for competitor in names}, rounds)
+                                     "--dropout", str(dropout)] for competitor in names}, rounds, PYTORCH)
+    names = list(turns)
     columns = {competitor: list(zip(*turns[competitor], strict=True)) for competitor in names}
     times, faults, memory, limits = ({competitor: columns[competitor][n] for competitor in names}
                                      for n in range(4))
@@ -108,6 +109,8 @@ def compare(name: str, names: list[str], rounds: int, dropout: float, console: C
     kinds = {"PyTorch": [n for n in names if n in PYTORCH[:2]],
              "PyTorch with MKL unbound": [n for n in names if n in PYTORCH[2:]]}
     for kind, group in kinds.items():
+        if not group:
+            continue
         best = min(group, key=lambda competitor: statistics.median(times[competitor]))
         console.print(f"npgpt over the best of {kind} ({best}): {paired(times['npgpt'], times[best]):.2f}")
     console.print()
@@ -159,11 +162,15 @@ def turns(step: Callable[[], None], matrix: Callable, ranks=None) -> None:
             print(statistics.median(seconds), faults / count, memory / 1000, limit, flush=True)
 
 
-def pytorch_step(shape: Shape, dropout: float, compiled: bool) -> Callable[[], None]:
+def pytorch_step(shape: Shape, dropout: float, compiled: bool, device: str = "cpu",
+                 dtype: str = "float32") -> Callable[[], None]:
+    """dtype: as in --dtype of npgpt train, or tf32; one of 16 bits is autocast's, as nanoGPT trains."""
     import torch
     from torch import nn
     from torch.nn import functional as F
     V, B, T, L, H, C = shape
+    if dtype == "tf32":
+        torch.set_float32_matmul_precision("high")
 
     class Block(nn.Module):
         def __init__(self):
@@ -188,24 +195,31 @@ def pytorch_step(shape: Shape, dropout: float, compiled: bool) -> Callable[[], N
             self.h = nn.ModuleList(Block() for _ in range(L))
 
         def forward(self, tokens, targets):
-            x = F.dropout(self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1])), dropout)
+            x = F.dropout(self.wte(tokens) + self.wpe(places), dropout)
             for block in self.h:
                 x = block(x)
             logits = F.linear(self.ln_f(x), self.wte.weight)
             return F.cross_entropy(logits.view(-1, V), targets.view(-1))
 
-    model = Model()
-    run = torch.compile(model) if compiled else model
-    x, y = torch.randint(0, V, (2, B, T))
+    model  = Model().to(device)
+    run    = torch.compile(model) if compiled else model
+    narrow = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype)
+    places = torch.arange(T, device=device)
+    x, y   = torch.randint(0, V, (2, B, T), device=device)
+    scaler = torch.amp.GradScaler(device, enabled=narrow is torch.float16)
     groups = [{"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
               {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=device != "cpu" or None)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        run(x, y).backward()
+        with torch.autocast(device, narrow, enabled=narrow is not None):
+            loss = run(x, y)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
 
     return step
 

@@ -4,29 +4,43 @@ stopped, so that a drift of the machine meets all alike and nobody disturbs anot
 A competitor's program writes a line of numbers for every line that it reads: those of one turn.
 """
 
+import contextlib
 import signal
 import statistics
 import subprocess
+from collections.abc import Collection
 
 
-def take_turns(commands: dict[str, list[str]], rounds: int) -> dict[str, list[list[float]]]:
-    """name → the numbers of each of its turns."""
+def take_turns(commands: dict[str, list[str]], rounds: int,
+               optional: Collection[str] = ()) -> dict[str, list[list[float]]]:
+    """name → the numbers of each of its turns.  optional: those that are left out if they end at once, as
+    where their library is missing.
+    """
     processes: dict[str, subprocess.Popen] = {}
     turns: dict[str, list[list[float]]] = {name: [] for name in commands}
     try:
         for name, command in commands.items():
-            processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                               text=True)
-            _ask(processes[name])                          # once unmeasured
-            processes[name].send_signal(signal.SIGSTOP)
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            processes[name] = process
+            if _ask(process):                              # once unmeasured
+                process.send_signal(signal.SIGSTOP)
+                continue
+            if name not in optional:
+                raise SystemExit(f"{name} ended early")
+            print(f"{name} ended and is left out")
+            del turns[name]
         for _ in range(rounds):
-            for name, process in processes.items():
+            for name in turns:
+                process = processes[name]
                 process.send_signal(signal.SIGCONT)
-                turns[name].append([float(number) for number in _ask(process).split()])
+                if not (answer := _ask(process)):
+                    raise SystemExit(f"{name} ended early")
+                turns[name].append([float(number) for number in answer.split()])
                 process.send_signal(signal.SIGSTOP)
     finally:
         for process in processes.values():
-            process.kill()
+            with process:
+                process.kill()
     return turns
 
 
@@ -36,10 +50,9 @@ def paired(ours: list[float], theirs: list[float]) -> float:
 
 
 def _ask(process: subprocess.Popen) -> str:
+    """Its line; nothing if it has ended."""
     assert process.stdin and process.stdout
-    process.stdin.write("\n")
-    process.stdin.flush()
-    answer = process.stdout.readline()
-    if not answer:
-        raise SystemExit(f"a competitor ended early: {process.args}")
-    return answer
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return process.stdout.readline()

@@ -1,0 +1,183 @@
+"""What tools/bench_gpu.py will print on a GPU, tried on the stand-in for CuPy, whose clock goes on by what
+launches move: a GPU of 1 GB/s, whose every number can be told beforehand.
+"""
+
+import importlib
+import io
+import re
+import sys
+import types
+from pathlib import Path
+
+import cuda_on_cpu
+import numpy as np
+import pytest
+import strict_cupy
+from kernels.test_cuda_twins import TWINS
+
+from npgpt.inspection.metrics import Curve
+from npgpt.models import GPTConfig
+
+TOOLS = Path(__file__).parents[1] / "tools"
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """A function: the module of tools/ of that name."""
+    monkeypatch.syspath_prepend(TOOLS)
+    return importlib.import_module
+
+
+@pytest.fixture
+def cupy(monkeypatch, tool):
+    """The stand-in as a GPU of 1 GB/s, whose kernels are counted and not run; and small arrays."""
+    module, machine = strict_cupy.install(monkeypatch, with_twins=True), strict_cupy.machine
+    cuda_on_cpu.launcher.only_counts, machine.order = True, "C"
+
+    class Event:
+        def record(self):
+            self.bytes = sum(moved for _, moved in machine.launches)
+
+        def synchronize(self):
+            pass
+
+    def copyto(target, source):
+        machine.count("copyto", target, source)
+
+    module.cuda.Event, module.copyto, module.empty_like = Event, copyto, strict_cupy.FUNCTIONS["zeros_like"]
+    module.cuda.get_elapsed_time = lambda begun, ended: (ended.bytes - begun.bytes) / 1e6       # milliseconds
+    module.cuda.runtime.getDeviceProperties = lambda device: {"name": b"a GPU of 1 GB/s"}
+    module.get_default_memory_pool = lambda: types.SimpleNamespace(total_bytes=lambda: 5_000_000_000)
+    twins = tool("gpu_twins")
+    monkeypatch.setattr(twins, "GPT2", GPTConfig(65, 64, 1, 2, 64))
+    monkeypatch.setattr(twins, "ADAMW", 4096)
+    monkeypatch.setattr(twins, "ROUNDS", 3)
+    monkeypatch.setattr(twins, "copy_bandwidth", lambda cupy: 1e9)
+    yield module
+    cuda_on_cpu.launcher.__init__()
+
+
+def rows(text):
+    """first word of a line → the numbers in it"""
+    return {line.split()[0]: [float(number.replace(",", "")) for number in re.findall(r" (\d[\d,.]*)", line)]
+            for line in text.splitlines() if line.split()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_twin_has_a_row(cupy, tool, dtype):
+    assert set(tool("gpu_twins").calls(cupy, 1, dtype)) == set(TWINS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_twin_that_moves_what_it_must_is_as_fast_as_a_copy(cupy, tool, capsys, dtype):
+    tool("gpu_twins").time_twins(["gelu", "layernorm", "attention"], dtype, 1)
+    table = rows(capsys.readouterr().out)
+    size  = np.dtype("float32").itemsize if dtype == "float32" else 2
+    for name, arrays in {"gelu_tanh_forward": 3 * 64 * 256, "gelu_tanh_backward": 3 * 64 * 256,
+                         "attention_forward": 4 * 64 * 64}.items():
+        formula, twin, ratio, _, share, *_ = table[name]
+        assert twin == pytest.approx(arrays * size / 1e6, abs=1e-3) and share == pytest.approx(100, abs=7)
+        assert ratio == pytest.approx(formula / twin, rel=0.1) and (ratio > 5 or name == "gelu_tanh_backward")
+    assert {"layernorm_backward", "residual_layernorm_forward"} < set(table) and "adamw" not in table
+
+
+def test_a_twin_that_was_not_called_is_told_of(cupy, tool, capsys):
+    tool("gpu_twins").time_twins(["rotary_forward"], "bfloat16", 1)
+    assert "rotary_forward: its twin does not take bfloat16" in capsys.readouterr().out
+
+
+def test_what_is_counted_is_what_a_step_launches(tool, monkeypatch, capsys, cupy):
+    twins = tool("gpu_twins")
+    monkeypatch.setattr(twins, "stand_in", lambda: strict_cupy)
+    twins.count_step("bfloat16")
+    table = rows(capsys.readouterr().out)
+    assert table["formulas"][0] > 2 * table["twins"][0] > 0
+    assert {name for name, _ in strict_cupy.machine.launches} >= {"adamw_narrow<bfloat16>",
+                                                                  "cross_entropy_in_place<bfloat16>"}
+    twins.count_twins(["adamw"], "float32")
+    # Its weights, moments and gradients once, w, m, v once more, the scale; and the scale was filled in.
+    assert rows(capsys.readouterr().out)["adamw"][1] == 2
+
+
+def test_the_profile_is_all_of_a_step(cupy, tool, capsys):
+    tool("gpu_step").profile("tiny", "float32", 0.0, steps=1)
+    table = rows(capsys.readouterr().out)
+    whole = table.pop("the")
+    assert table["gelu_tanh_forward"][0] == table["layernorm_forward"][0] / 2 == 1
+    assert table["linear_backward"][0] == 4 and table["embedding_backward"][0] == 2
+    parts = [numbers[-1] for name, numbers in table.items() if "_" in name or name in ("adamw", "before")]
+    assert sum(parts) == pytest.approx(100, abs=1) and whole[-1] == 100
+
+
+def test_competitors_on_the_stand_in_say_what_their_library_holds(cupy, tool, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n"))
+    step = tool("gpu_step")
+    monkeypatch.setitem(step.LARGE, "cuda", 16)
+    monkeypatch.setattr(step, "TURN", 20.0)
+    monkeypatch.setattr(step, "_seconds", lambda work, wait: (work(), 5.0)[1])
+    step.compete("npgpt", "tiny", "bfloat16", 0.1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{5 / 4} {2 * 16**3 / 5} 5000000000"] * 2               # four steps in five seconds
+
+
+def test_competitors_take_turns_and_those_that_cannot_are_left_out(tool, capsys):
+    pytest.importorskip("torch")
+    command = [sys.executable, str(TOOLS / "bench_gpu.py"), "compete"]
+    options = ["--shape", "tiny", "--device", "cpu", "--dtype", "float32"]
+    turns   = tool("competitors").take_turns(
+        {"npgpt": [*command, "npgpt", *options], "torch eager": [*command, "torch eager", *options],
+         "torch compiled": [sys.executable, "-c", "raise SystemExit(1)"]}, 2, ("torch compiled",))
+    assert {name: len(numbers) for name, numbers in turns.items()} == {"npgpt": 2, "torch eager": 2}
+    assert "torch compiled ended and is left out" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="npgpt ended early"):
+        tool("competitors").take_turns({"npgpt": [sys.executable, "-c", ""]}, 1)
+
+
+def test_the_table_of_competitors(tool, capsys):
+    tool("gpu_step").table_of({"npgpt": [[0.030, 8e14, 6e9], [0.032, 8e14, 7e9], [0.031, 8e14, 7.5e9]],
+                               "torch eager": [[0.060, 7e14, 9e9], [0.064, 7e14, 9e9], [0.062, 7e14, 9e9]]},
+                              "gpt2", "a GPU", 0.0)
+    table = rows(capsys.readouterr().out)
+    # 12 layers of width 768: 6 operations a token and weight, and attention's 12 L C T
+    assert table["npgpt"][:2] == [31.0, 528516] and table["npgpt"][-1] == 7.5
+    assert table["npgpt"][-2] == pytest.approx(
+        100 * 528516 * (6 * (12 * 12 * 768**2 + 768 * 50304) + 12 * 12 * 1024 * 768) / 8e14, abs=1)
+    assert table["torch"][0] == 62.0 and 2.0 in table["torch"]
+
+
+def curve(steps, values):
+    return Curve(np.array(steps, float), np.zeros(len(steps)), np.arange(float(len(steps))), np.array(values))
+
+
+@pytest.mark.parametrize(("drift", "near"), [(1e-4, True), (1e-3, False)])
+def test_losses_that_are_apart_are_told(tool, capsys, drift, near):
+    steps  = range(1, 201)
+    losses = np.linspace(7, 3, 200)
+    curves = {"CPU": curve(steps, losses), "float32": curve(steps, losses * (1 + drift)),
+              "bfloat16": curve(steps, losses * 1.01)}
+    assert tool("gpu_training").table_of_losses(curves) is near
+    assert f"{drift:.1e}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("best", "good"), [(1.469, True), (1.4749, True), (1.476, False)])
+def test_shakespeares_best_loss_is_judged(tool, monkeypatch, capsys, best, good):
+    training = tool("gpu_training")
+    monkeypatch.setattr(training, "train", lambda run, *options: None)
+    curves = {"val_loss": curve([0, 250, 500], [4, best, 1.5])}
+    monkeypatch.setattr(training, "read_metrics", lambda run: curves)
+    assert training.shakespeare("text", "bfloat16") is good
+    assert "at step 250, after 1 s; at the end 1.5000" in capsys.readouterr().out
+
+
+def test_all_goes_on_after_what_fails_and_what_takes_too_long(tool, monkeypatch, tmp_path, capsys):
+    bench, script, out = tool("bench_gpu"), tmp_path / "parts.py", tmp_path / "new" / "out"
+    script.write_text("import sys, time\nprint(sys.argv[1:])\n"
+                      "time.sleep(60 * (sys.argv[1] == 'step'))\nsys.exit(sys.argv[1] == 'tests')\n")
+    monkeypatch.setattr(bench, "HERE", script)
+    monkeypatch.setattr(bench, "PARTS", dict.fromkeys(bench.PARTS, 10) | {"step": 2})
+    monkeypatch.setattr(sys, "argv", ["bench_gpu", "all", "--out", str(out), "--data", "t.txt",
+                                      "--parts", "tests", "step", "shakespeare"])
+    assert bench.main() == 1
+    said = capsys.readouterr().out
+    assert "tests: failed (1)" in said and "step: took too long" in said and "shakespeare: fine" in said
+    assert (out / "shakespeare.txt").read_text() == "['shakespeare', '--data', 't.txt']\n"

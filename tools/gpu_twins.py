@@ -1,0 +1,226 @@
+"""Every CUDA twin beside its formula: on a GPU by the clock, without one by what both launch and move.
+
+Shapes are those of a step of GPT-2 124M.
+"""
+
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from npgpt import GPT, GPTConfig, ops
+from npgpt.kernels.cuda import launch
+from npgpt.tensor import Key, array_module, twins
+from npgpt.tensor.device import check_device, empty
+from npgpt.tensor.precision import accumulator
+from npgpt.training.optimizer import AdamW, clip_scale
+
+ROUNDS = 20
+WIDTH  = 110            # of what is printed
+ADAMW  = 124_000_000    # numbers that it updates
+GPT2   = GPTConfig(50304, 1024, 12, 12, 768)
+"""GPT-2 124M, its 50,257 tokens filled up to a multiple of 64, as nanoGPT does: tensor cores like that"""
+
+
+class Call(NamedTuple):
+    op: Callable
+    arguments: tuple
+    keywords: Mapping[str, Any] = MappingProxyType({})
+    again: int = 0          # bytes that cross the bus beside each array of a launch once: of what is changed
+    flops: float = 0.0      # in place, or of a product's result
+
+
+def calls(cupy: Any, B: int, dtype: str) -> dict[str, Call]:
+    """name → a call of B sequences."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> Any:
+        result = empty(int(np.prod(shape)), dtype, "cuda").reshape(shape)
+        result[...] = cupy.asarray(rng.standard_normal(shape, dtype=np.float32)).astype(result.dtype)
+        return result
+
+    T, H, D, C, V = GPT2.block_size, GPT2.n_head, GPT2.head_size, GPT2.n_embd, GPT2.vocab_size
+    x, gain, wide, dy  = normal(B, T, C), normal(C), normal(B, T, 4 * C), normal(B, T, C)
+    tokens, key, dloss = cupy.asarray(rng.integers(0, V, (B, T))), Key(1), cupy.asarray(np.float32(1))
+    q, k, v  = normal(3, B, H, T, D)
+    rotation = (normal(T, D // 2), normal(T, D // 2))
+    targets  = tokens.reshape(-1)[:512]
+    logits, thin, row = normal(512, V), normal(B, T, 16), normal(16, 4 * C)
+    attention = 2 * 2 * B * H * D * T * T / 2                   # two products, of half the scores
+    w, g, m, s = (cupy.zeros(ADAMW, accumulator(dtype)) for _ in range(4))
+    narrow    = {} if dtype == w.dtype else {"narrow": empty(ADAMW, dtype, "cuda"), "key": key}
+    saved = {name: op(*arguments)[1] for name, op, arguments in (
+        ("layernorm", ops.layernorm_forward, (x, gain, gain)), ("rmsnorm", ops.rmsnorm_forward, (x, gain)),
+        ("swiglu", ops.swiglu_forward, (wide,)), ("attention", ops.attention_forward, (q, k, v)),
+        ("gelu", ops.gelu_tanh_forward, (wide,)), ("rotary", ops.rotary_forward, (q, rotation)),
+        ("linear", ops.linear_forward, (thin, row, normal(4 * C))),
+        ("dropout", ops.dropout_forward, (x, 0.1, key)),
+        ("residual_layernorm", ops.residual_layernorm_forward, (x, dy, gain, gain)),
+        ("residual_rmsnorm", ops.residual_rmsnorm_forward, (x, dy, gain)),
+        ("cross_entropy", ops.cross_entropy_forward, (logits, targets)))}
+    return {
+        "attention_forward": Call(ops.attention_forward, (q, k, v), flops=attention),
+        "attention_backward": Call(ops.attention_backward, (normal(B, H, T, D), saved["attention"]),
+                                   flops=2.5 * attention),
+        "residual_layernorm_forward": Call(ops.residual_layernorm_forward, (x, dy, gain, gain)),
+        "residual_layernorm_backward": Call(ops.residual_layernorm_backward,
+                                            ((dy, x), saved["residual_layernorm"])),
+        "layernorm_forward": Call(ops.layernorm_forward, (x, gain, gain)),
+        "layernorm_backward": Call(ops.layernorm_backward, (dy, saved["layernorm"])),
+        "residual_rmsnorm_forward": Call(ops.residual_rmsnorm_forward, (x, dy, gain)),
+        "residual_rmsnorm_backward": Call(ops.residual_rmsnorm_backward,
+                                          ((dy, x), saved["residual_rmsnorm"])),
+        "rmsnorm_forward": Call(ops.rmsnorm_forward, (x, gain)),
+        "rmsnorm_backward": Call(ops.rmsnorm_backward, (dy, saved["rmsnorm"])),
+        "residual_forward": Call(ops.residual_forward, (x, dy)),
+        "gelu_tanh_forward": Call(ops.gelu_tanh_forward, (wide,)),
+        "gelu_tanh_backward": Call(ops.gelu_tanh_backward, (wide, saved["gelu"])),
+        "swiglu_forward": Call(ops.swiglu_forward, (wide,)),
+        "swiglu_backward": Call(ops.swiglu_backward, (wide[..., :2 * C].copy(), saved["swiglu"])),
+        "rotary_forward": Call(ops.rotary_forward, (q, rotation)),
+        "rotary_backward": Call(ops.rotary_backward, (k, saved["rotary"])),
+        "dropout_forward": Call(ops.dropout_forward, (x, 0.1, key)),
+        "dropout_backward": Call(ops.dropout_backward, (dy, saved["dropout"])),
+        # A product so thin that what it reads and writes of the wide side is all it costs, and a bias.
+        "linear_forward": Call(ops.linear_forward, (thin, row, normal(4 * C)), again=2 * wide.nbytes),
+        "linear_backward": Call(ops.linear_backward, (wide, saved["linear"]), again=2 * wide.nbytes),
+        "cross_entropy_forward": Call(ops.cross_entropy_forward, (logits, targets)),
+        "cross_entropy_backward": Call(ops.cross_entropy_backward, (dloss, saved["cross_entropy"])),
+        "linear_cross_entropy_forward": Call(ops.linear_cross_entropy_forward, (x, normal(V, C), tokens),
+                                             flops=2.0 * B * T * C * V),
+        "embedding_backward": Call(ops.embedding_backward, (dy, (tokens, (V, C)))),
+        "adamw": Call(ops.adamw, (w, g, m, s, 3, 1e-3), {"out": (w, m, s), **narrow}, again=3 * w.nbytes),
+    }
+
+
+# With a GPU
+
+def time_twins(names: list[str], dtype: str, B: int) -> None:
+    check_device("cuda")
+    import cupy
+    bandwidth = copy_bandwidth(cupy)
+    table = Table("op", "formula ms", "twin ms", "formula/twin", "GB/s", "of copy", "TFLOP/s",
+                  box=box.SIMPLE_HEAD, title=f"{dtype}, {name_of_gpu(cupy)}, a copy: "
+                                             f"{bandwidth / 1e9:,.0f} GB/s")
+    console = Console(width=WIDTH)
+    for name, (op, arguments, keywords, again, flops) in calls(cupy, B, dtype).items():
+        if names and not any(part in name for part in names):
+            continue
+        moved: list[int] = []
+        with recorded(moved):
+            op(*arguments, **keywords)
+        if not moved:
+            console.print(f"{name}: its twin does not take {dtype}")
+            continue
+        formula, twin = [], []
+        for _ in range(ROUNDS + 1):                             # of which the first is not counted
+            with mock.patch.object(twins, "find_twin", lambda *_: None):
+                formula.append(seconds(cupy, lambda: op(*arguments, **keywords)))          # noqa: B023
+            twin.append(seconds(cupy, lambda: op(*arguments, **keywords)))                 # noqa: B023
+        least      = sum(moved) + again
+        slow, fast = statistics.median(formula[1:]), statistics.median(twin[1:])
+        table.add_row(name, f"{1e3 * slow:.3f}", f"{1e3 * fast:.3f}", f"{slow / fast:.1f}",
+                      f"{least / fast / 1e9:,.0f}", f"{least / fast / bandwidth:.0%}",
+                      f"{flops / fast / 1e12:,.0f}" if flops else "")
+    console.print(table)
+
+
+def copy_bandwidth(cupy: Any) -> float:
+    """Bytes read and written a second by a copy of 1 GiB."""
+    source = cupy.zeros(1 << 28, "float32")
+    target = cupy.empty_like(source)
+    times  = [seconds(cupy, lambda: cupy.copyto(target, source)) for _ in range(ROUNDS)]
+    return 2 * source.nbytes / statistics.median(times)
+
+
+def seconds(cupy: Any, function: Callable) -> float:
+    begun, ended = cupy.cuda.Event(), cupy.cuda.Event()
+    begun.record()
+    function()
+    ended.record()
+    ended.synchronize()
+    return cupy.cuda.get_elapsed_time(begun, ended) / 1e3
+
+
+def name_of_gpu(cupy: Any) -> str:
+    return cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+
+
+def recorded(moved: list[int]) -> Any:
+    """Within, the bytes of the arrays of every launch are put on the list."""
+    original = launch.launch
+
+    def recording(file: str, kernel: str, blocks: int, *args: Any, **options: Any) -> None:
+        moved.append(sum(getattr(array, "nbytes", 0) for array in {id(a): a for a in args}.values()))
+        original(file, kernel, blocks, *args, **options)
+
+    return mock.patch.object(launch, "launch", recording)
+
+
+# Without one
+
+def stand_in() -> Any:
+    """The module that stands in for CuPy, whose kernels are counted and not run."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import cuda_on_cpu
+    import strict_cupy
+    module = strict_cupy.StrictCupy("cupy")
+    sys.modules["cupy"] = module
+    cuda_on_cpu.launcher.only_counts, strict_cupy.machine.order = True, "C"
+    return strict_cupy
+
+
+def count(machine: Any, function: Callable, with_twins: bool = True) -> tuple[int, int]:
+    """Launches, and the bytes that they move."""
+    machine.launches.clear()
+    with mock.patch.object(twins, "find_twin", twins.find_twin if with_twins else lambda *_: None):
+        function()
+    return len(machine.launches), sum(moved for _, moved in machine.launches)
+
+
+def count_twins(names: list[str], dtype: str) -> None:
+    cupy  = stand_in()
+    table = Table("op", "launches: formula", "twin", "MB moved: formula", "twin", "formula/twin",
+                  box=box.SIMPLE_HEAD, title=f"{dtype}, 1 × {GPT2.block_size} tokens")
+    for name, (op, arguments, keywords, again, _) in calls(cupy, 1, dtype).items():
+        if names and not any(part in name for part in names):
+            continue
+        (slow, more), (fast, less) = (count(cupy.machine, lambda: op(*arguments, **keywords), twin)  # noqa: B023
+                                      for twin in (False, True))
+        less += 0 if "linear" in name else again                # the stand-in counts products, too
+        table.add_row(name, f"{slow}", f"{fast}", f"{more / 1e6:,.1f}", f"{less / 1e6:,.1f}",
+                      f"{more / less:.1f}")
+    Console(width=WIDTH).print(table)
+
+
+def count_step(dtype: str) -> None:
+    cupy  = stand_in()
+    table = Table("a step of GPT-2 124M", "launches", "GB moved", box=box.SIMPLE_HEAD,
+                  title=f"{dtype}, 1 × {GPT2.block_size} tokens")
+    tokens, targets = np.random.default_rng(0).integers(0, GPT2.vocab_size, (2, 1, GPT2.block_size))
+    for dropout in (0.0, 0.1):
+        model = GPT(replace(GPT2, dropout=dropout), device="cuda", dtype=dtype)
+        adamw = AdamW(model)
+
+        def step(model: GPT = model, adamw: AdamW = adamw) -> None:
+            """As the trainer's, whose own makes no update of gradients that nobody has computed."""
+            model.zero_grad()
+            _, saved = model.loss(tokens, targets, Key(1))
+            model.backward(saved)
+            grad = model.flat.grad
+            adamw.step(1e-4, clip_scale(array_module(grad).sqrt(grad @ grad), 1.0))
+
+        for name, with_twins in (("formulas", False), ("twins", True)):
+            launches, moved = count(cupy.machine, step, with_twins)
+            table.add_row(f"{name}{f', dropout {dropout}' if dropout else ''}", f"{launches:,}",
+                          f"{moved / 1e9:.1f}")
+    Console(width=WIDTH).print(table)
