@@ -52,7 +52,7 @@ def each(function: Callable[[Task], Result], tasks: Iterable[Task],
         return
     context = multiprocessing.get_context("spawn")            # a fork copies locks that other threads hold
     watched, held = context.Pipe(duplex=False)
-    with ProcessPoolExecutor(workers, context, _begin, (watched,)) as pool:
+    with ProcessPoolExecutor(workers, context, leave_with, (watched,)) as pool:
         running: set[Future[Result]] = set()
         try:
             for task in chain(first, tasks):
@@ -71,7 +71,7 @@ def each(function: Callable[[Task], Result], tasks: Iterable[Task],
             raise
 
 
-def _begin(watched: Connection) -> None:
+def leave_with(watched: Connection) -> None:
     """In a new worker: leave when the other end of the pipe is closed, which the death of its holder does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)                # Ctrl-C is the parent's to deal with
 

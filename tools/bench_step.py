@@ -4,7 +4,7 @@
     python tools/bench_step.py A C D64 --rounds 9
     python tools/bench_step.py B --formulas --dropout 0.2
 
-The competitors take turns (tools/competitors.py). npgpt, on a thread for each physical core, runs twice, to
+The competitors take turns (tools/competitors.py). npgpt, in a process for each physical core, runs twice, to
 show the noise; `--formulas` adds it without twins. PyTorch runs eagerly and compiled, and both again with
 MKL's check for an Intel processor answered yes (see `unbind_mkl`), for on other processors MKL takes slower
 paths. Ratios are medians of the ratios within each round. "sgemm" is what each competitor's own BLAS reaches
@@ -127,15 +127,15 @@ def work(competitor: str, shape: Shape, dropout: float) -> None:
     from npgpt import GPT
     from npgpt.cli.bench import training_step
     from npgpt.tensor import twins
-    from npgpt.training.communication import run_on_threads
+    from npgpt.training.forks import run_on_processes
     from npgpt.training.trainer import number_of_workers
     if competitor == "npgpt formulas":
         twins.find_twin = lambda *_: None                                     # type: ignore[assignment]
     config = shape.settings(dropout)
     model  = GPT(config.model(shape.V))
-    run_on_threads(number_of_workers(config),
-                   lambda ranks: turns(training_step(config, model, ranks),
-                                       lambda: np.ones((2000, 2000), np.float32), ranks))
+    models = [model, *(model.replica() for _ in range(1, number_of_workers(config)))]
+    run_on_processes(len(models), lambda ranks: turns(training_step(config, models[ranks.rank], ranks),
+                                                      lambda: np.ones((2000, 2000), np.float32), ranks))
 
 
 def turns(step: Callable[[], None], matrix: Callable, ranks=None) -> None:
@@ -149,7 +149,10 @@ def turns(step: Callable[[], None], matrix: Callable, ranks=None) -> None:
         begun = time.perf_counter()
         step()
     count  = agree(max(2, math.ceil(TURN / (time.perf_counter() - begun))))
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss               # before there is a large matrix
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000        # before there is a large matrix
+    if ranks:
+        from npgpt.cli.bench import memory_held
+        memory, = ranks.all_reduce(memory_held() / 1e6)
     while agree(sys.stdin.readline() if first else None):
         seconds, faults = [], resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(count):
@@ -159,7 +162,7 @@ def turns(step: Callable[[], None], matrix: Callable, ranks=None) -> None:
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
         limit  = size * sgemm(matrix())
         if first:
-            print(statistics.median(seconds), faults / count, memory / 1000, limit, flush=True)
+            print(statistics.median(seconds), faults / count, memory, limit, flush=True)
 
 
 def pytorch_step(shape: Shape, dropout: float, compiled: bool, device: str = "cpu",

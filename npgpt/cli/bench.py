@@ -21,8 +21,9 @@ from npgpt.errors import ConfigError
 from npgpt.generation.decoding import stream
 from npgpt.models import GPT
 from npgpt.tensor.device import check_device, to_device
-from npgpt.training.communication import Ranks, run_on_threads
+from npgpt.training.communication import Ranks
 from npgpt.training.config import TrainConfig, read_settings
+from npgpt.training.forks import run_on_processes
 from npgpt.training.trainer import Trainer, number_of_workers
 
 CHARACTERS = 65         # vocabulary of a character preset, which comes from the text: as in tinyshakespeare
@@ -59,7 +60,8 @@ def run(arguments: list[str]) -> int:
                   f"{config.dtype}\na step: {config.batch_size} × {config.block_size} tokens, "
                   f"{workers} worker{'s' * (workers > 1)}, device {config.device}", markup=False)
 
-    trained = run_on_threads(workers, lambda ranks: _time_training(config, model, options.seconds, ranks))
+    models  = [model, *(model.replica() for _ in range(1, workers))]
+    trained = run_on_processes(workers, lambda ranks: _time_training(config, models, options.seconds, ranks))
     tokens  = _time_generation(model, options.seconds)
 
     table  = Table("", "tokens/s", "spread", "milliseconds", "GFLOP/s", box=box.SIMPLE_HEAD)
@@ -77,10 +79,10 @@ def run(arguments: list[str]) -> int:
 
 
 def training_step(config: TrainConfig, model: GPT, ranks: Ranks) -> Callable[[], None]:
-    """What this rank does in one step of training on random tokens. Rank 0 takes the model itself."""
+    """What this rank does, with its own model, in one step of training on random tokens."""
     tokens  = np.random.default_rng(0).integers(0, model.config.vocab_size,
                                                 4 * config.batch_size * config.block_size + 1)
-    trainer = Trainer(config, model.replica() if ranks.rank else model, tokens, tokens, ranks)
+    trainer = Trainer(config, model, tokens, tokens, ranks)
 
     def step() -> None:
         trainer.update(trainer.optimizer.updates)
@@ -99,23 +101,35 @@ def _product_rate(matrix: Any) -> float:
 
 
 class _Training(NamedTuple):
-    """Seconds of each step; the most bytes that the process held; what large products on all ranks reach."""
+    """Seconds of each step; the bytes that all ranks hold; what large products on all ranks reach."""
 
     seconds: list[float]
     memory: float
     product_rate: float
 
 
-def _time_training(config: TrainConfig, model: GPT, seconds: float, ranks: Ranks) -> _Training:
-    step = training_step(config, model, ranks)
+def _time_training(config: TrainConfig, models: list[GPT], seconds: float, ranks: Ranks) -> _Training:
+    step = training_step(config, models[ranks.rank], ranks)
     step()                                                 # memory is found, kernels are compiled
     begun = time.perf_counter()
     step()
     count = ranks.broadcast(max(3, round(seconds / (time.perf_counter() - begun))))
     times  = [_seconds(step) for _ in range(count)]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    memory, = ranks.all_reduce(memory_held())
     matrix = to_device(np.ones((2000, 2000), config.dtype), config.device)
     return _Training(times, memory, ranks.size * _product_rate(matrix))
+
+
+def memory_held() -> float:
+    """Bytes that this process holds, of shared ones its share; where the system does not tell, the most that
+    it has held. (What a step has used is kept for the next: npgpt/tensor/memory.py.)
+    """
+    try:
+        told = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8")
+        return 1024.0 * int(told.split("\nPss:")[1].split()[0])
+    except (OSError, IndexError):
+        unit = 1.0 if sys.platform == "darwin" else 1024.0
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _time_generation(model: GPT, seconds: float) -> list[float]:

@@ -143,7 +143,7 @@ class Module:
 
     def replica(self) -> Self:
         """The same module on the very same parameter arrays, learned and frozen, with gradients of its own:
-        what another thread's rank trains.
+        what another rank trains.
         """
         flat   = self.flat
         shared = [flat, *(array for _, parameter in self.named_parameters()

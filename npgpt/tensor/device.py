@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from npgpt.errors import DeviceError
+from npgpt.tensor.memory import shared
 
 Array = Any        # a numpy.ndarray or a cupy.ndarray; the formulas run on either
 
@@ -54,9 +55,11 @@ def to_device(array: Array, device: str = "cpu") -> Array:
 
 
 def empty(size: int, dtype: str, device: str = "cpu") -> Array:
-    """A flat array of `size` numbers on `device`, its values undefined. Raises as `to_device` does."""
+    """A flat array of `size` numbers on `device`, its values undefined; on the CPU one that forked processes
+    share. Raises as `to_device` does.
+    """
     if device == "cpu":
-        return np.empty(size, dtype)
+        return shared(size, dtype)
     cupy, kind = _cuda(device), _float_type(dtype)
     try:
         return cupy.empty(size, kind)

@@ -4,10 +4,17 @@ A training step makes and drops the same large temporaries again and again. By d
 them to the kernel (munmap, or trimming the heap) and the next one costs a page fault every 4 KiB. Told to
 keep freed blocks, it hands the same pages out again: a second step faults in no new page, and the arrays are
 still plain `np.empty`. Where the C library is not glibc, nothing is done.
+
+Shared memory: what a process allocates by `shared` stays one for it and those that are forked from it.
 """
 
 import ctypes
+import mmap
 import sys
+import weakref
+from typing import Any
+
+import numpy as np
 
 # The numbers of the options in glibc's malloc.h; mallopt(3) describes them.
 M_TRIM_THRESHOLD = -1
@@ -29,3 +36,39 @@ def keep_freed_blocks() -> bool:
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, 1 << 30) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
                 and mallopt(M_ARENA_MAX, 1))
+
+
+def shared(size: int, dtype: Any) -> np.ndarray:
+    """A flat array of zeros in memory that processes forked later have in common with this one.
+
+    Raises MemoryError.
+    """
+    try:
+        memory = _Shared(-1, max(1, size * np.dtype(dtype).itemsize))
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"no room for {size} numbers more") from error
+    _all_shared.add(memory)
+    return np.frombuffer(memory, dtype, size)
+
+
+def shared_memory() -> set:
+    """What there is of it at present, in whole pieces."""
+    return set(_all_shared)
+
+
+def memory_of(array: Any) -> Any:
+    """The piece of shared memory in which an array lies; None if it lies elsewhere or is no array."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    memory = getattr(array, "obj", array)                                     # NumPy keeps a memoryview of it
+    return memory if isinstance(memory, _Shared) else None
+
+
+class _Shared(mmap.mmap):
+    """A mapping that no file is behind."""
+
+    __hash__ = object.__hash__
+    __eq__   = object.__eq__
+
+
+_all_shared: weakref.WeakSet = weakref.WeakSet()

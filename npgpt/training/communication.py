@@ -7,13 +7,14 @@ each owns one part:
     all_gather(data)        afterwards every rank's part of data is what its owner has there
 
 and between the two each updates its own part of the parameters, with its own part of Adam's moments (ZeRO-1,
-Rajbhandari et al. 2020). Ranks are one alone (`Ranks`), threads of one process that share the parameters
-themselves, or processes that mpiexec started. What runs on them need not know which:
+Rajbhandari et al. 2020). Ranks are one alone (`Ranks`), processes that are forked (npgpt/training/forks.py) or
+threads, which have the parameters themselves in common, processes that mpiexec started, or GPUs
+(npgpt/training/nccl.py). What runs on them need not know which:
 
     def work(ranks):
         ...                         # on every rank; ranks.rank says which, ranks.size of how many
 
-    run_on_threads(4, work)                             # or, in every process that mpiexec starts:
+    run_on_processes(4, work)                           # or run_on_threads; or, in all that mpiexec starts:
     with processes() as ranks: work(ranks)
 
 A rank that fails ends all: the others leave at their next meeting, and its error is the one that is told.
@@ -222,7 +223,7 @@ def run_on_threads(size: int, work: Callable[[Ranks], Any]) -> Any:
     threads = [threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True)
                for rank in range(size)]
     results: dict[int, Any] = {}
-    with _blas_threads(size):
+    with blas_threads(size):
         for thread in threads:
             thread.start()
         try:
@@ -259,7 +260,7 @@ def processes() -> Iterator[Ranks]:
         if world.rank:
             silence = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
-        stack.enter_context(_blas_threads(world.Split_type(MPI.COMM_TYPE_SHARED).size))
+        stack.enter_context(blas_threads(world.Split_type(MPI.COMM_TYPE_SHARED).size))
         try:
             yield MPIRanks(world) if world.size > 1 else Ranks()
         except BaseException as error:
@@ -270,7 +271,7 @@ def processes() -> Iterator[Ranks]:
             raise
 
 
-def _blas_threads(ranks: int) -> contextlib.AbstractContextManager:
+def blas_threads(ranks: int) -> contextlib.AbstractContextManager:
     """Several ranks on this machine share its cores out; one alone leaves BLAS as it is."""
     if ranks == 1:
         return contextlib.nullcontext()

@@ -183,7 +183,7 @@ class StepSettings(Settings):
     device: str = "cpu"
     """cpu, cuda or cuda:N."""
     workers: int | None = None
-    """Ranks that share each batch on the CPU: threads with the cores shared out among them. By default the
+    """Ranks that share each batch on the CPU: processes with the cores shared out among them. By default the
     physical cores, or as many as there are sequences in a step; under mpiexec its processes are the ranks."""
     dtype: str = "float32"
     """float32 or float64; on a GPU also bfloat16 or float16, whose weights follow float32 masters."""

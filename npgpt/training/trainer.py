@@ -32,7 +32,8 @@ from npgpt.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from npgpt.training.communication import MPIRanks, Ranks, run_on_threads
+from npgpt.training.communication import MPIRanks, Ranks
+from npgpt.training.forks import run_on_processes
 from npgpt.training.loss_scale import LossScale
 from npgpt.training.monitor import Monitor, Silence
 from npgpt.training.nccl import gpu_ranks
@@ -64,7 +65,7 @@ def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], b
 
     After every evaluation, and when stopped, a checkpoint is saved; kept are the latest two and the best.
     resume: go on from the latest sound checkpoint, if there is any yet.  processes: the ranks that mpiexec
-    started, where there are several; else `workers` threads are the ranks.  Raises TrainingError,
+    started, where there are several; else `workers` forked ones are the ranks.  Raises TrainingError,
     CheckpointError, ConfigError, DataError, DeviceError.
     """
     config, first = run.config, processes is None or processes.rank == 0
@@ -80,14 +81,17 @@ def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], b
             checkpoint = load_latest(run.path, monitor.warn if first else lambda text: None)
             model.flat.load(checkpoint.tensors["model"])
 
+        workers = number_of_workers(config) if processes is None or processes.size == 1 else 1
+        models  = [model, *(model.replica() for _ in range(1, workers))]
+
         def work(ranks: Ranks) -> bool:
             if ranks.rank == 0:
                 return _train(run, monitor, model, checkpoint, stop, ranks)
-            own = model.replica() if ranks is not processes else model
+            own = models[ranks.rank] if ranks is not processes else model
             return _train(run, Silence(), own, checkpoint, lambda: False, ranks)
 
         if processes is None or processes.size == 1:
-            return run_on_threads(number_of_workers(config), work)
+            return run_on_processes(workers, work)
         if processes.size > sequences_per_update(config) or config.workers not in (None, 1):
             raise ConfigError("mpiexec's processes are the ranks: leave workers out, and start at most "
                               f"{sequences_per_update(config)}, a sequence of the step for each")
@@ -197,7 +201,7 @@ def sequences_per_update(config: Config) -> int:
 
 
 def number_of_workers(config: Config) -> int:
-    """How many threads share the step: as the configuration says, or the cores there are work for."""
+    """How many processes share the step: as the configuration says, or the cores there are work for."""
     if config.workers is not None or config.device != "cpu":
         return config.workers or 1
     return min(physical_cores(), sequences_per_update(config))

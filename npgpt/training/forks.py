@@ -1,0 +1,200 @@
+"""Ranks that are processes of one machine, forked where they begin.
+
+Threads take turns at Python itself: two threads that train a small model, whose arrays NumPy is done with in
+some ten microseconds, wait for each other a fifth of their time. Processes do not. Forked, they begin with
+everything that is there, and what lies in shared memory (npgpt/tensor/memory.py), as a model's parameters and
+gradients do, remains one for all, at one address; so there is as little to send as between threads.
+"""
+
+import ctypes
+import math
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npgpt.errors import TrainingError
+from npgpt.tensor.device import address
+from npgpt.tensor.memory import memory_of, shared_memory
+from npgpt.training import communication
+from npgpt.training.communication import Ranks, ThreadRanks, blas_threads, run_on_threads
+from npgpt.workers import leave_with
+
+FORKS = sys.platform == "linux"        # elsewhere the system's own libraries do not outlive a fork
+
+
+class OthersLeftError(Exception):
+    """The other ranks have gone: one of them has failed, or has been killed."""
+
+
+class _Place(NamedTuple):
+    """A C-contiguous array in shared memory, as it is sent."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def array(self) -> np.ndarray:
+        memory = (ctypes.c_byte * (math.prod(self.shape) * self.dtype.itemsize)).from_address(self.address)
+        return np.frombuffer(memoryview(memory), self.dtype).reshape(self.shape)
+
+
+class ForkedRanks(ThreadRanks):
+    """One of several processes. What they exchange goes to rank 0 and from there to all; arrays in memory
+    that they have in common stay where they are, and each rank reads from the others'.
+    """
+
+    def __init__(self, rank: int, size: int, pipes: list[Connection], common: set):
+        """pipes: rank 0's to all the others, in order; of the others that to rank 0.  common: the memory."""
+        self.rank, self.size, self._pipes, self._common = rank, size, pipes, common
+
+    def gather(self, part) -> list:
+        if self.rank == 0:
+            return [part, *map(self._receive, self._pipes)]
+        self._send(self._pipes[0], part)
+        return []
+
+    def broadcast(self, value=None):
+        if self.rank:
+            return self._receive(self._pipes[0])
+        for pipe in self._pipes:
+            self._send(pipe, value)
+        return value
+
+    def _exchange(self, mine) -> list:
+        if memory_of(mine) in self._common and mine.flags.c_contiguous:
+            mine = _Place(address(mine), mine.shape, mine.dtype)
+        brought = self.broadcast(self.gather(mine))
+        return [value.array() if isinstance(value, _Place) else value for value in brought]
+
+    def _send(self, pipe: Connection, value: Any) -> None:
+        try:
+            pipe.send(value)
+        except OSError as error:
+            raise OthersLeftError from error
+
+    def _receive(self, pipe: Connection) -> Any:
+        try:
+            return pipe.recv()
+        except (EOFError, OSError) as error:
+            raise OthersLeftError from error
+
+
+def run_on_processes(size: int, work: Callable[[Ranks], Any]) -> Any:
+    """As run_on_threads, which it is where the system cannot fork: work(ranks) in this process and in
+    `size` − 1 that are forked from it, and what it gave in this one, rank 0's.
+
+    What the others change is lost with them, but for what lies in shared memory.
+    """
+    if size == 1 or not FORKS:
+        return run_on_threads(size, work)
+    ended: queue.SimpleQueue = queue.SimpleQueue()         # (rank, what it gave, its error)
+    with blas_threads(size), _Children(size, work) as children:
+        def lead() -> None:
+            try:
+                ended.put((0, work(ForkedRanks(0, size, children.pipes, children.common)), None))
+            except BaseException as error:
+                ended.put((0, None, error))
+
+        def follow(rank: int, outcome: Connection) -> None:
+            try:
+                ended.put((rank, None, outcome.recv()))
+            except EOFError:
+                ended.put((rank, None, TrainingError(
+                    f"a process of the training, one of {size}, was killed, perhaps for want of memory: "
+                    "go on with fewer --workers")))
+
+        leader  = threading.Thread(target=lead, name="rank 0", daemon=True)
+        threads = [leader, *(threading.Thread(target=follow, args=pair, daemon=True)
+                             for pair in enumerate(children.outcomes, 1))]
+        for thread in threads:
+            thread.start()
+        results: dict[int, Any] = {}
+        while len(results) < size:
+            rank, results[rank], error = ended.get()
+            if isinstance(error, OthersLeftError):         # whoever left first says why
+                results[rank] = error
+            elif error is not None:
+                children.end()
+                leader.join(communication.WAIT_FOR_OTHERS)
+                raise error
+    if isinstance(results[0], OthersLeftError):
+        raise results[0]
+    return results[0]
+
+
+class _Children:
+    """The processes of ranks 1, 2, …; at the end of the block none is left.
+
+    pipes, outcomes: of each, to meet it, and where it says how it ended: with an error, or None.  common: the
+    memory that all have.
+    """
+
+    def __init__(self, size: int, work: Callable[[Ranks], Any]):
+        self.common = shared_memory()
+        self.pipes: list[Connection] = []
+        self.outcomes: list[Connection] = []
+        self.processes: list[int] = []
+        watched, self._held = multiprocessing.Pipe(duplex=False)
+        for rank in range(1, size):
+            mine, others = multiprocessing.Pipe()
+            outcome, said = multiprocessing.Pipe(duplex=False)
+            self.pipes.append(mine)
+            self.outcomes.append(outcome)
+            with warnings.catch_warnings():                # of threads, of which the child uses nothing
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process = os.fork()
+            if not process:
+                for pipe in (self._held, *self.pipes, *self.outcomes):
+                    pipe.close()
+                _be(ForkedRanks(rank, size, [others], self.common), work, watched, said)
+            self.processes.append(process)
+            others.close()
+            said.close()
+        watched.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Those that are not done are of no more use."""
+        for process in self.processes:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+        self.processes = []
+
+
+def _be(ranks: Ranks, work: Callable[[Ranks], Any], watched: Connection, said: Connection) -> None:
+    """What a forked process does, to its end; nothing of what its parent was about to do."""
+    outcome = None
+    try:
+        leave_with(watched)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)      # rank 0 stops all
+        work(ranks)
+    except BaseException as error:
+        outcome = _portable(error)
+    finally:
+        said.send(outcome)
+        os._exit(0)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error with its traceback as a note, or what can be sent in its place."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return TrainingError(repr(error))

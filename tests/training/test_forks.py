@@ -1,0 +1,231 @@
+"""Ranks that are forked: what they give each other, that they compute what threads do, and how they end."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import tiny
+from training.test_communication import assert_same, exchange, steps
+
+from npgpt.cli.bench import memory_held
+from npgpt.errors import TrainingError
+from npgpt.models import GPT
+from npgpt.tensor.memory import memory_of, shared, shared_memory
+from npgpt.training import forks
+from npgpt.training.communication import ThreadRanks, run_on_threads
+from npgpt.training.config import TrainConfig
+from npgpt.training.forks import ForkedRanks, OthersLeftError, run_on_processes
+
+pytestmark = pytest.mark.skipif(not forks.FORKS, reason="ranks are threads here")
+
+
+def no_children():
+    try:
+        return os.waitpid(-1, os.WNOHANG) is None
+    except ChildProcessError:
+        return True
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_processes_give_each_other_what_they_should(size):
+    assert run_on_processes(size, exchange) == (0, size)
+    assert no_children()
+
+
+def test_only_the_first_rank_is_this_process():
+    process = os.getpid()
+    ranks = run_on_processes(3, lambda ranks: ranks.gather((os.getpid(), type(ranks))))
+    assert [pid == process for pid, _ in ranks] == [True, False, False]
+    assert {kind for _, kind in ranks} == {ForkedRanks} and len({pid for pid, _ in ranks}) == 3
+
+
+def test_threads_do_it_where_nothing_is_forked(monkeypatch):
+    monkeypatch.setattr(forks, "FORKS", False)
+    assert run_on_processes(2, lambda ranks: type(ranks)) is ThreadRanks
+
+
+def test_shared_memory_is_read_where_it_is(monkeypatch):
+    """Nothing is sent of it; and what another rank wrote into its own array is seen."""
+    size   = 3
+    arrays = [shared(30, "float32") for _ in range(size)]
+    one    = shared(30, "float64")
+
+    def work(ranks):
+        sent, send = [], ForkedRanks._send
+        monkeypatch.setattr(ForkedRanks, "_send", lambda *args: sent.append(args[-1]) or send(*args))
+        mine = arrays[ranks.rank][6:21]
+        mine[:] = np.arange(15) * 10.0**ranks.rank
+        ranks.reduce_scatter(mine)
+        ranks.all_gather(mine)
+        one[ranks.part(30)] = ranks.rank + 1
+        ranks.all_gather(one)
+        assert len(sent) >= 3 and not any(isinstance(value, np.ndarray) for value in sent)
+        assert one.tolist() == [1] * 10 + [2] * 10 + [3] * 10
+        return mine
+
+    assert run_on_processes(size, work).tolist() == [111 * n for n in range(15)]
+    for array in arrays:
+        assert array[6:21].tolist() == [111 * n for n in range(15)] and not array[:6].any() | array[21:].any()
+
+
+def test_what_is_shared():
+    array = shared(6, "float32")
+    assert array.tolist() == [0] * 6 and array.flags.writeable
+    memory = memory_of(array)
+    assert memory in shared_memory() and memory_of(array[2:].reshape(2, 2).T) is memory
+    assert memory_of(array.copy()) is memory_of(1.5) is memory_of(None) is None
+    assert shared(0, "float64").size == 0
+    for size in (1 << 50, 1 << 70):
+        with pytest.raises(MemoryError):
+            shared(size, "float64")
+    number = len(shared_memory())
+    del array, memory
+    assert len(shared_memory()) == number - 1, "it is given back with the last array in it"
+    model = GPT(TrainConfig(**tiny.SETTINGS).model(11))
+    pieces = [memory_of(array) for array in (model.flat.data, model.flat.grad, model.replica().flat.grad)]
+    assert None not in pieces and len(set(pieces)) == 3
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("replicas_at_first", [True, False])
+def test_processes_compute_what_threads_do(dtype, replicas_at_first):
+    """20 updates with dropout: to the bit, for sums are in the same order. A replica that was made later has
+    gradients that nobody else sees, and sends them."""
+    config  = TrainConfig(**tiny.SETTINGS | {"n_embd": 12})
+    results = []
+    for run in (run_on_threads, run_on_processes):
+        model  = GPT(config.model(11), config.seed, dtype=dtype)
+        models = [model, *(model.replica() for _ in range(2))]
+        for own in models[1:] if replicas_at_first else []:
+            own.replica = lambda own=own: own
+        _, losses, evaluated, moments = run(3, lambda ranks, models=models: steps(
+            ranks, models[ranks.rank] if replicas_at_first else models[0], dtype))
+        results.append({"data": model.flat.data.copy(), "losses": np.array([*losses, evaluated]), **moments})
+    assert all(np.array_equal(results[0][name], results[1][name]) for name in results[0])
+    assert_same(results, dtype)
+
+
+class OddError(Exception):
+    """Cannot be sent."""
+
+    def __init__(self, one, two):
+        super().__init__("odd")
+
+
+@pytest.mark.parametrize(("failing", "error", "kind", "said"), [
+    (1, TrainingError("this rank has failed"), TrainingError, "^this rank has failed"),
+    (2, ZeroDivisionError("division"), ZeroDivisionError, "division"),
+    (0, TrainingError("the first has failed"), TrainingError, "the first has failed"),
+    (1, OddError(1, 2), TrainingError, r"OddError\('odd'\)"),
+])
+def test_a_rank_that_fails_ends_all_and_its_error_is_told(failing, error, kind, said):
+    def work(ranks):
+        if ranks.rank == failing:
+            raise error
+        ranks.broadcast()
+        time.sleep(60 if ranks.rank else 0)
+        ranks.broadcast()
+
+    begun = time.monotonic()
+    with pytest.raises(kind, match=said) as caught:
+        run_on_processes(3, work)
+    assert time.monotonic() - begun < 5 and no_children()
+    if failing and kind is not OddError and not isinstance(error, OddError):
+        assert "in work\n    raise error" in "".join(caught.value.__notes__)
+
+
+def test_a_rank_that_is_killed_ends_all():
+    def work(ranks):
+        if ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ranks.all_reduce(1.0)
+
+    with pytest.raises(TrainingError, match="a process of the training, one of 2, was killed"):
+        run_on_processes(2, work)
+    assert no_children()
+
+
+def test_ranks_that_meet_a_different_number_of_times_do_not_wait_for_ever():
+    with pytest.raises(OthersLeftError):
+        run_on_processes(2, lambda ranks: ranks.rank or ranks.all_reduce(1.0))
+
+
+def test_the_others_leave_when_the_first_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os, time\nfrom npgpt.training.forks import run_on_processes\n"
+                      "def work(ranks):\n    print(os.getpid(), flush=True)\n    time.sleep(100)\n"
+                      "run_on_processes(3, work)\n")
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
+        pids = [int(process.stdout.readline()) for _ in range(3)]
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 5
+        while any(map(running, pids)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:                                   # noqa: PTH123
+        return file.read().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_fork_beside_a_thread_does_not_warn():
+    done   = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        assert run_on_processes(2, lambda ranks: ranks.all_reduce(1.0)) == (2.0,)
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_signal_to_all_stops_the_training_once_and_it_is_saved(tmp_path):
+    """As Ctrl-C in a terminal, or a service that is stopped."""
+    command = [sys.executable, "-m", "npgpt", "train", *tiny.FLAGS, "--max-iters", "100000", "--workers", "2",
+               "--eval-interval", "100000", "--out-dir", str(tmp_path / "run")]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                              start_new_session=True, cwd=tmp_path) as process:
+            wait_for(lambda: "train_loss" in read(tmp_path / "run" / "metrics.jsonl"))
+            os.killpg(process.pid, number)
+            said = process.communicate(timeout=20)[0]
+        assert "stopped and saved" in said and "Traceback" not in said
+        command = [sys.executable, "-m", "npgpt", "train", "--resume", str(tmp_path / "run")]
+        (tmp_path / "run" / "metrics.jsonl").write_text("")
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def read(path):
+    return path.read_text() if path.exists() else ""
+
+
+def test_memory_that_all_hold_is_counted_once():
+    both = shared(32 << 20, "uint8")
+
+    def work(ranks):
+        before = memory_held()
+        ranks.broadcast()
+        both[:], mine = 1, np.ones(16 << 20, np.uint8)
+        ranks.broadcast()                                                     # all have touched it
+        total, = ranks.all_reduce(memory_held() - before)
+        return total, mine.size
+
+    total, _ = run_on_processes(2, work)
+    assert 60 << 20 < total < 80 << 20                                        # 32 + 2 × 16 MiB
