@@ -7,8 +7,8 @@ each owns one part:
     all_gather(data)        afterwards every rank's part of data is what its owner has there
 
 and between the two each updates its own part of the parameters, with its own part of Adam's moments (ZeRO-1,
-Rajbhandari et al. 2020). Ranks are one alone (`Ranks`), processes that are forked (npgpt/training/forks.py) or
-threads, which have the parameters themselves in common, processes that mpiexec started, or GPUs
+Rajbhandari et al. 2020). Ranks are one alone (`Ranks`), processes that are forked (npgpt/training/forks.py)
+or threads, which have the parameters themselves in common, processes that mpiexec started, or GPUs
 (npgpt/training/nccl.py). What runs on them need not know which:
 
     def work(ranks):

@@ -182,7 +182,6 @@ def _be(ranks: Ranks, work: Callable[[Ranks], Any], watched: Connection, said: C
     outcome = None
     try:
         leave_with(watched)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)      # rank 0 stops all
         work(ranks)
     except BaseException as error:
         outcome = _portable(error)
