@@ -10,13 +10,14 @@ import time
 import numpy as np
 import pytest
 import tiny
+from threadpoolctl import threadpool_info
 from training.test_communication import assert_same, exchange, steps
 
 from npgpt.cli.bench import memory_held
 from npgpt.errors import TrainingError
 from npgpt.models import GPT
 from npgpt.tensor.memory import memory_of, shared, shared_memory
-from npgpt.training import forks
+from npgpt.training import communication, forks
 from npgpt.training.communication import ThreadRanks, run_on_threads
 from npgpt.training.config import TrainConfig
 from npgpt.training.forks import ForkedRanks, OthersLeftError, run_on_processes
@@ -137,6 +138,34 @@ def test_a_rank_that_fails_ends_all_and_its_error_is_told(failing, error, kind, 
     assert time.monotonic() - begun < 4 and no_children()
     if failing and not isinstance(error, OddError):
         assert "in work\n    raise error" in "".join(caught.value.__notes__)
+
+
+class SlowError(Exception):
+    """Takes its time to arrive."""
+
+    def __setstate__(self, state):
+        time.sleep(0.3)
+        super().__setstate__(state)
+
+
+def test_an_error_is_told_even_if_it_is_noticed_first_that_its_rank_has_gone():
+    def work(ranks):
+        if ranks.rank:
+            raise SlowError("at last")
+        ranks.all_reduce(1.0)
+
+    with pytest.raises(SlowError, match="at last"):
+        run_on_processes(2, work)
+
+
+def test_processes_share_the_cores_out(monkeypatch):
+    def number(ranks=None):
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    before = number()
+    monkeypatch.setattr(communication, "physical_cores", lambda: 6)
+    assert run_on_processes(2, lambda ranks: ranks.gather(number())) == [{3}, {3}]
+    assert number() == before
 
 
 def test_a_rank_that_is_killed_ends_all():
