@@ -16,6 +16,7 @@ import strict_cupy
 from kernels.test_cuda_twins import TWINS
 
 from npgpt.inspection.metrics import Curve
+from npgpt.kernels.cuda import launch
 from npgpt.models import GPTConfig
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -81,7 +82,8 @@ def test_a_twin_that_moves_what_it_must_is_as_fast_as_a_copy(cupy, tool, capsys,
     assert {"layernorm_backward", "residual_layernorm_forward"} < set(table) and "adamw" not in table
 
 
-def test_a_twin_that_was_not_called_is_told_of(cupy, tool, capsys):
+def test_a_twin_that_was_not_called_is_told_of(cupy, tool, capsys, monkeypatch):
+    monkeypatch.delitem(launch.TYPES, "bfloat16")
     tool("gpu_twins").time_twins(["rotary_forward"], "bfloat16", 1)
     assert "rotary_forward: its twin does not take bfloat16" in capsys.readouterr().out
 

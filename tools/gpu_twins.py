@@ -43,7 +43,7 @@ def calls(cupy: Any, B: int, dtype: str) -> dict[str, Call]:
     """name → a call of B sequences."""
     rng = np.random.default_rng(0)
 
-    def normal(*shape: int) -> Any:
+    def normal(*shape: int, dtype: str = dtype) -> Any:
         result = empty(int(np.prod(shape)), dtype, "cuda").reshape(shape)
         result[...] = cupy.asarray(rng.standard_normal(shape, dtype=np.float32)).astype(result.dtype)
         return result
@@ -52,7 +52,7 @@ def calls(cupy: Any, B: int, dtype: str) -> dict[str, Call]:
     x, gain, wide, dy  = normal(B, T, C), normal(C), normal(B, T, 4 * C), normal(B, T, C)
     tokens, key, dloss = cupy.asarray(rng.integers(0, V, (B, T))), Key(1), cupy.asarray(np.float32(1))
     q, k, v  = normal(3, B, H, T, D)
-    rotation = (normal(T, D // 2), normal(T, D // 2))
+    rotation = tuple(normal(T, D // 2, dtype=accumulator(dtype)) for _ in range(2))
     targets  = tokens.reshape(-1)[:512]
     logits, thin, row = normal(512, V), normal(B, T, 16), normal(16, 4 * C)
     attention = 2 * 2 * B * H * D * T * T / 2                   # two products, of half the scores

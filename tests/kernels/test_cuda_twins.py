@@ -255,7 +255,7 @@ def test_an_embeddings_gradient_is_added_to_what_is_there(cupy):
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("B, H, T, D", [(2, 3, 5, 6), (3, 2, 9, 80), (1, 1, 1, 2)])
+@pytest.mark.parametrize("B, H, T, D", [(2, 3, 5, 6), (3, 2, 9, 80), (1, 1, 1, 2), (9, 4, 8, 6)])
 def test_rotary_reads_queries_where_they_are(cupy, interleaved, B, H, T, D):
     """As views of the projection (B, T, 3 H D), which attention takes apart."""
     rng      = np.random.default_rng(0)

@@ -23,7 +23,7 @@ def gelu_tanh_forward(x):
             s = d_ * x_
             np.exp(s, out=s)
             s += 1
-            np.reciprocal(s, out=s)
+            np.divide(1, s, out=s)                                            # twice as fast as reciprocal
             np.multiply(x_, s, out=y_)
             d_ *= -3
             d_ -= 4 * SQRT_2_OVER_PI                                          # 2u' = −3 (−2u/x) − 4 √(2/π)

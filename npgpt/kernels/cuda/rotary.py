@@ -27,8 +27,8 @@ def _turned(x, rotation, interleaved, direction):
     y           = array_module(x).empty(x.shape, x.dtype)
     strides     = (stride // x.dtype.itemsize for stride in x.strides[:3])
     cos_stride  = T * D // 2 if cos.ndim == 4 else 0
-    step, other = (2, 1) if interleaved else (1, D // 2)
-    blocks      = -(-B * H * T // (cuda.THREADS // 32))                       # a warp a row
-    cuda.launch("rotary.cu", "rotary", blocks, x, cos, sin, y, B * H * T, H, T, D, *strides, cos_stride, step,
-                other, direction)
+    packs       = -(-(D // 2) * x.dtype.itemsize // cuda.PACK)                # of a row's first half
+    blocks      = -(-B * H * T * packs // cuda.THREADS)
+    cuda.launch("rotary.cu", "rotary", blocks, x, cos, sin, y, B * H * T, H, T, D, *strides, cos_stride,
+                direction, constants=(int(interleaved),))
     return y
