@@ -8,12 +8,15 @@ import cuda_on_cpu
 import numpy as np
 import pytest
 import strict_cupy
+import tiny
 from strict_cupy import SynchronisationError, forbid_synchronisation
 
 from npgpt import GPT, GPTConfig, check_gradients, ops
 from npgpt.generation.kv_cache import KVCache
 from npgpt.inspection.examples import EXAMPLES, Sizes
 from npgpt.tensor import Key, array_module, to_numpy
+from npgpt.training.config import TrainConfig
+from npgpt.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -403,6 +406,19 @@ def test_adamw_and_clipping_on_the_device_equal_the_host(cupy):
         numbers[place] = [*map(float, norms), *to_numpy(model.flat.data)]
     np.testing.assert_allclose(numbers["cuda"], numbers["cpu"], rtol=0, atol=1e-12)
     assert min(numbers["cpu"][:3]) > 0.5                                      # so that clipping has work
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_update_waits_once(cupy, dtype):
+    """Loss and norm are fetched together; all else stays on the device."""
+    config  = TrainConfig(**tiny.SETTINGS | {"device": "cuda", "dtype": dtype, "l2": 1e-3, "workers": None})
+    tokens  = np.random.default_rng(0).integers(0, 11, 700)
+    trainer = Trainer(config, GPT(config.model(11), 0, "cuda", dtype), tokens, tokens)
+    for step in range(2):
+        before = strict_cupy.machine.downloads
+        update = trainer.update(step)
+        assert strict_cupy.machine.downloads == before + 1
+        assert 1 < update.loss < 4 and 0.1 < update.norm < 10 and trainer.optimizer.updates == step + 1
 
 
 @formulas_and_twins

@@ -234,8 +234,9 @@ class Trainer:
         if c.l1 or c.l2:
             self._add_penalty(mine)
         loss, square = self.ranks.all_reduce(loss, flat.grad[mine] @ flat.grad[mine])
-        norm = array_module(flat.grad).sqrt(square) / scale
-        result = Update(float(to_numpy(loss)), float(to_numpy(norm)), lr, batch.real)
+        xp     = array_module(flat.grad)
+        norm   = xp.sqrt(square) / scale
+        result = Update(*to_numpy(xp.stack([loss, norm])).tolist(), lr, batch.real)    # waits for a GPU once
         if math.isfinite(result.loss) and math.isfinite(result.norm):
             self.optimizer.step(lr, clip_scale(norm, c.grad_clip or math.inf) / scale)
             self.scale.succeeded()
