@@ -234,9 +234,10 @@ class Trainer:
         if c.l1 or c.l2:
             self._add_penalty(mine)
         loss, square = self.ranks.all_reduce(loss, flat.grad[mine] @ flat.grad[mine])
-        xp     = array_module(flat.grad)
-        norm   = xp.sqrt(square) / scale
-        result = Update(*to_numpy(xp.stack([loss, norm])).tolist(), lr, batch.real)    # waits for a GPU once
+        xp   = array_module(flat.grad)
+        norm = xp.sqrt(square) / scale
+        told = to_numpy(xp.stack([loss, norm])).tolist()                      # a GPU is waited for once
+        result = Update(told[0], told[1], lr, batch.real)
         if math.isfinite(result.loss) and math.isfinite(result.norm):
             self.optimizer.step(lr, clip_scale(norm, c.grad_clip or math.inf) / scale)
             self.scale.succeeded()
