@@ -145,7 +145,7 @@ class _Children:
         self.pipes: list[Connection] = []
         self.outcomes: list[Connection] = []
         self.processes: list[int] = []
-        watched, self._held = multiprocessing.Pipe(duplex=False)
+        watched, self._held = multiprocessing.Pipe(duplex=False)              # they leave when it is closed
         for rank in range(1, size):
             mine, others = multiprocessing.Pipe()
             outcome, said = multiprocessing.Pipe(duplex=False)
@@ -179,14 +179,15 @@ class _Children:
 
 def _be(ranks: Ranks, work: Callable[[Ranks], Any], watched: Connection, said: Connection) -> None:
     """What a forked process does, to its end; nothing of what its parent was about to do."""
-    outcome = None
     try:
-        leave_with(watched)
-        work(ranks)
-    except BaseException as error:
-        outcome = _portable(error)
-    finally:
+        outcome = None
+        try:
+            leave_with(watched)
+            work(ranks)
+        except BaseException as error:
+            outcome = _portable(error)
         said.send(outcome)
+    finally:
         os._exit(0)
 
 
