@@ -32,7 +32,7 @@ def main() -> int:
     options = parse()
     try:
         return options.run(options)
-    except NpgptError as error:
+    except (NpgptError, OSError) as error:
         print(f"bench_gpu: {error}", file=sys.stderr)
         return 1
 

@@ -5,11 +5,12 @@
     python tools/bench_step.py B --formulas --dropout 0.2
 
 The competitors take turns (tools/competitors.py). npgpt, in a process for each physical core, runs twice, to
-show the noise; `--formulas` adds it without twins. PyTorch runs eagerly and compiled, and both again with
-MKL's check for an Intel processor answered yes (see `unbind_mkl`), for on other processors MKL takes slower
-paths. Ratios are medians of the ratios within each round. "sgemm" is what each competitor's own BLAS reaches
-in one large product in the same rounds, in GFLOP/s, and "of it" the share of that which its step comes to;
-"faults" are minor page faults a step. Needs PyTorch; run nothing else meanwhile.
+show the noise; `--formulas` adds it without twins, `--threads` with threads in place of processes. PyTorch
+runs eagerly and compiled, and both again with MKL's check for an Intel processor answered yes (see
+`unbind_mkl`), for on other processors MKL takes slower paths. Ratios are medians of the ratios within each
+round. "sgemm" is what each competitor's own BLAS reaches in one large product in the same rounds, in GFLOP/s,
+and "of it" the share of that which its step comes to; "faults" are minor page faults a step. Needs PyTorch;
+run nothing else meanwhile.
 """
 
 import argparse
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each competitor (7)")
     parser.add_argument("--dropout", type=float, default=0.0, help="of all competitors (0)")
     parser.add_argument("--formulas", action="store_true", help="npgpt without its twins, too")
+    parser.add_argument("--threads", action="store_true", help="npgpt with threads for its workers, too")
     parser.add_argument("--eager", action="store_true", help="of PyTorch's kinds the eager ones only")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -79,6 +81,7 @@ def main() -> None:
     if unknown := set(options.shapes) - set(SHAPES):
         parser.error(f"unknown configuration {unknown.pop()!r}: use A, B, C, D or D64")
     names = ["npgpt", "npgpt again", *["npgpt formulas"] * options.formulas,
+             *["npgpt threads"] * options.threads,
              *[name for name in PYTORCH if not options.eager or "eager" in name]]
     for name in options.shapes or ["A", "B"]:
         compare(name, names, options.rounds, options.dropout, Console(width=100))
@@ -127,15 +130,17 @@ def work(competitor: str, shape: Shape, dropout: float) -> None:
     from npgpt import GPT
     from npgpt.cli.bench import training_step
     from npgpt.tensor import twins
+    from npgpt.training.communication import run_on_threads
     from npgpt.training.forks import run_on_processes
     from npgpt.training.trainer import number_of_workers
     if competitor == "npgpt formulas":
         twins.find_twin = lambda *_: None                                     # type: ignore[assignment]
     config = shape.settings(dropout)
     model  = GPT(config.model(shape.V))
-    models = [model, *(model.replica() for _ in range(1, number_of_workers(config)))]
-    run_on_processes(len(models), lambda ranks: turns(training_step(config, models[ranks.rank], ranks),
-                                                      lambda: np.ones((2000, 2000), np.float32), ranks))
+    models = model.replicas(number_of_workers(config))
+    run    = run_on_threads if competitor == "npgpt threads" else run_on_processes
+    run(len(models), lambda ranks: turns(training_step(config, models[ranks.rank], ranks),
+                                         lambda: np.ones((2000, 2000), np.float32), ranks))
 
 
 def turns(step: Callable[[], None], matrix: Callable, ranks=None) -> None:

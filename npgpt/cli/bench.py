@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
                   f"{config.dtype}\na step: {config.batch_size} × {config.block_size} tokens, "
                   f"{workers} worker{'s' * (workers > 1)}, device {config.device}", markup=False)
 
-    models  = [model, *(model.replica() for _ in range(1, workers))]
+    models  = model.replicas(workers)
     trained = run_on_processes(workers, lambda ranks: _time_training(config, models, options.seconds, ranks))
     tokens  = _time_generation(model, options.seconds)
 

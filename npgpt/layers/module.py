@@ -154,6 +154,12 @@ class Module:
                                      str(flat.data.dtype), flat.data)
         return module
 
+    def replicas(self, size: int) -> list[Self]:
+        """One for each of `size` ranks, of which the first is the module itself. They are made before the
+        ranks begin: what forked processes are to share must be there already.
+        """
+        return [self, *(self.replica() for _ in range(1, size))]
+
     def zero_grad(self) -> None:
         """Sets every gradient to zero (without touching its memory: see Parameter.unset)."""
         for _, parameter in self.named_parameters():

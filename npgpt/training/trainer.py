@@ -82,7 +82,7 @@ def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], b
             model.flat.load(checkpoint.tensors["model"])
 
         workers = number_of_workers(config) if processes is None or processes.size == 1 else 1
-        models  = [model, *(model.replica() for _ in range(1, workers))]
+        models  = model.replicas(workers)
 
         def work(ranks: Ranks) -> bool:
             if ranks.rank == 0:

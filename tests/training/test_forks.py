@@ -106,7 +106,7 @@ def test_processes_compute_what_threads_do(dtype, replicas_at_first):
     results = []
     for run in (run_on_threads, run_on_processes):
         model  = GPT(config.model(11), config.seed, dtype=dtype)
-        models = [model, *(model.replica() for _ in range(2))]
+        models = model.replicas(3)
         for own in models[1:] if replicas_at_first else []:
             own.replica = lambda own=own: own
         _, losses, evaluated, moments = run(3, lambda ranks, models=models: steps(
