@@ -1,9 +1,10 @@
 """Ranks that are processes of one machine, forked where they begin.
 
 Threads take turns at Python itself: two threads that train a small model, whose arrays NumPy is done with in
-some ten microseconds, wait for each other (`tools/bench_step.py A --threads`). Processes do not. Forked, they begin with
-everything that is there, and what lies in shared memory (npgpt/tensor/memory.py), as a model's parameters and
-gradients do, remains one for all, at one address; so there is as little to send as between threads.
+some ten microseconds, wait for each other (tools/bench_step.py A --threads). Processes do not. Forked, they
+begin with everything that is there, and what lies in shared memory (npgpt/tensor/memory.py), as a model's
+parameters and gradients do, remains one for all, at one address; so there is as little to send as between
+threads.
 """
 
 import ctypes
