@@ -36,7 +36,7 @@ def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, 
     v = beta2 * v + (1 - beta2) * (g * g)
     m_hat = m / (1 - beta1 ** t)
     v_hat = v / (1 - beta2 ** t)
-    w = w - (lr * weight_decay) * w - lr * m_hat / (xp.sqrt(v_hat) + eps)
+    w = (1 - lr * weight_decay) * w - lr * m_hat / (xp.sqrt(v_hat) + eps)
     if narrow is not None:
         narrow[...] = w if narrow.dtype.name != "bfloat16" else stochastic_rounding(w, key, first)
     if out is None:

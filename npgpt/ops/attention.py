@@ -43,7 +43,7 @@ def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropou
     xp, G = array_module(q), k.shape[1]
     a     = attention_scores(q, k, causal, key_mask, segments)                          # A   (B, H, T, S)
     top   = a.max(-1, keepdims=True)                                          # (B, H, T, 1)
-    e     = xp.exp(a - xp.where(top == -xp.inf, 0, top))
+    e     = xp.exp(a - xp.where(xp.isfinite(top), top, 0))
     total = e.sum(-1, keepdims=True)
     blind = total == 0                                                        # rows that may look at nothing
     lse   = xp.where(blind, xp.inf, top + xp.log(total + blind))              # ℓ   (B, H, T, 1)
@@ -73,15 +73,17 @@ def attention_backward(dy, saved):
 def attention_scores(q, k, causal, key_mask=None, segments=None):
     """A = Q Kᵀ/√D + mask   (B, H, T, S)"""
     xp = array_module(q)
-    a = (grouped(q, k.shape[1]) @ k.swapaxes(-1, -2)).reshape(*q.shape[:-1], k.shape[2]) * q.shape[-1] ** -0.5
+    G, T, S = k.shape[1], q.shape[2], k.shape[2]
+    a = (grouped(q * q.shape[-1] ** -0.5, G) @ k.swapaxes(-1, -2)).reshape(*q.shape[:-1], S)
+    visible = []                                                              # each broadcasts to (B, H, T, S)
     if causal:
-        T, S = a.shape[-2:]
-        a = xp.where(xp.arange(S) <= xp.arange(T)[:, None] + (S - T), a, -xp.inf)
+        visible.append(xp.arange(S) <= xp.arange(T)[:, None] + (S - T))
     if key_mask is not None:
-        a = xp.where(key_mask[:, None, None, :], a, -xp.inf)
+        visible.append(key_mask[:, None, None, :])
     if segments is not None:
-        own = segments[:, -q.shape[2]:]                                       # of the queries   (B, T)
-        a = xp.where(own[:, None, :, None] == segments[:, None, None, :], a, -xp.inf)
+        visible.append(segments[:, None, -T:, None] == segments[:, None, None, :])
+    for keys in visible:
+        a += xp.where(keys, 0.0, -xp.inf).astype(a.dtype)
     return a
 
 

@@ -7,10 +7,10 @@ Backward.  By the product rule, with Φ' = φ(x) = e^(−x²/2)/√(2π):    y' 
 
 GPT-2 uses an approximation of Φ by a tanh, from the same paper:
 
-    y = ½ x (1 + t)       t = tanh(u)       u = √(2/π) (x + a x³)       a = 0.044715
+    y = x s               s = ½ (1 + tanh u)       u = √(2/π) (x + a x³)       a = 0.044715
 
-Backward.  t' = (1 − t²) u'  and  u' = √(2/π) (1 + 3a x²), so
-    y' = ½ (1 + t) + ½ x (1 − t²) √(2/π) (1 + 3a x²),    dx = y' dy
+Backward.  ds/du = ½ (1 − tanh² u) = 2 s (1 − s)  and  u' = √(2/π) (1 + 3a x²), so
+    y' = s + x · 2 s (1 − s) u' = s + y (1 − s) 2u',    dx = y' dy
 
 In words: a soft gate. Far to the right the gradient passes whole, far to the left not at all, and around 0
 the gate itself moves with x. Both forms keep y' for backward: it costs less to keep than to compute again.
@@ -34,9 +34,11 @@ SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 @accelerated
 def gelu_tanh_forward(x):
     """x: (...)  →  y: (...)"""
-    t  = array_module(x).tanh(SQRT_2_OVER_PI * (x + A * (x * x * x)))
-    dy_dx = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * (SQRT_2_OVER_PI * (1 + 3 * A * (x * x)))
-    return 0.5 * x * (1 + t), (dy_dx,)
+    square = x * x
+    u = x * (SQRT_2_OVER_PI + SQRT_2_OVER_PI * A * square)
+    s = 0.5 * (1 + array_module(x).tanh(u))                                   # the gate
+    y = x * s
+    return y, (s + y * (1 - s) * (2 * SQRT_2_OVER_PI + 6 * SQRT_2_OVER_PI * A * square),)
 
 
 @accelerated

