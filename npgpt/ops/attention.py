@@ -75,7 +75,7 @@ def attention_scores(q, k, causal, key_mask=None, segments=None):
     xp = array_module(q)
     G, T, S = k.shape[1], q.shape[2], k.shape[2]
     a = (grouped(q * q.shape[-1] ** -0.5, G) @ k.swapaxes(-1, -2)).reshape(*q.shape[:-1], S)
-    visible = []                                                              # each broadcasts to (B, H, T, S)
+    visible = []                                                             # each broadcasts to (B, H, T, S)
     if causal:
         visible.append(xp.arange(S) <= xp.arange(T)[:, None] + (S - T))
     if key_mask is not None:
