@@ -66,7 +66,7 @@ def rows(text):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_twin_has_a_row(cupy, tool, dtype):
-    assert set(tool("gpu_twins").calls(cupy, 1, dtype)) == set(TWINS)
+    assert {name.partition(",")[0] for name in tool("gpu_twins").calls(cupy, 1, dtype)} == set(TWINS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

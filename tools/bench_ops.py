@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from npgpt import ops
+from npgpt.tensor import Key
 from npgpt.tensor.twins import find_twin
 
 ROUNDS = 15
@@ -33,12 +34,15 @@ def calls() -> dict[str, tuple[Callable, tuple, dict]]:
     B, T, H, D, C, V = 16, 256, 6, 64, 384, 4096
     x, gamma, wide = normal(B, T, C), normal(C), normal(B, T, 4 * C)
     q, k, v = normal(3, B, H, T, D)
-    tokens = rng.integers(0, V, (B, T))
+    dropped = (q, k, v, True, None, None, 0.1, Key(1))
+    tokens  = rng.integers(0, V, (B, T))
     w, g, m = normal(3, 10_000_000)
     variance = g * g
     return {
         "attention_forward": (ops.attention_forward, (q, k, v), {}),
         "attention_backward": (ops.attention_backward, (q, ops.attention_forward(q, k, v)[1]), {}),
+        "attention_forward, dropout": (ops.attention_forward, dropped, {}),
+        "attention_backward, dropout": (ops.attention_backward, (q, ops.attention_forward(*dropped)[1]), {}),
         "embedding_backward": (ops.embedding_backward, (x, (tokens, (V, C))), {}),
         "gelu_tanh_forward": (ops.gelu_tanh_forward, (wide,), {}),
         "layernorm_forward": (ops.layernorm_forward, (x, gamma, gamma), {}),
@@ -79,7 +83,7 @@ def main() -> None:
         ratio = statistics.median(f / t for f, t in zip(formula, twin, strict=True))
         table.add_row(name, f"{1e3 * slow:.2f}", f"{1e3 * min(formula):.1f}–{1e3 * max(formula):.1f}",
                       f"{1e3 * fast:.2f}", f"{ratio:.2f}", f"{sum(touched.values()) / fast / 1e9:.1f}")
-    Console().print(table)
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":

@@ -56,11 +56,13 @@ def calls(cupy: Any, B: int, dtype: str) -> dict[str, Call]:
     targets  = tokens.reshape(-1)[:512]
     logits, thin, row = normal(512, V), normal(B, T, 16), normal(16, 4 * C)
     attention = 2 * 2 * B * H * D * T * T / 2                   # two products, of half the scores
+    dropped   = (q, k, v, True, None, None, 0.1, key)
     w, g, m, s = (cupy.zeros(ADAMW, accumulator(dtype)) for _ in range(4))
     narrow    = {} if dtype == w.dtype else {"narrow": empty(ADAMW, dtype, "cuda"), "key": key}
     saved = {name: op(*arguments)[1] for name, op, arguments in (
         ("layernorm", ops.layernorm_forward, (x, gain, gain)), ("rmsnorm", ops.rmsnorm_forward, (x, gain)),
         ("swiglu", ops.swiglu_forward, (wide,)), ("attention", ops.attention_forward, (q, k, v)),
+        ("attention, dropout", ops.attention_forward, dropped),
         ("gelu", ops.gelu_tanh_forward, (wide,)), ("rotary", ops.rotary_forward, (q, rotation)),
         ("linear", ops.linear_forward, (thin, row, normal(4 * C))),
         ("dropout", ops.dropout_forward, (x, 0.1, key)),
@@ -71,6 +73,10 @@ def calls(cupy: Any, B: int, dtype: str) -> dict[str, Call]:
         "attention_forward": Call(ops.attention_forward, (q, k, v), flops=attention),
         "attention_backward": Call(ops.attention_backward, (normal(B, H, T, D), saved["attention"]),
                                    flops=2.5 * attention),
+        "attention_forward, dropout": Call(ops.attention_forward, dropped, flops=attention),
+        "attention_backward, dropout": Call(ops.attention_backward,
+                                            (normal(B, H, T, D), saved["attention, dropout"]),
+                                            flops=2.5 * attention),
         "residual_layernorm_forward": Call(ops.residual_layernorm_forward, (x, dy, gain, gain)),
         "residual_layernorm_backward": Call(ops.residual_layernorm_backward,
                                             ((dy, x), saved["residual_layernorm"])),
@@ -208,7 +214,7 @@ def count_step(dtype: str) -> None:
                   title=f"{dtype}, 1 × {GPT2.block_size} tokens")
     tokens, targets = np.random.default_rng(0).integers(0, GPT2.vocab_size, (2, 1, GPT2.block_size))
     for dropout in (0.0, 0.1):
-        model = GPT(replace(GPT2, dropout=dropout), device="cuda", dtype=dtype)
+        model = GPT(replace(GPT2, dropout=dropout, attention_dropout=dropout), device="cuda", dtype=dtype)
         adamw = AdamW(model)
 
         def step(model: GPT = model, adamw: AdamW = adamw) -> None:

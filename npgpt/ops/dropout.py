@@ -25,5 +25,10 @@ def dropout_backward(dy, saved):
 
 
 def _drop(x, p, key):
-    keep = max(round((1 - p) * 65536), 1) / 65536                             # q
-    return x * array_module(x).asarray(keep_mask(key, x.shape, keep)) * (1 / keep)
+    q = share_kept(p)
+    return x * array_module(x).asarray(keep_mask(key, x.shape, q)) * (1 / q)
+
+
+def share_kept(p: float) -> float:
+    """q, a multiple of 2⁻¹⁶ above 0."""
+    return max(round((1 - p) * 65536), 1) / 65536

@@ -22,7 +22,8 @@ def layernorm_forward(x, gamma, beta=None, eps=1e-5):
     mean  = x.mean(-1, keepdims=True)                                         # μ   (..., 1)
     apart = x - mean
     rstd  = ((apart * apart).mean(-1, keepdims=True) + eps) ** -0.5           # r   (..., 1)
-    y     = gamma * (apart * rstd)                                            # γ x̂  (..., C)
+    x_hat = apart * rstd                                                      # x̂   (..., C)
+    y     = gamma * x_hat
     return y if beta is None else y + beta, (x, gamma, beta is not None, mean, rstd)
 
 

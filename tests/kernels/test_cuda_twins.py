@@ -93,9 +93,6 @@ def fetched(value):
 
 def kernels_of(label, case):
     """Which must be launched for a case: named as the twin, but for these."""
-    if label.startswith("attention") and label.endswith("dropout"):
-        narrow = case.inputs[0].dtype.name in NARROW                          # widened, in what order ever
-        return set() if narrow else {"dropout"}                               # within the formula
     if label.startswith("linear,") or label == "linear":
         return set() if "no bias" in label else {"add_bias", "column_sums"}
     if label.endswith("by 3 rows") and case.inputs[2].size > 3:
@@ -106,8 +103,11 @@ def kernels_of(label, case):
     names   = {case.forward.__name__, case.backward.__name__} & set(TWINS)
     kernels = {others.get(name, name.replace("residual_layer", "layer").replace("residual_rms", "rms"))
                for name in names}
-    cores   = label.startswith("attention") and case.inputs[0].dtype.name in NARROW
-    return {f"{kernel}_16" for kernel in kernels} if cores else kernels
+    if label.startswith("attention"):
+        end     = "_16" if case.inputs[0].dtype.name in NARROW else ""
+        kernels = {f"{kernel}{end}" for kernel in kernels}
+        kernels |= {"dropout_kept"} if "dropout" in label else set()
+    return kernels
 
 
 def tolerance_of(op, dtype):
@@ -168,14 +168,17 @@ def test_a_twin_gives_what_its_formula_gives(cupy, launches, label, dtype):
 
 
 @pytest.mark.parametrize(("dtype", "D", "T", "S", "H", "G", "causal", "masks"), [
-    ("float32", 32, 130, 150, 2, 1, True, ""), ("float32", 40, 70, 70, 4, 2, False, "keys segments"),
+    ("float32", 32, 130, 150, 2, 1, True, ""), ("float32", 33, 130, 150, 4, 2, True, "dropout"),
+    ("float32", 40, 70, 70, 4, 2, False, "keys segments"),
     ("float32", 128, 33, 65, 2, 2, True, "keys"), ("float32", 65, 65, 40, 1, 1, True, ""),
     ("float64", 20, 66, 90, 3, 1, True, "segments"), ("float64", 64, 40, 33, 2, 1, True, "keys"),
-    ("float64", 60, 33, 33, 2, 2, False, ""), ("float64", 128, 20, 40, 1, 1, True, "keys segments"),
+    ("float64", 60, 33, 33, 2, 2, False, "dropout"), ("float64", 128, 20, 40, 1, 1, True, "keys segments"),
     ("bfloat16", 32, 130, 150, 2, 1, True, ""), ("float16", 64, 200, 200, 1, 1, True, ""),
     ("bfloat16", 64, 90, 130, 4, 2, False, "keys segments"), ("bfloat16", 65, 90, 70, 1, 1, True, ""),
     ("float16", 20, 66, 90, 3, 1, True, "segments"), ("bfloat16", 128, 70, 100, 2, 1, True, "keys"),
-    ("float16", 128, 100, 65, 2, 2, False, ""), ("bfloat16", 96, 70, 150, 1, 1, True, "keys segments"),
+    ("float16", 128, 100, 65, 2, 2, False, "dropout"), ("float16", 32, 90, 70, 1, 1, True, "dropout"),
+    ("bfloat16", 96, 70, 150, 1, 1, True, "keys segments"),
+    ("bfloat16", 64, 130, 150, 4, 2, True, "keys segments dropout"),
 ])
 def test_attention_of_several_tiles(cupy, launches, dtype, D, T, S, H, G, causal, masks):
     """With queries, keys, values and gradients as views of projections (B, T, heads, D). Where T > S, the
@@ -187,12 +190,13 @@ def test_attention_of_several_tiles(cupy, launches, dtype, D, T, S, H, G, causal
     tolerance = tolerance_of("attention", dtype)
     keys     = rng.random((2, S)) < 0.7 if "keys" in masks else None
     segments = np.sort(rng.integers(0, 3, (2, S))) if "segments" in masks else None
-    y, saved = in_float32(ops.attention_forward.reference, (q, k, v, causal, keys, segments), {})
+    options  = (causal, keys, segments, *((0.3, Key(1, step=2, example=3)) if "dropout" in masks else ()))
+    y, saved = in_float32(ops.attention_forward.reference, (q, k, v, *options), {})
     expected = in_float32(ops.attention_backward.reference, (dy, saved), {})
     results  = []
     views    = tuple(placed(x.swapaxes(1, 2)).swapaxes(1, 2) for x in (q, k, v, dy))
     for launcher.reversed in (False, True):
-        y_here, saved_here = TWINS["attention_forward"](*views[:3], causal, *placed((keys, segments)))
+        y_here, saved_here = TWINS["attention_forward"](*views[:3], *placed(options))
         assert_same(fetched((y_here, saved_here[-1])), (y, saved[-1]), tolerance)
         gradients = TWINS["attention_backward"](views[3], saved_here)
         if dtype == "float64" and D > 64:
@@ -201,7 +205,7 @@ def test_attention_of_several_tiles(cupy, launches, dtype, D, T, S, H, G, causal
         assert_same(fetched(gradients), expected, tolerance)
         results.append([array.tobytes() for array in arrays_in(fetched((y_here, gradients)))])
     assert all(result == results[0] for result in results)
-    assert all(blocks > 2 for _, blocks in launches)
+    assert all(blocks > 2 for kernel, blocks in launches if kernel.startswith("attention"))
 
 
 @pytest.mark.parametrize("dtype", OF_WIDE_TYPES)
@@ -419,7 +423,6 @@ HEADS  = np.ones((1, 1, 3, 4), "f4")
     ("cross_entropy_backward", (np.array(1.0), (X, TOKENS, X[:, :1], 3, -100))),
     ("linear_cross_entropy_forward", (X, np.ones((5, 4)), TOKENS)),
     ("linear_cross_entropy_forward", (X, np.ones((5, 4), "f4"), TOKENS.astype("i4"))),
-    ("attention_forward", (HEADS, HEADS, HEADS, True, None, None, 0.5, Key(1))),
     ("attention_forward", (HEADS.swapaxes(2, 3), HEADS.swapaxes(2, 3), HEADS.swapaxes(2, 3))),
     ("attention_forward", (HEADS, HEADS.astype("f8"), HEADS)),
     ("attention_forward", (HEADS[:, :, :0], HEADS, HEADS)),

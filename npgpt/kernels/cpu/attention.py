@@ -1,9 +1,9 @@
 """Attention, a block of queries at a time: scores and probabilities live in cache only. Where it is causal,
 keys after the block's last query are never touched, nearly half of all; nor are, where segments are packed,
 the keys before the block's first. The row sum divides y, which has D columns, instead of the probabilities,
-which have S.
+which have S. Of dropout there is the mask of a few examples at a time, a byte for each probability.
 
-Left to the formula: dropout on the probabilities, and causal attention of more queries than keys.
+Left to the formula: causal attention of more queries than keys.
 """
 
 import numpy as np
@@ -11,17 +11,20 @@ import numpy as np
 from npgpt.kernels.cpu import tiles
 from npgpt.kernels.heads import side_by_side
 from npgpt.ops.attention import grouped
+from npgpt.ops.dropout import share_kept
+from npgpt.tensor.random import keep_mask
 
 QUERIES = 64        # of a block; more skips less of the upper triangle, fewer makes the products thin
 
 
 def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropout=0.0, dropout_key=None):
     B, H, T, D = q.shape
-    if not _covered(q, k, causal, dropout and dropout_key):
+    if not _covered(q, k, causal):
         return NotImplemented
+    share = share_kept(dropout) if dropout and dropout_key else 1
     y   = np.empty((B, T, H, D), q.dtype).swapaxes(1, 2)                      # so that merging heads is free
     lse = np.empty((B, H, T, 1), q.dtype)
-    for part, block, keys, ahead, own in _blocks(q, k, causal, segments):
+    for part, block, keys, ahead, own, kept in _blocks(q, k, causal, segments, share, dropout_key):
         a = _scores(q[part, :, block], k[part, :, keys], ahead, own, key_mask, part, keys)  # (b, G, H/G·t, s)
         top = a.max(-1, keepdims=True)
         if key_mask is not None:
@@ -29,11 +32,13 @@ def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropou
         a -= top
         e = np.exp(a, out=a)
         total = e @ np.ones((e.shape[-1], 1), e.dtype)                        # BLAS sums faster than NumPy
+        if kept is not None:
+            e *= kept
         y_ = e @ v[part, :, keys]
         if key_mask is not None:
             blind = total == 0
             top[blind], total[blind] = np.inf, 1
-        y_ /= total
+        y_ /= share * total
         top += np.log(total)
         y[part, :, block]   = y_.reshape(y[part, :, block].shape)
         lse[part, :, block] = top.reshape(lse[part, :, block].shape)
@@ -42,41 +47,50 @@ def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropou
 
 def attention_backward(dy, saved):
     q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse = saved
-    if not _covered(q, k, causal, dropout and dropout_key):
+    if not _covered(q, k, causal):
         return NotImplemented
+    share = share_kept(dropout) if dropout and dropout_key else 1
     dq, dk, dv = side_by_side(q, k, v)
     dk[...] = dv[...] = 0
     scale, G = q.shape[-1] ** -0.5, k.shape[1]
     delta = np.vecdot(dy, y)[..., None]                                       # Σₛ dP P   (B, H, T, 1)
-    for part, block, keys, ahead, own in _blocks(q, k, causal, segments):
-        k_, dy_ = k[part, :, keys], grouped(dy[part, :, block], G)
+    for part, block, keys, ahead, own, kept in _blocks(q, k, causal, segments, share, dropout_key):
+        k_, dy_ = k[part, :, keys], grouped(dy[part, :, block], G) / share
         p = _scores(q[part, :, block], k_, ahead, own, key_mask, part, keys)       # (b, G, H/G·t, s)
         p -= grouped(lse[part, :, block], G)
         np.exp(p, out=p)
-        dv[part, :, keys] += p.swapaxes(-1, -2) @ dy_
         da = dy_ @ v[part, :, keys].swapaxes(-1, -2)                          # dP, then dA
+        if kept is not None:
+            da *= kept
         da -= grouped(delta[part, :, block], G)
         da *= p
         da *= scale
         dq[part, :, block] = (da @ k_).reshape(dq[part, :, block].shape)
         dk[part, :, keys] += da.swapaxes(-1, -2) @ grouped(q[part, :, block], G)
+        if kept is not None:
+            p *= kept
+        dv[part, :, keys] += p.swapaxes(-1, -2) @ dy_
     return dq, dk, dv
 
 
-def _covered(q, k, causal, dropout) -> bool:
-    return not dropout and not (causal and k.shape[2] < q.shape[2]) and q.size > 0 and k.size > 0
+def _covered(q, k, causal) -> bool:
+    return not (causal and k.shape[2] < q.shape[2]) and q.size > 0 and k.size > 0
 
 
-def _blocks(q, k, causal, segments):
-    """Slices of examples, of queries, of the keys they may see; what hides those ahead, or None; and which
-    are of the query's own segment, bool (b, t, s), or None."""
+def _blocks(q, k, causal, segments, share, dropout_key):
+    """Slices of examples, of queries, of the keys they may see; what hides those ahead, or None; which are of
+    the query's own segment, bool (b, t, s), or None; and which dropout keeps, bool (b, G, H/G·t, s), or None.
+    """
     B, H, T, _ = q.shape
     S = k.shape[2]
     examples = max(1, tiles.TILE_BYTES // (H * min(QUERIES, T) * S * q.itemsize))
     later = min(QUERIES, T)
     ahead = np.triu(np.full((later, later), -np.inf, q.dtype), 1)             # −∞ where the key comes later
     for b in range(0, B, examples):
-        part = slice(b, b + examples)
+        part = slice(b, min(b + examples, B))
+        if share < 1:
+            key  = dropout_key._replace(example=dropout_key.example + b)
+            mask = keep_mask(key, (part.stop - b, H, T, S), share)
         for t in range(0, T, QUERIES):
             end = min(t + QUERIES, T)
             first, seen, own = 0, S - T + end if causal else S, None
@@ -84,7 +98,9 @@ def _blocks(q, k, causal, segments):
                 own   = segments[part, S - T + t:S - T + end, None] == segments[part, None, :seen]
                 first = int(own.any((0, 1)).argmax())                         # each query sees itself
                 own   = own[:, :, first:]
-            yield part, slice(t, end), slice(first, seen), ahead[:end - t, :end - t] if causal else None, own
+            kept = grouped(mask[:, :, t:end, first:seen], k.shape[1]) if share < 1 else None
+            yield (part, slice(t, end), slice(first, seen), ahead[:end - t, :end - t] if causal else None,
+                   own, kept)
 
 
 def _scores(q, k, ahead, own, key_mask, part, keys):

@@ -48,6 +48,14 @@ template <int KEYS, typename A, int I, int J> __device__ void store(A* tile, con
         for (int j = 0; j < J; j++) tile[(row + SIDE * i) * (KEYS + 1) + column + SIDE * j] = part[i][j];
 }
 
+/* What dropout does not keep of a tile of ROWS × KEYS becomes 0, each thread's part by itself. */
+template <int ROWS, int KEYS, typename A>
+__device__ void drop(A* tile, const Mask& mask, long long h, long long query, long long key) {
+    for (int row = threadIdx.x / SIDE; row < ROWS; row += SIDE)
+        for (int column = threadIdx.x % SIDE; column < KEYS; column += SIDE)
+            if (!mask.keeps(h, query + row, key + column)) tile[row * (KEYS + 1) + column] = 0;
+}
+
 /* out += weights tile: of `count` rows of the tile, that many weights a row of out, `step` apart. */
 template <int D, typename A, int I>
 __device__ void add_weighted(A (&out)[I][D / SIDE], const A* weights, int row_step, int step, const A* tile,
@@ -78,19 +86,19 @@ template <typename A> __device__ A row_max(A value) {
 }
 
 /* One block for each example, head and tile of queries.  q: (B, H, T, width)  k, v: (B, G, S, width), with the
-   strides of examples, heads and rows  y: the same as q  lse: (B, H, T) */
-template <typename T, int D, int ROWS, int KEYS>
+   strides of examples, heads and rows  kept: bits of P (B, words)  y: the same as q  lse: (B, H, T) */
+template <typename T, int D, int ROWS, int KEYS, int DROPOUT>
 __global__ void attention_forward(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const bool* key_mask,
-        const long long* segments, T* y, long long y_b, long long y_h, long long y_t, Sum<T>* lse,
-        long long H, long long G, long long length, long long S, long long width, long long causal,
-        long long has_key_mask, long long has_segments, double scale) {
+        const long long* segments, const unsigned short* kept, T* y, long long y_b, long long y_h,
+        long long y_t, Sum<T>* lse, long long H, long long G, long long length, long long S, long long width, long long causal,
+        long long has_key_mask, long long has_segments, double scale, double grown) {
     typedef Sum<T> A;
     const long long tiles = (length + ROWS - 1) / ROWS, first = blockIdx.x % tiles * ROWS;
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
-    const Mask mask = {length, S, causal, has_key_mask ? key_mask + b * S : nullptr,
-                       has_segments ? segments + b * S : nullptr};
+    const Mask mask(b, H, length, S, causal, has_key_mask ? key_mask : nullptr,
+                    has_segments ? segments : nullptr, kept);
     A* queries = reinterpret_cast<A*>(shared_memory);              /* ROWS × D */
     A* rows    = queries + ROWS * (D + 1);                         /* KEYS × D, of k and then of v */
     A* weights = rows + KEYS * (D + 1);                            /* ROWS × KEYS */
@@ -133,6 +141,7 @@ __global__ void attention_forward(
             for (int c = 0; c < D / SIDE; c++) sum[i][c] *= shrunk;
         }
         store<KEYS>(weights, p);
+        if (DROPOUT) drop<ROWS, KEYS>(weights, mask, h, first, key);
         __syncthreads();                                           /* the tile of k is done with */
         load<D, KEYS>(rows, v + b * v_b + g * v_h, v_t, key, S, width);
         __syncthreads();
@@ -147,7 +156,7 @@ __global__ void attention_forward(
         #pragma unroll
         for (int c = 0; c < D / SIDE; c++)
             if (column + SIDE * c < width)
-                y[b * y_b + h * y_h + t * y_t + column + SIDE * c] = T(blind ? A(0) : sum[i][c] / total[i]);
+                y[b * y_b + h * y_h + t * y_t + column + SIDE * c] = T(blind ? A(0) : sum[i][c] * A(grown) / total[i]);
     }
 }
 
@@ -168,12 +177,12 @@ __global__ void attention_products(const T* dy, long long dy_b, long long dy_h, 
     if (threadIdx.x % 32 == 0) product[row] = sum;
 }
 
-/* A tile of P and of dA = P (dP − Σ dP P), from those of q, k, v and dy. */
-template <int D, int ROWS, int KEYS, typename A>
+/* A tile of P̃ and of dA = P (dP − Σ dP P), from those of q, k, v and dy. */
+template <int D, int ROWS, int KEYS, int DROPOUT, typename A>
 __device__ void weights_and_gradients(A (&p)[ROWS / SIDE][KEYS / SIDE], A (&da)[ROWS / SIDE][KEYS / SIDE],
                                       const A* queries, const A* keys, const A* values, const A* gradients,
-                                      const A* lse, const A* product, const Mask& mask, long long query,
-                                      long long key, A scale) {
+                                      const A* lse, const A* product, const Mask& mask, long long h,
+                                      long long query, long long key, A scale, A grown) {
     const int row = threadIdx.x / SIDE, column = threadIdx.x % SIDE;
     multiply_rows<D>(p, queries, keys);
     multiply_rows<D>(da, gradients, values);
@@ -181,27 +190,29 @@ __device__ void weights_and_gradients(A (&p)[ROWS / SIDE][KEYS / SIDE], A (&da)[
     for (int i = 0; i < ROWS / SIDE; i++)
         #pragma unroll
         for (int j = 0; j < KEYS / SIDE; j++) {
-            const long long t = query + row + SIDE * i;
-            const bool seen = mask.allows(t, key + column + SIDE * j);
+            const long long t = query + row + SIDE * i, s = key + column + SIDE * j;
+            const bool seen = mask.allows(t, s);
+            const A factor  = DROPOUT ? mask.keeps(h, t, s) * grown : A(1);        /* P̃ / P */
             p[i][j]  = seen ? exp(p[i][j] * scale - lse[t]) : A(0);
-            da[i][j] = seen ? p[i][j] * (da[i][j] - product[t]) : A(0);
+            da[i][j] = seen ? p[i][j] * (da[i][j] * factor - product[t]) : A(0);
+            p[i][j] *= factor;
         }
 }
 
 /* One block for each example, head and tile of queries, as in forward.  dq: as q */
-template <typename T, int D, int ROWS, int KEYS>
+template <typename T, int D, int ROWS, int KEYS, int DROPOUT>
 __global__ void attention_backward_q(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
         long long dy_h, long long dy_t, const bool* key_mask, const long long* segments,
-        const Sum<T>* lse, const Sum<T>* product, T* dq, long long dq_b, long long dq_h, long long dq_t,
+        const unsigned short* kept, const Sum<T>* lse, const Sum<T>* product, T* dq, long long dq_b, long long dq_h, long long dq_t,
         long long H, long long G, long long length, long long S, long long width, long long causal,
-        long long has_key_mask, long long has_segments, double scale) {
+        long long has_key_mask, long long has_segments, double scale, double grown) {
     typedef Sum<T> A;
     const long long tiles = (length + ROWS - 1) / ROWS, first = blockIdx.x % tiles * ROWS;
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
-    const Mask mask = {length, S, causal, has_key_mask ? key_mask + b * S : nullptr,
-                       has_segments ? segments + b * S : nullptr};
+    const Mask mask(b, H, length, S, causal, has_key_mask ? key_mask : nullptr,
+                    has_segments ? segments : nullptr, kept);
     A* queries   = reinterpret_cast<A*>(shared_memory);            /* ROWS × D */
     A* gradients = queries + ROWS * (D + 1);                       /* the same, of dy */
     A* keys      = gradients + ROWS * (D + 1);                     /* KEYS × D */
@@ -225,8 +236,8 @@ __global__ void attention_backward_q(
         load<D, KEYS>(values, v + b * v_b + g * v_h, v_t, key, S, width);
         __syncthreads();
         A p[ROWS / SIDE][KEYS / SIDE], da[ROWS / SIDE][KEYS / SIDE];
-        weights_and_gradients<D, ROWS, KEYS>(p, da, queries, keys, values, gradients, lse, product, mask, first,
-                                             key, A(scale));
+        weights_and_gradients<D, ROWS, KEYS, DROPOUT>(p, da, queries, keys, values, gradients, lse, product,
+                                                      mask, h, first, key, A(scale), A(grown));
         store<KEYS>(weights, da);
         __syncthreads();
         add_weighted<D>(sum, weights, KEYS + 1, 1, keys, KEYS);
@@ -242,19 +253,20 @@ __global__ void attention_backward_q(
 
 /* One block for each example, key head and tile of keys, which sums over the queries of all heads of the group: no
    other adds to its rows of dk and dv.  dk, dv: as k and v */
-template <typename T, int D, int ROWS, int KEYS>
+template <typename T, int D, int ROWS, int KEYS, int DROPOUT>
 __global__ void attention_backward_kv(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
         long long dy_h, long long dy_t, const bool* key_mask, const long long* segments,
-        const Sum<T>* lse, const Sum<T>* product, T* dk, long long dk_b, long long dk_h, long long dk_t, T* dv,
+        const unsigned short* kept, const Sum<T>* lse, const Sum<T>* product, T* dk, long long dk_b, long long dk_h, long long dk_t, T* dv,
         long long dv_b, long long dv_h, long long dv_t, long long H, long long G, long long length, long long S,
-        long long width, long long causal, long long has_key_mask, long long has_segments, double scale) {
+        long long width, long long causal, long long has_key_mask, long long has_segments, double scale,
+        double grown) {
     typedef Sum<T> A;
     const long long tiles = (S + KEYS - 1) / KEYS, first = blockIdx.x % tiles * KEYS;
     const long long g = blockIdx.x / tiles % G, b = blockIdx.x / tiles / G;
-    const Mask mask = {length, S, causal, has_key_mask ? key_mask + b * S : nullptr,
-                       has_segments ? segments + b * S : nullptr};
+    const Mask mask(b, H, length, S, causal, has_key_mask ? key_mask : nullptr,
+                    has_segments ? segments : nullptr, kept);
     A* queries   = reinterpret_cast<A*>(shared_memory);            /* ROWS × D */
     A* gradients = queries + ROWS * (D + 1);                       /* the same, of dy */
     A* keys      = gradients + ROWS * (D + 1);                     /* KEYS × D */
@@ -277,8 +289,9 @@ __global__ void attention_backward_kv(
             load<D, ROWS>(gradients, dy + b * dy_b + h * dy_h, dy_t, query, length, width);
             __syncthreads();
             A p[ROWS / SIDE][KEYS / SIDE], da[ROWS / SIDE][KEYS / SIDE];
-            weights_and_gradients<D, ROWS, KEYS>(p, da, queries, keys, values, gradients, lse + place,
-                                                 product + place, mask, query, first, A(scale));
+            weights_and_gradients<D, ROWS, KEYS, DROPOUT>(p, da, queries, keys, values, gradients, lse + place,
+                                                          product + place, mask, h, query, first, A(scale),
+                                                          A(grown));
             store<KEYS>(weights, p);
             __syncthreads();
             add_weighted<D>(sum_v, weights, 1, KEYS + 1, gradients, ROWS);

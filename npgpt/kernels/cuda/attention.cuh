@@ -1,8 +1,14 @@
-/* What queries may look at. */
+/* What queries may look at, and what dropout keeps of it. */
 struct Mask {
     long long T, S, causal;
     const bool* keys;                                              /* of the example, or null */
     const long long* segments;                                     /* the same */
+    const unsigned short* kept;                                    /* a bit for each of its (H, T, S) */
+
+    __device__ Mask(long long b, long long H, long long T, long long S, long long causal, const bool* keys,
+                    const long long* segments, const unsigned short* kept)
+        : T(T), S(S), causal(causal), keys(keys ? keys + b * S : nullptr),
+          segments(segments ? segments + b * S : nullptr), kept(kept + b * ((H * T * S + 15) / 16)) {}
 
     __device__ bool allows(long long t, long long s) const {
         return t < T && s < S && (!causal || s <= t + S - T) && (!keys || keys[s])
@@ -11,6 +17,10 @@ struct Mask {
     /* Whether every query from this one on may look at every key before `end`. */
     __device__ bool allows_all(long long query, long long end) const {
         return end <= S && (!causal || end <= query + S - T + 1) && !keys && !segments;
+    }
+    __device__ bool keeps(long long h, long long t, long long s) const {
+        const unsigned long long place = (h * T + t) * S + s;
+        return t < T && s < S && kept[place / 16] >> place % 16 & 1;
     }
     __device__ long long end_of_keys(long long last_query) const {
         return causal ? max(0LL, min(S, last_query + S - T + 1)) : S;

@@ -1,17 +1,19 @@
 """Attention by tiles: no score leaves the chip, and memory grows with T, not with T². One launch forward;
 backward makes the scores again, once for dq and once for dk and dv, so that no two blocks add to one sum.
-Numbers of 16 bits are multiplied by tensor cores.
+Numbers of 16 bits are multiplied by tensor cores. Only of what dropout keeps there is a bit for each score.
 """
 
 from typing import NamedTuple
 
 from npgpt.kernels.cuda import launch as cuda
+from npgpt.kernels.cuda.dropout import kept_bits
 from npgpt.kernels.heads import side_by_side
+from npgpt.ops.dropout import share_kept
 from npgpt.tensor import array_module
 from npgpt.tensor.precision import NARROW, accumulator
 
 FORWARD  = {("float32", 32): (64, 64), ("float32", 64): (64, 32), ("float32", 128): (32, 32),
-            ("float64", 32): (64, 32), ("float64", 64): (32, 32), ("float64", 128): (16, 16)}
+            ("float64", 32): (32, 32), ("float64", 64): (32, 32), ("float64", 128): (16, 16)}
 BACKWARD = {("float32", 32): (32, 32), ("float32", 64): (32, 32), ("float32", 128): (16, 16),
             ("float64", 32): (16, 16), ("float64", 64): (16, 16)}
 """(type, head size up to) → queries and keys of a tile: as many as fit in 48 KiB of shared memory."""
@@ -36,23 +38,24 @@ class Tiles(NamedTuple):
 
 def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropout=0.0, dropout_key=None):
     tiles = _tiles(q.dtype.name, q.shape[-1], forward=True)
-    if not tiles or not _covered((q, k, v), key_mask, segments) or (dropout and dropout_key):
+    if not tiles or not _covered((q, k, v), key_mask, segments):
         return NotImplemented
     xp = array_module(q)
     B, H, T, D = q.shape
     y   = xp.empty((B, T, H, D), q.dtype).swapaxes(1, 2)                      # so that merging heads is free
     lse = xp.empty((B, H, T, 1), accumulator(q.dtype))
+    kept, grown, drops = _dropout(xp, q, k, dropout, dropout_key)
     cuda.launch(tiles.file, f"attention_forward{tiles.end}", B * H * -(-T // tiles.queries), *_strided(q),
-                *_strided(k), *_strided(v), *_masks(xp, key_mask, segments), *_strided(y), lse,
-                *_sizes(q, k, causal, key_mask, segments), constants=tiles.constants, shared=tiles.shared,
-                threads=tiles.threads)
+                *_strided(k), *_strided(v), *_masks(xp, key_mask, segments), kept, *_strided(y), lse,
+                *_sizes(q, k, causal, key_mask, segments), grown, constants=(*tiles.constants, drops),
+                shared=tiles.shared, threads=tiles.threads)
     return y, (q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse)
 
 
 def attention_backward(dy, saved):
     q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse = saved
     tiles = _tiles(q.dtype.name, q.shape[-1], forward=False)
-    if not tiles or not _covered((q, k, v, dy, y), key_mask, segments) or (dropout and dropout_key):
+    if not tiles or not _covered((q, k, v, dy, y), key_mask, segments):
         return NotImplemented
     if not cuda.covers(lse) or lse.dtype.name != accumulator(q.dtype):
         return NotImplemented
@@ -60,12 +63,13 @@ def attention_backward(dy, saved):
     B, H, T, D = q.shape
     product    = xp.empty(lse.shape, lse.dtype)
     dq, dk, dv = side_by_side(q, k, v)
+    kept, grown, drops = _dropout(xp, q, k, dropout, dropout_key)
     cuda.launch("attention.cu", "attention_products", -(-product.size // (cuda.THREADS // 32)),
                 *_strided(dy), *_strided(y), product, product.size, H, T, D)
-    arrays  = (*_strided(q), *_strided(k), *_strided(v), *_strided(dy), *_masks(xp, key_mask, segments), lse,
-               product)
-    sizes   = _sizes(q, k, causal, key_mask, segments)
-    options = {"constants": tiles.constants, "shared": tiles.shared, "threads": tiles.threads}
+    arrays  = (*_strided(q), *_strided(k), *_strided(v), *_strided(dy), *_masks(xp, key_mask, segments), kept,
+               lse, product)
+    sizes   = (*_sizes(q, k, causal, key_mask, segments), grown)
+    options = {"constants": (*tiles.constants, drops), "shared": tiles.shared, "threads": tiles.threads}
     cuda.launch(tiles.file, f"attention_backward_q{tiles.end}", B * H * -(-T // tiles.queries), *arrays,
                 *_strided(dq), *sizes, **options)
     cuda.launch(tiles.file, f"attention_backward_kv{tiles.end}",
@@ -109,6 +113,13 @@ def _masks(xp, key_mask, segments):
     """What is not there is an array that is not looked at."""
     return (xp.empty((1,), "bool") if key_mask is None else key_mask,
             xp.empty((1,), "int64") if segments is None else segments)
+
+
+def _dropout(xp, q, k, dropout, key):
+    """Which probabilities are kept, as bits; by how much they grow; and whether there is dropout, 0 or 1."""
+    if not (dropout and key):
+        return xp.empty((1,), "uint16"), 1.0, 0
+    return kept_bits(xp, (*q.shape[:3], k.shape[2]), dropout, key), 1 / share_kept(dropout), 1
 
 
 def _sizes(q, k, causal, key_mask, segments):

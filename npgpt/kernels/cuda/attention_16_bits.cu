@@ -107,19 +107,19 @@ __device__ inline float row_max(float value) {
 #define LOG2_E 1.4426950408889634
 
 /* One block for each example, head and tile of queries.  q: (B, H, T, width)  k, v: (B, G, S, width), with the
-   strides of examples, heads and rows  y: the same as q  lse: (B, H, T) */
-template <typename T, int D, int COUNT>
+   strides of examples, heads and rows  kept: bits of P (B, words)  y: the same as q  lse: (B, H, T) */
+template <typename T, int D, int COUNT, int DROPOUT>
 __global__ void attention_forward_16(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const bool* key_mask,
-        const long long* segments, T* y, long long y_b, long long y_h, long long y_t, float* lse,
-        long long H, long long G, long long length, long long S, long long width, long long causal,
-        long long has_key_mask, long long has_segments, double scale) {
+        const long long* segments, const unsigned short* kept, T* y, long long y_b, long long y_h,
+        long long y_t, float* lse, long long H, long long G, long long length, long long S, long long width, long long causal,
+        long long has_key_mask, long long has_segments, double scale, double grown) {
     const long long tiles = (length + OWN - 1) / OWN;
     const long long first = (tiles - 1 - blockIdx.x % tiles) * OWN;    /* the last first: it sees the most keys */
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
-    const Mask mask = {length, S, causal, has_key_mask ? key_mask + b * S : nullptr,
-                       has_segments ? segments + b * S : nullptr};
+    const Mask mask(b, H, length, S, causal, has_key_mask ? key_mask : nullptr,
+                    has_segments ? segments : nullptr, kept);
     T* queries = reinterpret_cast<T*>(shared_memory);              /* OWN × D */
     T* keys    = queries + OWN * (D + 8);                          /* COUNT × D */
     T* values  = keys + COUNT * (D + 8);
@@ -161,6 +161,7 @@ __global__ void attention_forward_16(
             for (int e = 0; e < 4; e++) {
                 p[n][e] = exp2(p[n][e] - top[e / 2]);
                 added[e / 2] += p[n][e];
+                if (DROPOUT && !mask.keeps(h, first + own + row_of(e), key + column_of(n, e))) p[n][e] = 0;
             }
         #pragma unroll
         for (int half = 0; half < 2; half++) total[half] += row_sum(added[half]);
@@ -172,7 +173,7 @@ __global__ void attention_forward_16(
         const bool blind = total[half] == 0;                       /* may look at nothing */
         if (threadIdx.x % 4 == 0 && t < length)
             lse[(b * H + h) * length + t] = blind ? INFINITY : top[half] * float(1 / LOG2_E) + log(total[half]);
-        const float share = blind ? 0 : 1 / total[half];
+        const float share = blind ? 0 : float(grown) / total[half];
         #pragma unroll
         for (int n = 0; n < D / 8; n++) sum[n][2 * half] *= share, sum[n][2 * half + 1] *= share;
     }
@@ -180,19 +181,19 @@ __global__ void attention_forward_16(
 }
 
 /* One block for each example, head and tile of queries.  dy: as q  lse, product: (B, H, T)  dq: as q */
-template <typename T, int D, int COUNT>
+template <typename T, int D, int COUNT, int DROPOUT>
 __global__ void attention_backward_q_16(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
-        long long dy_h, long long dy_t, const bool* key_mask, const long long* segments, const float* lse,
-        const float* product, T* dq, long long dq_b, long long dq_h, long long dq_t, long long H, long long G,
+        long long dy_h, long long dy_t, const bool* key_mask, const long long* segments,
+        const unsigned short* kept, const float* lse, const float* product, T* dq, long long dq_b, long long dq_h, long long dq_t, long long H, long long G,
         long long length, long long S, long long width, long long causal, long long has_key_mask,
-        long long has_segments, double scale) {
+        long long has_segments, double scale, double grown) {
     const long long tiles = (length + OWN - 1) / OWN;
     const long long first = (tiles - 1 - blockIdx.x % tiles) * OWN;    /* the last first, as in forward */
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
-    const Mask mask = {length, S, causal, has_key_mask ? key_mask + b * S : nullptr,
-                       has_segments ? segments + b * S : nullptr};
+    const Mask mask(b, H, length, S, causal, has_key_mask ? key_mask : nullptr,
+                    has_segments ? segments : nullptr, kept);
     T* queries   = reinterpret_cast<T*>(shared_memory);            /* OWN × D */
     T* gradients = queries + OWN * (D + 8);                        /* the same, of dy */
     T* keys      = gradients + OWN * (D + 8);                      /* COUNT × D */
@@ -227,9 +228,11 @@ __global__ void attention_backward_q_16(
         for (int n = 0; n < COUNT / 8; n++)
             #pragma unroll
             for (int e = 0; e < 4; e++) {
-                const bool seen = all || mask.allows(first + own + row_of(e), key + column_of(n, e));
+                const long long t = first + own + row_of(e), s = key + column_of(n, e);
+                const bool seen    = all || mask.allows(t, s);
                 const float weight = seen ? exp2(p[n][e] * float(scale * LOG2_E) - log_total[e / 2]) : 0;
-                da[n][e] = weight * (da[n][e] - mean[e / 2]);
+                const float factor = DROPOUT ? mask.keeps(h, t, s) * float(grown) : 1;     /* P̃ / P */
+                da[n][e] = weight * (da[n][e] * factor - mean[e / 2]);
             }
         add_weighted<D, COUNT>(sum, da, keys);
     }
@@ -238,18 +241,19 @@ __global__ void attention_backward_q_16(
 
 /* One block for each example, key head and tile of keys, which sums over the queries of all heads of the group: no
    other adds to its rows of dk and dv.  dk, dv: as k and v */
-template <typename T, int D, int COUNT>
+template <typename T, int D, int COUNT, int DROPOUT>
 __global__ void attention_backward_kv_16(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
-        long long dy_h, long long dy_t, const bool* key_mask, const long long* segments, const float* lse,
-        const float* product, T* dk, long long dk_b, long long dk_h, long long dk_t, T* dv,
+        long long dy_h, long long dy_t, const bool* key_mask, const long long* segments,
+        const unsigned short* kept, const float* lse, const float* product, T* dk, long long dk_b, long long dk_h, long long dk_t, T* dv,
         long long dv_b, long long dv_h, long long dv_t, long long H, long long G, long long length, long long S,
-        long long width, long long causal, long long has_key_mask, long long has_segments, double scale) {
+        long long width, long long causal, long long has_key_mask, long long has_segments, double scale,
+        double grown) {
     const long long tiles = (S + OWN - 1) / OWN, first = blockIdx.x % tiles * OWN;
     const long long g = blockIdx.x / tiles % G, b = blockIdx.x / tiles / G;
-    const Mask mask = {length, S, causal, has_key_mask ? key_mask + b * S : nullptr,
-                       has_segments ? segments + b * S : nullptr};
+    const Mask mask(b, H, length, S, causal, has_key_mask ? key_mask : nullptr,
+                    has_segments ? segments : nullptr, kept);
     T* keys      = reinterpret_cast<T*>(shared_memory);            /* OWN × D */
     T* values    = keys + OWN * (D + 8);
     T* queries   = values + OWN * (D + 8);                         /* COUNT × D */
@@ -286,9 +290,12 @@ __global__ void attention_backward_kv_16(
                 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     const int t = column_of(n, e);
-                    const bool seen = all || mask.allows(query + t, first + own + row_of(e));
-                    p[n][e]  = seen ? exp2(p[n][e] * float(scale * LOG2_E) - log_total[t]) : 0;
-                    da[n][e] = p[n][e] * (da[n][e] - mean[t]);
+                    const long long s  = first + own + row_of(e);
+                    const bool seen    = all || mask.allows(query + t, s);
+                    const float weight = seen ? exp2(p[n][e] * float(scale * LOG2_E) - log_total[t]) : 0;
+                    const float factor = DROPOUT ? mask.keeps(h, query + t, s) * float(grown) : 1;     /* P̃ / P */
+                    da[n][e] = weight * (da[n][e] * factor - mean[t]);
+                    p[n][e]  = weight * factor;
                 }
             add_weighted<D, COUNT>(sum_v, p, gradients);
             add_weighted<D, COUNT>(sum_k, da, queries);

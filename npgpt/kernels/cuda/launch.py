@@ -1,8 +1,9 @@
 """Launching a kernel: compiled by CuPy from the .cu file beside its twin, for the type at hand, when it is
 first needed. CuPy keeps what it has compiled in ~/.cupy/kernel_cache.
 
-A kernel is a template of T, the type of its first array. It sees addresses only: an array that it is given
-must be C-contiguous, or its strides be given too. Integers are `long long` there, other numbers `double`.
+A kernel is a template of T, the type of its first array, or none if that is not one of TYPES. It sees
+addresses only: an array that it is given must be C-contiguous, or its strides be given too. Integers are
+`long long` there, other numbers `double`.
 """
 
 import functools
@@ -79,8 +80,9 @@ def launch(file: str, kernel: str, blocks: int, *args: Any, constants: tuple[int
     constants: what the template takes beside T.  shared: bytes of shared memory a block.
     """
     first    = args[0]
-    template = ", ".join([TYPES[first.dtype.name], *map(str, constants)])
-    function = _function(array_module(first), file, f"{kernel}<{template}>")
+    types    = [TYPES[first.dtype.name]] if first.dtype.name in TYPES else []
+    template = ", ".join([*types, *map(str, constants)])
+    function = _function(array_module(first), file, f"{kernel}<{template}>" if template else kernel)
     function((blocks,), (threads,), args, shared_mem=shared)
 
 
