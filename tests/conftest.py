@@ -1,12 +1,17 @@
 """Settings of the whole suite.
 
+Ctrl-C interrupts, also where the suite itself was started as a shell's background job, which ignores it.
+
 Hypothesis draws the same examples in every run: a failure then says something about the code, not the day.
 To look further than the suite does: HYPOTHESIS_PROFILE=explore pytest tests/ops
 """
 
 import os
+import signal
 
 import hypothesis
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The first call of an op imports its twin, the next ones do not: single examples are not timed.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=12)
