@@ -8,7 +8,7 @@ matrices, which weight decay shrinks, come first; the vectors (biases, gains), w
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from npgpt.errors import CheckpointError
@@ -20,21 +20,24 @@ class FlatParameters:
     """`data` and the gradients (see `grad`): flat arrays of `size` elements; every Parameter's arrays are
     views into them, and it is not frozen. The first `decayed` elements are the matrices.
     dtype: of data; gradients, which many backwards may add to, are float32 where that has 16 bits.
-    data: an array to use, not to make.
+    first: those of which these are a replica: both arrays are theirs, but each parameter has a gradient of
+    its own, which `settle` adds to what is in the array.
     """
 
-    def __init__(self, parameters: dict[str, Any], device: str, dtype: str, data: Any = None):
+    def __init__(self, parameters: dict[str, Any], device: str, dtype: str,
+                 first: "FlatParameters | None" = None):
         matrices = {name: p for name, p in parameters.items() if len(p.shape) >= 2}
         vectors = {name: p for name, p in parameters.items() if len(p.shape) < 2}
         self.device = device
         self.parameters = matrices | vectors
         self.size = sum(math.prod(p.shape) for p in parameters.values())
         self.decayed = sum(math.prod(p.shape) for p in matrices.values())
-        self.data = empty(self.size, dtype, device) if data is None else data
-        self._grad = empty(self.size, accumulator(dtype), device)
-        for parameter, data, grad in zip(self.parameters.values(), self.views(self.data).values(),
-                                         self.views(self._grad).values(), strict=True):
-            parameter.data, parameter._grad, parameter.unset, parameter.frozen = data, grad, True, False
+        self.data: Any  = first.data if first else empty(self.size, dtype, device)
+        self._grad: Any = first._grad if first else empty(self.size, accumulator(dtype), device)
+        for parameter, data, place in zip(self.parameters.values(), self.views(self.data).values(),
+                                          self.views(self._grad).values(), strict=True):
+            parameter.data, parameter.place, parameter._grad = data, place, None if first else place
+            parameter.unset, parameter.frozen = True, False
 
     def places(self) -> dict[str, slice]:
         """name → where the parameter lies in a flat array of this layout."""
@@ -71,25 +74,25 @@ class FlatParameters:
 
     @property
     def grad(self):
-        """All gradients, flat; those that no backward has added to are zero."""
+        """All gradients, flat: zero where no backward has added any; of replicas, what they have settled."""
         for parameter in self.parameters.values():
-            _ = parameter.grad
+            if parameter.place is parameter._grad:
+                parameter.settle()
         return self._grad
 
-    def final(self, module: Any) -> Iterator[tuple[Any, slice]]:
-        """All gradients, and the stretches of them that are those of a module's parameters, which no backward
-        will add to any more: for who would use them before the others are there.
+    def settle(self, module: Any = None) -> list[tuple[Any, slice]]:
+        """The gradients of a module's parameters, or all, come to their places in the flat array. Returns
+        that array and the stretches that they are: for who would use them before the others are there.
         """
-        own = {id(parameter) for _, parameter in module.named_parameters()}
+        own = {id(parameter) for _, parameter in module.named_parameters()} if module else None
         stretches: list[slice] = []
         for place, parameter in zip(self.places().values(), self.parameters.values(), strict=True):
-            if id(parameter) in own:
-                _ = parameter.grad                                            # zero, if none has
+            if own is None or id(parameter) in own:
+                parameter.settle()
                 begun = stretches.pop().start if stretches and stretches[-1].stop == place.start \
                     else place.start
                 stretches.append(slice(begun, place.stop))
-        for stretch in stretches:
-            yield self._grad, stretch
+        return [(self._grad, stretch) for stretch in stretches]
 
     def load(self, arrays: Mapping[str, Any]) -> None:
         """Sets every parameter from host arrays by name, or from what has their `shape` and `astype`.

@@ -27,13 +27,15 @@ class Parameter:
     """An array that is learned, and its gradient.
 
     shape; std: initial values are Normal(0, std²), or all `constant` where std is None.
-    `data` and `grad` are views into the module's flat arrays (npgpt/layers/flat.py). One that is frozen is
-    not learned, and has no gradient (`Module.freeze`).
+    `data` and `grad` are views into the module's flat arrays (npgpt/layers/flat.py); a replica's gradient is
+    an array of its own, until `settle` adds it there. A parameter that is frozen is not learned, and has no
+    gradient (`Module.freeze`).
     """
 
     data: Any = None
     frozen = False
-    _grad: Any = None
+    place: Any = None   # of the gradient in the flat array
+    _grad: Any = None   # what backward adds to: that place, or a replica's own array, None before it is made
     unset = True        # the gradient is zero and its memory not written yet: the first to add writes it
 
     def __init__(self, *shape: int, std: float | None = None, constant: float = 0.0):
@@ -54,6 +56,8 @@ class Parameter:
             xp = array_module(self.data)
             return xp.broadcast_to(xp.zeros((), accumulator(self.data.dtype)), self.shape)
         if self.unset:
+            if self._grad is None:
+                self._grad = array_module(self.data).empty(self.shape, self.place.dtype)
             self._grad[...] = 0
             self.unset = False
         return self._grad
@@ -72,9 +76,21 @@ class Parameter:
             return
         if not self.unset:
             self._grad += grad
+        elif self._grad is None:
+            self._grad = grad.astype(self.place.dtype, copy=False)
         elif grad is not self._grad:
             self._grad[...] = grad
         self.unset = False
+
+    def settle(self) -> None:
+        """The gradient comes to its place in the flat array: zero where no backward has added to it. That of
+        a replica is added to what is there, and then zero again, in no memory.
+        """
+        if self._grad is self.place:
+            _ = self.grad
+        elif not self.unset:
+            self.place += self._grad
+            self._grad, self.unset = None, True
 
 
 class Module:
@@ -131,7 +147,7 @@ class Module:
                               "leave at least one to be trained")
         values = {name: parameter.data for name, parameter in learned.items()}
         for parameter in parameters.values():
-            parameter.frozen, parameter._grad = True, None
+            parameter.frozen, parameter.place, parameter._grad = True, None, None
         self.flat = FlatParameters(learned, old.device, str(old.data.dtype))
         for name, parameter in learned.items():
             parameter.data[...] = values[name]
@@ -142,16 +158,16 @@ class Module:
         return any(not parameter.frozen for _, parameter in self.named_parameters())
 
     def replica(self) -> Self:
-        """The same module on the very same parameter arrays, learned and frozen, with gradients of its own:
-        what another rank trains.
+        """The same module on the very same parameter arrays, learned and frozen, with gradients of its own,
+        which its `flat` adds to this one's: what another rank trains.
         """
         flat   = self.flat
         shared = [flat, *(array for _, parameter in self.named_parameters()
-                          for array in (parameter.data, parameter._grad))]
+                          for array in (parameter.data, parameter.place, parameter._grad))]
         module = copy.deepcopy(self, {id(array): array for array in shared})
         parameters  = module.parameters
         module.flat = FlatParameters({name: parameters[name] for name in flat.parameters}, flat.device,
-                                     str(flat.data.dtype), flat.data)
+                                     str(flat.data.dtype), flat)
         return module
 
     def replicas(self, size: int) -> list[Self]:

@@ -79,7 +79,7 @@ class SequenceClassifier(Decoder):
         return logits, (body, head, last, x.shape)
 
     def backward_logits(self, dlogits, saved, after_block=None) -> None:
-        """dlogits: (B, n_labels), saved: from `forward`.  Adds to every gradient."""
+        """dlogits: (B, n_labels), saved: from `forward`, which is used up.  Adds to every gradient."""
         body, head, last, shape = saved
         xp = array_module(dlogits)
         dx = xp.zeros(shape, dlogits.dtype)                                   # no other place is read
@@ -97,7 +97,7 @@ class SequenceClassifier(Decoder):
         return loss, (saved, s)
 
     def backward(self, saved, dloss=1.0, after_block=None) -> None:
-        """saved: from `loss`.  Adds to every gradient.  after_block: see `body_backward`."""
+        """saved: from `loss`, which is used up.  Adds to every gradient.  after_block: as `body_backward`."""
         saved, s = saved
         dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
         self.backward_logits(cross_entropy_backward(dloss, s), saved, after_block)

@@ -104,17 +104,18 @@ class Decoder(Module):
         return x, (s_wte, s_wpe, s_drop, s_h, s_ln_f) if lowest < 0 else (None, None, None, s_h, s_ln_f)
 
     def body_backward(self, dx, saved, after_block: Callable[[Module], None] | None = None) -> None:
-        """dx: (B, T, C), saved: from `body_forward`.  Adds to the gradients of all that is learned.
+        """dx: (B, T, C), saved: from `body_forward`, which is used up: a block's is dropped once it has been
+        passed.  Adds to the gradients of all that is learned.
 
         after_block: called with each block when its gradients are complete.
         """
         s_wte, s_wpe, s_drop, s_h, s_ln_f = saved
         if self.ln_f:
             dx = self.ln_f.backward(dx, s_ln_f)
-        for block, s in zip(reversed(self.h), reversed(s_h), strict=True):
-            if s is None:
+        for block in reversed(self.h):
+            if s_h[-1] is None:
                 return
-            dx = block.backward(dx, s)
+            dx = block.backward(dx, s_h.pop())
             if after_block:
                 after_block(block)
         if s_wte is None:

@@ -61,12 +61,12 @@ class GPT(Decoder):
         tokens = self._checked(tokens, kv_cache=kv_cache)
         x, body = self.body_forward(tokens, key, kv_cache, attention_mask)
         logits, head = self.lm_head.forward(x)
-        return logits, (body, head)
+        return logits, [body, head]
 
     def backward_logits(self, dlogits, saved) -> None:
-        """dlogits: (B, T, vocab_size), saved: from `forward`.  Adds to every gradient."""
-        body, head = saved
-        self.body_backward(self.lm_head.backward(dlogits, head), body)
+        """dlogits: (B, T, vocab_size), saved: from `forward`, which is used up.  Adds to every gradient."""
+        dx = self.lm_head.backward(dlogits, saved.pop())
+        self.body_backward(dx, saved.pop())
 
     def loss(self, tokens, targets, key=None, num_items_in_batch: int | None = None, attention_mask=None):
         """tokens, targets: (B, T)  →  mean cross-entropy over targets ≠ −100: 0-d, nats; saved for `backward`
@@ -79,13 +79,13 @@ class GPT(Decoder):
             raise DataError(f"targets must have the shape of tokens, {tokens.shape}, not {targets.shape}")
         x, body = self.body_forward(tokens, key, None, attention_mask)
         loss, head = self.lm_head.loss(x, targets, num_items_in_batch)
-        return loss, (body, head)
+        return loss, [body, head]
 
     def backward(self, saved, dloss=1.0, after_block=None) -> None:
-        """saved: from `loss`.  Adds to every gradient.  after_block: see `body_backward`."""
-        body, head = saved
+        """saved: from `loss`, which is used up.  Adds to every gradient.  after_block: as `body_backward`."""
         dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
-        self.body_backward(self.lm_head.loss_backward(dloss, head), body, after_block)
+        dx    = self.lm_head.loss_backward(dloss, saved.pop())
+        self.body_backward(dx, saved.pop(), after_block)
 
     def next_logits(self, tokens, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T), of which the last block_size are read  →  logits of the next token: NumPy (B, V)

@@ -11,7 +11,6 @@ Shared memory: what a process allocates by `shared` stays one for it and those t
 import ctypes
 import mmap
 import sys
-import weakref
 from typing import Any
 
 import numpy as np
@@ -44,31 +43,7 @@ def shared(size: int, dtype: Any) -> np.ndarray:
     Raises MemoryError.
     """
     try:
-        memory = _Shared(-1, max(1, size * np.dtype(dtype).itemsize))
+        memory = mmap.mmap(-1, max(1, size * np.dtype(dtype).itemsize))
     except (OSError, OverflowError) as error:
         raise MemoryError(f"no room for {size} numbers more") from error
-    _all_shared.add(memory)
     return np.frombuffer(memory, dtype, size)
-
-
-def shared_memory() -> set:
-    """What there is of it at present, in whole pieces."""
-    return set(_all_shared)
-
-
-def memory_of(array: Any) -> Any:
-    """The piece of shared memory in which an array lies; None if it lies elsewhere or is no array."""
-    while isinstance(array, np.ndarray):
-        array = array.base
-    memory = getattr(array, "obj", array)                                     # NumPy keeps a memoryview of it
-    return memory if isinstance(memory, _Shared) else None
-
-
-class _Shared(mmap.mmap):
-    """A mapping that no file is behind."""
-
-    __hash__ = object.__hash__
-    __eq__   = object.__eq__
-
-
-_all_shared: weakref.WeakSet = weakref.WeakSet()

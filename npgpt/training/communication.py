@@ -7,9 +7,11 @@ each owns one part:
     all_gather(data)        afterwards every rank's part of data is what its owner has there
 
 and between the two each updates its own part of the parameters, with its own part of Adam's moments (ZeRO-1,
-Rajbhandari et al. 2020). Ranks are one alone (`Ranks`), processes that are forked (npgpt/training/forks.py)
-or threads, which have the parameters themselves in common, processes that mpiexec started, or GPUs
-(npgpt/training/nccl.py). What runs on them need not know which:
+Rajbhandari et al. 2020). Ranks are one alone (`Ranks`), processes that mpiexec started, GPUs
+(npgpt/training/nccl.py), or, on one machine, threads or processes that are forked (npgpt/training/forks.py).
+Those last have one memory, and in it the flat arrays themselves in common: each adds its gradients to the one
+array `in_turn`, so their sum is there when all have, and all there is to do in the two meetings is to wait.
+What runs on ranks need not know which they are:
 
     def work(ranks):
         ...                         # on every rank; ranks.rank says which, ranks.size of how many
@@ -26,6 +28,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,7 @@ from npgpt.errors import DeviceError
 from npgpt.workers import physical_cores
 
 WAIT_FOR_OTHERS = 5.0       # seconds that the other ranks have to leave by themselves when one has failed
-TILE = 1 << 17              # elements that are summed at once, so that the sum stays in cache
+LATE_TURNS = 2              # as many things as a rank may have to do in turn while it goes on
 LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")        # what mpiexec of MPICH and of Open MPI sets
 
 
@@ -53,6 +56,12 @@ class Ranks:
         """Which of `length` things are this rank's, or another's: neighbours, as many for each as can be."""
         rank = self.rank if rank is None else rank
         return slice(length * rank // self.size, length * (rank + 1) // self.size)
+
+    def in_turn(self, action: Callable[[], Any]) -> None:
+        """Calls action() at once; ranks of one memory one after the other, by number, each when it finds that
+        those before it have, reduce_scatter at the latest. No meeting: nobody waits for the next.
+        """
+        action()
 
     def reduce_early(self, flat, stretch: slice) -> None:
         """That stretch of `flat` will change no more before reduce_scatter, and may be added up meanwhile."""
@@ -77,36 +86,45 @@ class Ranks:
 
 
 class _Meeting:
-    """Where threads meet: a place for what each brings, and a barrier."""
+    """Where threads meet: a place for what each brings, and a barrier; and where each waits for its turn."""
 
     def __init__(self, size: int):
         self.barrier = threading.Barrier(size)
         self.places: tuple[list, list] = ([None] * size, [None] * size)
+        self.turns = [threading.Semaphore(0) for _ in range(size)]
+
+    def abort(self) -> None:
+        """Nobody waits any longer."""
+        self.barrier.abort()
+        for turn in self.turns:
+            turn.release(10_000)                           # more than a rank takes before its next meeting
 
 
 class ThreadRanks(Ranks):
-    """One of several threads. Their arrays lie in one memory, so each reads from the others."""
+    """One of several threads, whose flat arrays are the very same."""
 
     def __init__(self, rank: int, size: int, meeting: _Meeting):
-        self.rank, self.size, self._meeting, self._turn = rank, size, meeting, 0
+        self.rank, self.size, self._turns = rank, size, meeting.turns
+        self._due: deque[Callable[[], Any]] = deque()
+        self._meeting, self._at = meeting, 0
+
+    def in_turn(self, action: Callable[[], Any]) -> None:
+        self._due.append(action)
+        self._act(LATE_TURNS)
+
+    def _act(self, left: int) -> None:
+        """Does what is due and whose turn it is; waits until not more than that is left."""
+        while self._due and (self.rank == 0 or self._turns[self.rank].acquire(len(self._due) > left)):
+            self._due.popleft()()
+            if self.rank + 1 < self.size:
+                self._turns[self.rank + 1].release()
 
     def reduce_scatter(self, flat) -> None:
-        first, second, *others = self._exchange(flat)
-        for piece in _pieces(self.part(flat.size)):
-            total = first[piece] + second[piece]               # in the order of ranks, whoever adds
-            for other in others:
-                total += other[piece]
-            flat[piece] = total
+        self._act(0)
+        self._exchange(None)
 
     def all_gather(self, flat) -> None:
-        arrays = self._exchange(flat)
-        if all(np.may_share_memory(flat, other) for other in arrays):         # one array: all is there
-            return
-        for rank, other in enumerate(arrays):
-            part = self.part(flat.size, rank)
-            if rank != self.rank:
-                flat[part] = other[part]
-        self._exchange(None)                                   # nobody changes what another still reads
+        self._exchange(None)
 
     def all_reduce(self, *values) -> tuple:
         return tuple(sum(column[1:], column[0]) for column in zip(*self._exchange(values), strict=True))
@@ -123,8 +141,8 @@ class ThreadRanks(Ranks):
 
         The places alternate: whoever is first at the next meeting writes where nobody still reads of this.
         """
-        places = self._meeting.places[self._turn]
-        self._turn = 1 - self._turn
+        places = self._meeting.places[self._at]
+        self._at = 1 - self._at
         places[self.rank] = mine
         self._meeting.barrier.wait()
         return list(places)
@@ -218,7 +236,7 @@ def run_on_threads(size: int, work: Callable[[Ranks], Any]) -> Any:
             ended.put((rank, work(ThreadRanks(rank, size, meeting)), None))
         except BaseException as error:
             ended.put((rank, None, error))
-            meeting.barrier.abort()                        # the others break off at their next meeting
+            meeting.abort()                                # the others break off at their next meeting
 
     threads = [threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True)
                for rank in range(size)]
@@ -237,7 +255,7 @@ def run_on_threads(size: int, work: Callable[[Ranks], Any]) -> Any:
                 thread.join(max(0, deadline - time.monotonic()))
             raise
         finally:
-            meeting.barrier.abort()                        # where this thread itself was interrupted
+            meeting.abort()                                # where this thread itself was interrupted
     return results[0]
 
 
@@ -276,8 +294,3 @@ def blas_threads(ranks: int) -> contextlib.AbstractContextManager:
     if ranks == 1:
         return contextlib.nullcontext()
     return threadpool_limits(max(1, physical_cores() // ranks), user_api="blas")
-
-
-def _pieces(part: slice) -> Iterator[slice]:
-    for start in range(part.start, part.stop, TILE):
-        yield slice(start, min(start + TILE, part.stop))

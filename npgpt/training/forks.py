@@ -7,8 +7,6 @@ parameters and gradients do, remains one for all, at one address; so there is as
 threads.
 """
 
-import ctypes
-import math
 import multiprocessing
 import os
 import pickle
@@ -18,15 +16,12 @@ import sys
 import threading
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from npgpt.errors import TrainingError
-from npgpt.tensor.device import address
-from npgpt.tensor.memory import memory_of, shared_memory
 from npgpt.training import communication
 from npgpt.training.communication import Ranks, ThreadRanks, blas_threads, run_on_threads
 from npgpt.workers import leave_with
@@ -38,26 +33,14 @@ class OthersLeftError(Exception):
     """The other ranks have gone: one of them has failed, or has been killed."""
 
 
-class _Place(NamedTuple):
-    """A C-contiguous array in shared memory, as it is sent."""
-
-    address: int
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def array(self) -> np.ndarray:
-        memory = (ctypes.c_byte * (math.prod(self.shape) * self.dtype.itemsize)).from_address(self.address)
-        return np.frombuffer(memoryview(memory), self.dtype).reshape(self.shape)
-
-
 class ForkedRanks(ThreadRanks):
-    """One of several processes. What they exchange goes to rank 0 and from there to all; arrays in memory
-    that they have in common stay where they are, and each rank reads from the others'.
+    """One of several processes, whose flat arrays are the very same. What else they exchange goes to rank 0
+    and from there to all.
     """
 
-    def __init__(self, rank: int, size: int, pipes: list[Connection], common: set):
-        """pipes: rank 0's to all the others, in order; of the others that to rank 0.  common: the memory."""
-        self.rank, self.size, self._pipes, self._common = rank, size, pipes, common
+    def __init__(self, rank: int, size: int, pipes: list[Connection], turns: list):
+        """pipes: rank 0's to all the others, in order; of the others that to rank 0.  turns: semaphores."""
+        self.rank, self.size, self._pipes, self._turns, self._due = rank, size, pipes, turns, deque()
 
     def gather(self, part) -> list:
         if self.rank == 0:
@@ -73,10 +56,7 @@ class ForkedRanks(ThreadRanks):
         return value
 
     def _exchange(self, mine) -> list:
-        if memory_of(mine) in self._common and mine.flags.c_contiguous:
-            mine = _Place(address(mine), mine.shape, mine.dtype)
-        brought = self.broadcast(self.gather(mine))
-        return [value.array() if isinstance(value, _Place) else value for value in brought]
+        return self.broadcast(self.gather(mine))
 
     def _send(self, pipe: Connection, value: Any) -> None:
         try:
@@ -103,7 +83,7 @@ def run_on_processes(size: int, work: Callable[[Ranks], Any]) -> Any:
     with blas_threads(size), _Children(size, work) as children:
         def lead() -> None:
             try:
-                ended.put((0, work(ForkedRanks(0, size, children.pipes, children.common)), None))
+                ended.put((0, work(ForkedRanks(0, size, children.pipes, children.turns)), None))
             except BaseException as error:
                 ended.put((0, None, error))
 
@@ -137,12 +117,12 @@ def run_on_processes(size: int, work: Callable[[Ranks], Any]) -> Any:
 class _Children:
     """The processes of ranks 1, 2, …; at the end of the block none is left.
 
-    pipes, outcomes: of each, to meet it, and where it says how it ended: with an error, or None.  common: the
-    memory that all have.
+    pipes, outcomes: of each, to meet it, and where it says how it ended: with an error, or None.  turns:
+    where each rank waits for its own.
     """
 
     def __init__(self, size: int, work: Callable[[Ranks], Any]):
-        self.common = shared_memory()
+        self.turns = [multiprocessing.get_context("fork").Semaphore(0) for _ in range(size)]
         self.pipes: list[Connection] = []
         self.outcomes: list[Connection] = []
         self.processes: list[int] = []
@@ -158,7 +138,7 @@ class _Children:
             if not process:
                 for pipe in (self._held, *self.pipes, *self.outcomes):
                     pipe.close()
-                _be(ForkedRanks(rank, size, [others], self.common), work, watched, said)
+                _be(ForkedRanks(rank, size, [others], self.turns), work, watched, said)
             self.processes.append(process)
             others.close()
             said.close()

@@ -229,12 +229,13 @@ class Trainer:
                            c.learning_rate / 10 if c.min_lr is None else c.min_lr)
         batch = self.batches.at(step)
         loss  = self.loss_and_gradients(step, batch)
-        self.ranks.reduce_scatter(flat.grad)
+        self.ranks.in_turn(flat.settle)
+        self.ranks.reduce_scatter(grad := flat.grad)
         mine = self.ranks.part(flat.size)
         if c.l1 or c.l2:
             self._add_penalty(mine)
-        loss, square = self.ranks.all_reduce(loss, flat.grad[mine] @ flat.grad[mine])
-        xp   = array_module(flat.grad)
+        loss, square = self.ranks.all_reduce(loss, grad[mine] @ grad[mine])
+        xp   = array_module(grad)
         norm = xp.sqrt(square) / scale
         told = to_numpy(xp.stack([loss, norm])).tolist()                      # a GPU is waited for once
         result = Update(told[0], told[1], lr, batch.real)
@@ -271,8 +272,11 @@ class Trainer:
 
     def _reduce_early(self, block: Module) -> None:
         """A block's gradients are complete: they are added up over the ranks while backward goes on."""
-        for grad, stretch in self.model.flat.final(block):
-            self.ranks.reduce_early(grad, stretch)
+        def add() -> None:
+            for grad, stretch in self.model.flat.settle(block):
+                self.ranks.reduce_early(grad, stretch)
+
+        self.ranks.in_turn(add)
 
     def _add_penalty(self, mine: slice) -> None:
         """The penalties' gradient, to what is this rank's part of the matrices."""
@@ -303,14 +307,16 @@ class Trainer:
     def name_non_finite(self, update: Update) -> str:
         """Which tensor is not finite: a parameter, the loss, or a gradient (the first of each, in forward's
         order)."""
-        self.ranks.all_gather(self.model.flat.grad)            # each has added up only its own part of them
+        gradients = self.model.flat.grad
+        self.ranks.all_gather(gradients)                       # each has added up only its own part of them
         for name, parameter in self.model.parameters.items():
             if not np.isfinite(to_numpy(parameter.data)).all():
                 return f"NaN or Inf in the parameter {name}"
         if not math.isfinite(update.loss):
             return f"the loss is {update.loss}"
-        for name, parameter in self.model.parameters.items():
-            if not np.isfinite(to_numpy(parameter.grad)).all():
+        views = self.model.flat.views(gradients)
+        for name in self.model.parameters:
+            if name in views and not np.isfinite(to_numpy(views[name])).all():
                 return f"NaN or Inf in the gradient of {name}"
         return f"the norm of the gradients is {update.norm}"
 

@@ -206,6 +206,46 @@ def test_a_replica_shares_all_parameters_and_has_gradients_of_its_own(choice, op
     assert (replica.parameters["h.2.ln_1.weight"].data == 3).all()
 
 
+@pytest.mark.parametrize("choice", ["everything", "the last block"])
+def test_a_replicas_gradients_join_the_models_when_they_are_settled(choice):
+    model = gpt()
+    model.freeze(CHOICES[choice])
+    replica = model.replica()
+    expected, other = gradients(model), gradients(replica, targets=tokens(2))
+    block = {name for name in expected if name.startswith("h.2.")}
+
+    def check(names):
+        for name, place in model.flat.views(model.flat.grad).items():
+            assert np.array_equal(place, expected[name] + other[name] * (name in names)), name
+            assert (replica.parameters[name]._grad is None) is (name in names), name
+
+    assert replica.flat.grad is model.flat.grad            # and asking for it settles nothing
+    check(set())
+    for stretch in (found := replica.flat.settle(replica.h[2])):
+        assert stretch[0] is model.flat._grad
+    assert sum(stretch.stop - stretch.start for _, stretch in found) == sum(expected[n].size for n in block)
+    check(block)
+    replica.flat.settle()
+    replica.flat.settle()                                  # what has been added is not there any more
+    check(set(expected))
+    assert not any(replica.parameters[name].grad.any() for name in expected)
+    again = gradients(replica, targets=tokens(2))
+    assert all(np.array_equal(again[name], other[name]) for name in other)
+
+
+def test_a_replica_adds_up_what_several_backwards_gave():
+    model   = gpt()
+    replica = model.replica()
+    once    = gradients(replica)
+    _, saved = replica.loss(tokens(), tokens(1), KEY)
+    replica.backward(saved)
+    model.zero_grad()
+    assert not model.flat.grad.any()
+    replica.flat.settle()
+    for name, place in model.flat.views(model.flat.grad).items():
+        assert np.allclose(place, 2 * once[name], rtol=1e-14, atol=1e-16), name
+
+
 def test_a_replica_of_a_tied_model_is_tied():
     replica = gpt().replica()
     assert replica.lm_head.weight is replica.wte.weight and "lm_head.weight" not in replica.parameters

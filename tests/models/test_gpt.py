@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -192,6 +193,35 @@ def test_a_backward_adds_to_the_gradients_that_are_there():
     model.backward(saved)
     for name, parameter in model.parameters.items():
         assert np.allclose(parameter.grad, 2 * once[name], rtol=1e-14, atol=1e-16), name
+
+
+def test_backward_drops_what_it_has_passed():
+    """So that gradients may take its place: first the head's, then block by block."""
+    model    = lively(gpt())
+    _, saved = model.loss(tokens(), tokens(seed=1))
+    body, head = saved
+    blocks  = body[3]
+    assert len(blocks) == len(model.h) == 2
+    watched = [weakref.ref(next(part for part in arrays(parts) if part.shape[-1] == width))
+               for parts, width in ((head, 13), (blocks[0], 24), (blocks[1], 24))]     # logits, and q, k, v
+    del body, head
+    left = []
+
+    def after_block(block):
+        left.append([array() is not None for array in watched])
+
+    model.backward(saved, after_block=after_block)
+    assert left == [[False, True, False], [False, False, False]]
+    assert not saved and not blocks
+
+
+def arrays(saved):
+    """Those that own their memory, of what forward saved."""
+    if isinstance(saved, (tuple, list)):
+        for part in saved:
+            yield from arrays(part)
+    elif isinstance(saved, np.ndarray):
+        yield saved if saved.base is None else saved.base
 
 
 def test_gradients_are_proportional_to_dloss():

@@ -16,10 +16,12 @@ from npgpt.errors import ConfigError, DeviceError, TrainingError
 from npgpt.models import GPT
 from npgpt.tensor import to_device, to_numpy
 from npgpt.tensor.device import check_device
+from npgpt.tensor.memory import shared
 from npgpt.training import communication
 from npgpt.training.checkpoint import list_checkpoints, load_latest
 from npgpt.training.communication import Ranks, run_on_threads
 from npgpt.training.config import TrainConfig
+from npgpt.training.forks import FORKS, run_on_processes
 from npgpt.training.nccl import NCCLRanks
 from npgpt.training.runs import open_run
 from npgpt.training.trainer import Trainer, number_of_workers
@@ -29,6 +31,8 @@ WORKER = Path(__file__).with_name("communication_worker.py")
 PATHS = f"{WORKER.parent}:{WORKER.parents[1]}:{WORKER.parents[2]}"
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 SIZES = (1, 2, 4)
+ONE_MEMORY = pytest.mark.parametrize("run", [run_on_threads, pytest.param(
+    run_on_processes, marks=pytest.mark.skipif(not FORKS, reason="ranks are threads here"))])
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +61,25 @@ def test_parts_are_neighbours_and_differ_by_one_at_most():
             assert max(lengths) - min(lengths) <= 1
 
 
-def exchange(ranks, device="cpu"):
-    """Every meeting, some times over, on arrays that tell who wrote what where; and what each must give."""
+def exchange(ranks, device="cpu", one_array=None):
+    """Every meeting, some times over, on arrays that tell who wrote what where; and what each must give.
+
+    one_array: 11 float64 in the memory that all ranks have in common, if they have.
+    """
     for turn, early in enumerate(((), (slice(3, 9),), (slice(8, 11), slice(2, 5)), (slice(0, 11),))):
-        mine = to_device(np.arange(11.0) + 100 * ranks.rank + turn, device)
+        mine  = to_device(np.arange(11.0) + 100 * ranks.rank + turn, device)
+        total = ranks.size * (np.arange(11.0) + turn) + 100 * sum(range(ranks.size))
+        part  = ranks.part(11)
+        if one_array is not None:
+            ranks.in_turn(lambda mine=mine: np.add(0 if ranks.rank == 0 else one_array, mine, out=one_array))
+            mine = one_array
         for stretch in early:
             ranks.reduce_early(mine, stretch)
         ranks.reduce_scatter(mine)
-        total = ranks.size * (np.arange(11.0) + turn) + 100 * sum(range(ranks.size))
-        part = ranks.part(11)
         assert np.array_equal(to_numpy(mine)[part], total[part])
 
+        time.sleep(0.01 * ranks.rank)
+        mine[part], total = -mine[part], -total
         ranks.all_gather(mine)
         assert np.array_equal(to_numpy(mine), total)
 
@@ -88,8 +100,10 @@ def exchange(ranks, device="cpu"):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_threads_give_each_other_what_they_should(size):
-    assert run_on_threads(size, exchange) == (0, size)
+@ONE_MEMORY
+def test_ranks_of_one_memory_give_each_other_what_they_should(run, size):
+    one_array = shared(11, "float64")
+    assert run(size, lambda ranks: exchange(ranks, one_array=one_array)) == (0, size)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -99,48 +113,67 @@ def test_processes_give_each_other_what_they_should(size, mpiexec):
     assert done.stdout.split("\n") == [f"(0, {size})", ""], "rank 0 alone has a standard output"
 
 
-def test_a_sum_over_threads_is_in_the_order_of_ranks_and_takes_many_tiles():
-    values = np.random.default_rng(0).standard_normal((3, 7 * communication.TILE)).astype("f4")
+@ONE_MEMORY
+def test_ranks_of_one_memory_act_by_number_and_in_their_own_order(run):
+    """Whoever comes early: what a rank is to do in its turn makes of the digits 12 the digits 123."""
+    digits = shared(9, "int64")
 
     def work(ranks):
-        mine = values[ranks.rank].copy()
-        ranks.reduce_scatter(mine)
-        ranks.all_gather(mine)
-        return mine
+        for late in range(3):
+            time.sleep(0.02 * (ranks.rank == late))
+            before = [0]
+            for n in range(9):
+                def add(n=n, before=before):
+                    assert before.pop() == n
+                    before.append(n + 1)
+                    digits[n] = (10 * digits[n] if ranks.rank else 0) + ranks.rank + 1
+                ranks.in_turn(add)
+                time.sleep(0.002 * (ranks.rank == late))
+            ranks.reduce_scatter(digits)
+            assert before == [9] and (digits == 123).all()
+            ranks.all_gather(digits)
 
-    assert np.array_equal(run_on_threads(3, work), values[0] + values[1] + values[2])
+    run(3, work)
 
 
-class SlowToCopy(np.ndarray):
-    """Takes its time before it takes over anything."""
+@ONE_MEMORY
+def test_a_rank_goes_on_before_its_turn_but_not_far(run):
+    done, early = shared(7, "int64"), communication.LATE_TURNS
+    gone_on     = shared(1, "int64")
 
-    def __setitem__(self, place, value):
-        time.sleep(0.05)
-        super().__setitem__(place, value)
-
-
-def test_nobody_goes_on_while_another_still_reads_from_it():
     def work(ranks):
-        mine = np.full(6, 1.0 + ranks.rank).view(SlowToCopy if ranks.rank else np.ndarray)
-        ranks.all_gather(mine)
+        until = time.monotonic() + 10
+        while ranks.rank == 0 and not gone_on:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        for n in range(7):
+            ranks.in_turn(lambda n=n: done.__setitem__(n, ranks.rank + 1))
+            if ranks.rank == 0:
+                time.sleep(0.01)
+                continue
+            if n == early - 1:
+                assert not done.any()
+                gone_on[0] = 1
+            assert (done[:max(0, n + 1 - early)] == 2).all() and not (done[n + 1:] == 2).any()
+        ranks.reduce_scatter(done)
+        assert (done == 2).all()
+
+    run(2, work)
+
+
+@ONE_MEMORY
+def test_who_waits_for_its_turn_is_not_waited_for(run):
+    def work(ranks):
         if ranks.rank == 0:
-            mine[:] = np.nan
-        return ranks.gather(mine)
+            time.sleep(0.1)
+            raise TrainingError("this rank has failed")
+        ranks.in_turn(int)
+        ranks.reduce_scatter(np.zeros(3))
 
-    for gathered in run_on_threads(3, work)[1:]:
-        assert gathered.tolist() == [1, 1, 2, 2, 3, 3]
-
-
-def test_an_array_shared_by_threads_is_gathered_by_waiting():
-    shared = np.zeros(6)
-
-    def work(ranks):
-        time.sleep(0.05 * ranks.rank)
-        shared[ranks.part(6)] = ranks.rank + 1
-        ranks.all_gather(shared)
-        return shared.copy()
-
-    assert run_on_threads(3, work).tolist() == [1, 1, 2, 2, 3, 3]
+    begun = time.monotonic()
+    with pytest.raises(TrainingError, match="this rank has failed"):
+        run(3, work)
+    assert time.monotonic() - begun < communication.WAIT_FOR_OTHERS / 2
 
 
 def steps(ranks, model, dtype, count=20, device="cpu"):
@@ -241,7 +274,7 @@ def test_a_blocks_gradients_are_two_stretches_and_complete():
     flat.grad[...] = np.nan                                # what was there before
     model.zero_grad()
     model.h[1].ln_1.bias.add_grad(np.ones(8))
-    found = list(flat.final(model.h[1]))
+    found = flat.settle(model.h[1])
     assert len(found) == 2 and all(grad is found[0][0] for grad, _ in found)
     own   = [place for name, place in flat.places().items() if name.startswith("h.1.")]
     assert [stretch.stop - stretch.start for _, stretch in found] == \
