@@ -16,6 +16,7 @@ def take_turns(commands: dict[str, list[str]], rounds: int,
     """name → the numbers of each of its turns.  optional: those that are left out if they end at once, as
     where their library is missing.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)                 # told to end, it ends them too
     processes: dict[str, subprocess.Popen] = {}
     turns: dict[str, list[list[float]]] = {name: [] for name in commands}
     try:
