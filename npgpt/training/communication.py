@@ -284,8 +284,13 @@ def processes() -> Iterator[Ranks]:
         except BaseException as error:
             if not isinstance(error, SystemExit):
                 if world.rank:
-                    time.sleep(0.5)                        # what befell every rank alike, rank 0 tells alone
-                atexit.register(world.Abort, 1)
+                    time.sleep(1.0)                        # what befell every rank alike, rank 0 tells alone
+
+                def end_all() -> None:
+                    time.sleep(0.25)                       # mpiexec drops what it has not passed on by then
+                    world.Abort(1)
+
+                atexit.register(end_all)
             raise
 
 
