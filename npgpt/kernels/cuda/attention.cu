@@ -92,8 +92,8 @@ __global__ void attention_forward(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const bool* key_mask,
         const long long* segments, const unsigned short* kept, T* y, long long y_b, long long y_h,
-        long long y_t, Sum<T>* lse, long long H, long long G, long long length, long long S, long long width, long long causal,
-        long long has_key_mask, long long has_segments, double scale, double grown) {
+        long long y_t, Sum<T>* lse, long long H, long long G, long long length, long long S, long long width,
+        long long causal, long long has_key_mask, long long has_segments, double scale, double grown) {
     typedef Sum<T> A;
     const long long tiles = (length + ROWS - 1) / ROWS, first = blockIdx.x % tiles * ROWS;
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
@@ -156,7 +156,8 @@ __global__ void attention_forward(
         #pragma unroll
         for (int c = 0; c < D / SIDE; c++)
             if (column + SIDE * c < width)
-                y[b * y_b + h * y_h + t * y_t + column + SIDE * c] = T(blind ? A(0) : sum[i][c] * A(grown) / total[i]);
+                y[b * y_b + h * y_h + t * y_t + column + SIDE * c]
+                    = T(blind ? A(0) : sum[i][c] * A(grown) / total[i]);
     }
 }
 
@@ -205,9 +206,10 @@ __global__ void attention_backward_q(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
         long long dy_h, long long dy_t, const bool* key_mask, const long long* segments,
-        const unsigned short* kept, const Sum<T>* lse, const Sum<T>* product, T* dq, long long dq_b, long long dq_h, long long dq_t,
-        long long H, long long G, long long length, long long S, long long width, long long causal,
-        long long has_key_mask, long long has_segments, double scale, double grown) {
+        const unsigned short* kept, const Sum<T>* lse, const Sum<T>* product, T* dq, long long dq_b,
+        long long dq_h, long long dq_t, long long H, long long G, long long length, long long S,
+        long long width, long long causal, long long has_key_mask, long long has_segments, double scale,
+        double grown) {
     typedef Sum<T> A;
     const long long tiles = (length + ROWS - 1) / ROWS, first = blockIdx.x % tiles * ROWS;
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
@@ -258,10 +260,10 @@ __global__ void attention_backward_kv(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
         long long dy_h, long long dy_t, const bool* key_mask, const long long* segments,
-        const unsigned short* kept, const Sum<T>* lse, const Sum<T>* product, T* dk, long long dk_b, long long dk_h, long long dk_t, T* dv,
-        long long dv_b, long long dv_h, long long dv_t, long long H, long long G, long long length, long long S,
-        long long width, long long causal, long long has_key_mask, long long has_segments, double scale,
-        double grown) {
+        const unsigned short* kept, const Sum<T>* lse, const Sum<T>* product, T* dk, long long dk_b,
+        long long dk_h, long long dk_t, T* dv, long long dv_b, long long dv_h, long long dv_t, long long H,
+        long long G, long long length, long long S, long long width, long long causal,
+        long long has_key_mask, long long has_segments, double scale, double grown) {
     typedef Sum<T> A;
     const long long tiles = (S + KEYS - 1) / KEYS, first = blockIdx.x % tiles * KEYS;
     const long long g = blockIdx.x / tiles % G, b = blockIdx.x / tiles / G;

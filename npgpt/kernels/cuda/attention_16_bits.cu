@@ -113,8 +113,8 @@ __global__ void attention_forward_16(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const bool* key_mask,
         const long long* segments, const unsigned short* kept, T* y, long long y_b, long long y_h,
-        long long y_t, float* lse, long long H, long long G, long long length, long long S, long long width, long long causal,
-        long long has_key_mask, long long has_segments, double scale, double grown) {
+        long long y_t, float* lse, long long H, long long G, long long length, long long S, long long width,
+        long long causal, long long has_key_mask, long long has_segments, double scale, double grown) {
     const long long tiles = (length + OWN - 1) / OWN;
     const long long first = (tiles - 1 - blockIdx.x % tiles) * OWN;    /* the last first: it sees the most keys */
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
@@ -186,9 +186,10 @@ __global__ void attention_backward_q_16(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
         long long dy_h, long long dy_t, const bool* key_mask, const long long* segments,
-        const unsigned short* kept, const float* lse, const float* product, T* dq, long long dq_b, long long dq_h, long long dq_t, long long H, long long G,
-        long long length, long long S, long long width, long long causal, long long has_key_mask,
-        long long has_segments, double scale, double grown) {
+        const unsigned short* kept, const float* lse, const float* product, T* dq, long long dq_b,
+        long long dq_h, long long dq_t, long long H, long long G, long long length, long long S,
+        long long width, long long causal, long long has_key_mask, long long has_segments, double scale,
+        double grown) {
     const long long tiles = (length + OWN - 1) / OWN;
     const long long first = (tiles - 1 - blockIdx.x % tiles) * OWN;    /* the last first, as in forward */
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
@@ -246,10 +247,10 @@ __global__ void attention_backward_kv_16(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
         long long dy_h, long long dy_t, const bool* key_mask, const long long* segments,
-        const unsigned short* kept, const float* lse, const float* product, T* dk, long long dk_b, long long dk_h, long long dk_t, T* dv,
-        long long dv_b, long long dv_h, long long dv_t, long long H, long long G, long long length, long long S,
-        long long width, long long causal, long long has_key_mask, long long has_segments, double scale,
-        double grown) {
+        const unsigned short* kept, const float* lse, const float* product, T* dk, long long dk_b,
+        long long dk_h, long long dk_t, T* dv, long long dv_b, long long dv_h, long long dv_t, long long H,
+        long long G, long long length, long long S, long long width, long long causal,
+        long long has_key_mask, long long has_segments, double scale, double grown) {
     const long long tiles = (S + OWN - 1) / OWN, first = blockIdx.x % tiles * OWN;
     const long long g = blockIdx.x / tiles % G, b = blockIdx.x / tiles / G;
     const Mask mask(b, H, length, S, causal, has_key_mask ? key_mask : nullptr,
