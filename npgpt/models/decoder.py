@@ -113,9 +113,9 @@ class Decoder(Module):
         if self.ln_f:
             dx = self.ln_f.backward(dx, s_ln_f)
         for block in reversed(self.h):
-            if s_h[-1] is None:
+            if s_h and s_h[-1] is None:
                 return
-            dx = block.backward(dx, s_h.pop())
+            dx = block.backward(dx, take(s_h))
             if after_block:
                 after_block(block)
         if s_wte is None:
@@ -173,6 +173,13 @@ class Decoder(Module):
                 raise DataError(f"{what} {tokens[wrong][0]} is not in the vocabulary "
                                 f"of {self.config.vocab_size}")
         return to_device(tokens, self.flat.device)
+
+
+def take(saved: list):
+    """The last of what forward saved; from then on it is only the caller's. Raises DataError."""
+    if not saved:
+        raise DataError("a backward has used this `saved` up already: let forward or loss make another")
+    return saved.pop()
 
 
 def make_norm(c: GPTConfig) -> LayerNorm | RMSNorm:

@@ -15,7 +15,7 @@ from npgpt.interop.huggingface import find_folder, read_model
 from npgpt.interop.huggingface_writing import write_model
 from npgpt.layers import LanguageModelHead, Parameter
 from npgpt.models.config import GPTConfig
-from npgpt.models.decoder import IGNORE_INDEX, Decoder
+from npgpt.models.decoder import IGNORE_INDEX, Decoder, take
 from npgpt.tensor import array_module, to_numpy
 
 __all__ = ["GPT", "IGNORE_INDEX"]
@@ -65,8 +65,8 @@ class GPT(Decoder):
 
     def backward_logits(self, dlogits, saved) -> None:
         """dlogits: (B, T, vocab_size), saved: from `forward`, which is used up.  Adds to every gradient."""
-        dx = self.lm_head.backward(dlogits, saved.pop())
-        self.body_backward(dx, saved.pop())
+        dx = self.lm_head.backward(dlogits, take(saved))
+        self.body_backward(dx, take(saved))
 
     def loss(self, tokens, targets, key=None, num_items_in_batch: int | None = None, attention_mask=None):
         """tokens, targets: (B, T)  →  mean cross-entropy over targets ≠ −100: 0-d, nats; saved for `backward`
@@ -84,8 +84,8 @@ class GPT(Decoder):
     def backward(self, saved, dloss=1.0, after_block=None) -> None:
         """saved: from `loss`, which is used up.  Adds to every gradient.  after_block: as `body_backward`."""
         dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
-        dx    = self.lm_head.loss_backward(dloss, saved.pop())
-        self.body_backward(dx, saved.pop(), after_block)
+        dx    = self.lm_head.loss_backward(dloss, take(saved))
+        self.body_backward(dx, take(saved), after_block)
 
     def next_logits(self, tokens, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T), of which the last block_size are read  →  logits of the next token: NumPy (B, V)

@@ -215,6 +215,14 @@ def test_lora_with_the_head(options):
     np.testing.assert_allclose(model.forward(tokens())[0], after, rtol=0, atol=1e-11)
 
 
+def test_what_backward_has_used_up_is_refused():
+    model = classifier()
+    _, saved = model.loss(tokens(), TARGETS)
+    model.backward(saved)
+    with pytest.raises(DataError, match="a backward has used this `saved` up already"):
+        model.backward(saved)
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_replica_shares_parameters_and_labels(lora):
     model = classifier()

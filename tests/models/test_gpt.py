@@ -213,6 +213,12 @@ def test_backward_drops_what_it_has_passed():
     model.backward(saved, after_block=after_block)
     assert left == [[False, True, False], [False, False, False]]
     assert not saved and not blocks
+    with pytest.raises(DataError, match="a backward has used this `saved` up already"):
+        model.backward(saved)
+    _, saved = model.forward(tokens())
+    model.backward_logits(np.ones((3, 6, 13)), saved)
+    with pytest.raises(DataError, match="let forward or loss make another"):
+        model.backward_logits(np.ones((3, 6, 13)), saved)
 
 
 def arrays(saved):
