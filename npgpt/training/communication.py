@@ -285,12 +285,8 @@ def processes() -> Iterator[Ranks]:
             if not isinstance(error, SystemExit):
                 if world.rank:
                     time.sleep(1.0)                        # what befell every rank alike, rank 0 tells alone
-
-                def end_all() -> None:
-                    time.sleep(0.25)                       # mpiexec drops what it has not passed on by then
-                    world.Abort(1)
-
-                atexit.register(end_all)
+                atexit.register(world.Abort, 1)
+                atexit.register(time.sleep, 0.25)          # but first: mpiexec may drop what was just said
             raise
 
 
