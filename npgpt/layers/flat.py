@@ -30,7 +30,11 @@ class FlatParameters:
         vectors = {name: p for name, p in parameters.items() if len(p.shape) < 2}
         self.device = device
         self.parameters = matrices | vectors
-        self.size = sum(math.prod(p.shape) for p in parameters.values())
+        self.places: dict[str, slice] = {}               # where each lies in a flat array of this layout
+        self.size = 0
+        for name, p in self.parameters.items():
+            self.places[name] = slice(self.size, self.size + math.prod(p.shape))
+            self.size = self.places[name].stop
         self.decayed = sum(math.prod(p.shape) for p in matrices.values())
         self.data: Any  = first.data if first else empty(self.size, dtype, device)
         self._grad: Any = first._grad if first else empty(self.size, accumulator(dtype), device)
@@ -39,20 +43,13 @@ class FlatParameters:
             parameter.data, parameter.place, parameter._grad = data, place, None if first else place
             parameter.unset, parameter.frozen = True, False
 
-    def places(self) -> dict[str, slice]:
-        """name → where the parameter lies in a flat array of this layout."""
-        places, start = {}, 0
-        for name, parameter in self.parameters.items():
-            places[name] = slice(start, start := start + math.prod(parameter.shape))
-        return places
-
     def views(self, *parts) -> dict[str, Any]:
         """name → what belongs to the parameter, in its shape, of a flat array of this layout.
 
         That may come in consecutive parts; only a parameter that is cut by a border between two is copied.
         """
         views = {}
-        for name, place in self.places().items():
+        for name, place in self.places.items():
             pieces, start = [], 0
             for part in parts:
                 pieces.append(part[max(place.start - start, 0):max(place.stop - start, 0)])
@@ -84,10 +81,10 @@ class FlatParameters:
         """The gradients of a module's parameters, or all, come to their places in the flat array. Returns
         that array and the stretches that they are: for who would use them before the others are there.
         """
-        own = {id(parameter) for _, parameter in module.named_parameters()} if module else None
+        own = {parameter for _, parameter in module.named_parameters()} if module else None
         stretches: list[slice] = []
-        for place, parameter in zip(self.places().values(), self.parameters.values(), strict=True):
-            if own is None or id(parameter) in own:
+        for place, parameter in zip(self.places.values(), self.parameters.values(), strict=True):
+            if own is None or parameter in own:
                 parameter.settle()
                 begun = stretches.pop().start if stretches and stretches[-1].stop == place.start \
                     else place.start

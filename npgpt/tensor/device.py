@@ -23,8 +23,10 @@ def array_module(*arrays: Array):
     An array can only be CuPy's once CuPy has been imported, so nothing is imported here.
     """
     cupy = sys.modules.get("cupy")
-    if cupy is not None and any(isinstance(array, cupy.ndarray) for array in arrays):
-        return cupy
+    if cupy is not None:
+        for array in arrays:
+            if isinstance(array, cupy.ndarray):
+                return cupy
     return np
 
 

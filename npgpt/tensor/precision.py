@@ -12,6 +12,7 @@ to keep, and what is computed from it is only as exact as it is. `npgpt.tensor.t
 formulas do not know of it.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from npgpt.tensor.device import Array
 NARROW = ("float16", "bfloat16")
 
 
+@functools.cache
 def accumulator(dtype: Any) -> str:
     """The type in which sums of such numbers are kept: float32 for those of 16 bits, else the type itself."""
     name = getattr(dtype, "name", dtype)

@@ -276,7 +276,7 @@ def test_a_blocks_gradients_are_two_stretches_and_complete():
     model.h[1].ln_1.bias.add_grad(np.ones(8))
     found = flat.settle(model.h[1])
     assert len(found) == 2 and all(grad is found[0][0] for grad, _ in found)
-    own   = [place for name, place in flat.places().items() if name.startswith("h.1.")]
+    own   = [place for name, place in flat.places.items() if name.startswith("h.1.")]
     assert [stretch.stop - stretch.start for _, stretch in found] == \
         [sum(place.stop - place.start for place in own if (place.start < flat.decayed) == matrices)
          for matrices in (True, False)]

@@ -3,6 +3,7 @@ backward makes the scores again, once for dq and once for dk and dv, so that no 
 Numbers of 16 bits are multiplied by tensor cores. Only of what dropout keeps there is a bit for each score.
 """
 
+import functools
 from typing import NamedTuple
 
 from npgpt.kernels.cuda import launch as cuda
@@ -78,6 +79,7 @@ def attention_backward(dy, saved):
     return dq, dk, dv
 
 
+@functools.cache
 def _tiles(kind, width, forward):
     """For heads of that type and width; None where there are no kernels for them."""
     if kind in NARROW:
