@@ -19,6 +19,7 @@ import types
 
 import cuda_on_cpu
 import numpy as np
+import strict_cublas
 
 from npgpt.tensor import twins
 
@@ -319,7 +320,8 @@ def matmul(a, b, out=None):
     """Products of vectors, of matrices, and batches of float32 or float64 with as many axes on both sides.
 
     CuPy does other batches through copies, many small products or float32, and mixed types by casting.
-    Of `out` it refuses or copies another type or order, and checks the size only (_routines_linalg.pyx: dot).
+    It checks of `out` the size only, and what is of another type or order it copies there
+    (_routines_linalg.pyx: matmul, dot); here that is allowed of float32 for a product of 16 bits.
     """
     if not (isinstance(a, ndarray) and isinstance(b, ndarray)):
         raise TypeError(f"matmul of {type(a).__name__} and {type(b).__name__}")
@@ -339,11 +341,14 @@ def matmul(a, b, out=None):
     machine.count("matmul", a, b, result)
     if out is None:
         return machine.allocate(np.asarray(result))
-    if not isinstance(out, ndarray) or out.shape != result.shape or out.dtype != result.dtype:
+    wider = isinstance(out, ndarray) and _is_narrow(a) and out.dtype == np.float32
+    if not isinstance(out, ndarray) or out.shape != result.shape or not (wider or out.dtype == result.dtype):
         raise ValueError("out must be a device array of the product's shape and type")
     if not out.flags.c_contiguous:
         raise ValueError("Output array must be C-contiguous")
     _operand(out)[...] = result
+    if wider:
+        machine.count("copy", result, out)
     return out
 
 
@@ -474,7 +479,8 @@ class StrictCupy(types.ModuleType):
         self.RawModule = cuda_on_cpu.RawModule
         self.cuda = types.SimpleNamespace(
             Device=Device, memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-            runtime=types.SimpleNamespace(getDeviceCount=lambda: machine.devices))
+            cublas=strict_cublas.module(machine), get_cublas_handle=lambda: strict_cublas.HANDLE,
+            runtime=types.SimpleNamespace(getDeviceCount=lambda: machine.devices, **strict_cublas.CUDA_TYPES))
 
     def __getattr__(self, name):
         raise AttributeError(f"the stand-in has no cupy.{name}: add it if CuPy has it and a formula needs it")

@@ -64,11 +64,8 @@ class Parameter:
 
     @property
     def unwritten_grad(self):
-        """The gradient's memory, for an op's `out=`, while nothing is in it; else, if frozen, or if the op
-        gives another type, None.
-        """
-        fits = self._grad is not None and self._grad.dtype == self.data.dtype
-        return self._grad if self.unset and fits else None
+        """The gradient's memory, for an op's `out=`, while nothing is in it; else, or if frozen, None."""
+        return self._grad if self.unset else None
 
     def add_grad(self, grad) -> None:
         """grad += what one backward computed; that may stand in `unwritten_grad` already. Not if frozen."""

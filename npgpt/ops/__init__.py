@@ -11,7 +11,7 @@ from npgpt.ops.dropout import dropout_backward, dropout_forward
 from npgpt.ops.embedding import embedding_backward, embedding_forward
 from npgpt.ops.gelu import gelu_erf_backward, gelu_erf_forward, gelu_tanh_backward, gelu_tanh_forward
 from npgpt.ops.layernorm import layernorm_backward, layernorm_forward
-from npgpt.ops.linear import linear_backward, linear_forward
+from npgpt.ops.linear import linear_backward, linear_forward, weight_gradient
 from npgpt.ops.linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
 from npgpt.ops.lora import lora_backward, lora_forward
 from npgpt.ops.penalty import penalty_backward, penalty_forward
@@ -27,6 +27,7 @@ from npgpt.ops.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from npgpt.ops.rotary import rotary_backward, rotary_forward
 from npgpt.ops.softcap import softcap_backward, softcap_forward
 from npgpt.ops.softmax import softmax_backward, softmax_forward
+from npgpt.ops.sum_of_squares import sum_of_squares
 from npgpt.ops.swiglu import swiglu_backward, swiglu_forward
 
 __all__ = [
@@ -37,7 +38,7 @@ __all__ = [
     "embedding_backward", "embedding_forward",
     "gelu_erf_backward", "gelu_erf_forward", "gelu_tanh_backward", "gelu_tanh_forward",
     "layernorm_backward", "layernorm_forward",
-    "linear_backward", "linear_forward",
+    "linear_backward", "linear_forward", "weight_gradient",
     "linear_cross_entropy_backward", "linear_cross_entropy_forward",
     "lora_backward", "lora_forward",
     "penalty_backward", "penalty_forward",
@@ -49,5 +50,6 @@ __all__ = [
     "rotary_backward", "rotary_forward",
     "softcap_backward", "softcap_forward",
     "softmax_backward", "softmax_forward",
+    "sum_of_squares",
     "swiglu_backward", "swiglu_forward",
 ]

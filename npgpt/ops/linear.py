@@ -31,5 +31,11 @@ def linear_backward(dy, saved, out=None, learned=(True, True)):
     rows_x  = x.reshape(-1, x.shape[-1])                                      # (N, C)
     rows_dy = dy.reshape(-1, dy.shape[-1])                                    # (N, D)
     dx      = (rows_dy @ weight.T).reshape(x.shape)
-    dweight = array_module(x).matmul(rows_x.T, rows_dy, out=out) if learned[0] else None
+    dweight = weight_gradient(rows_x, rows_dy, out) if learned[0] else None
     return dx, dweight, rows_dy.sum(0) if has_bias and learned[1] else None
+
+
+@accelerated(takes_16_bits=True)
+def weight_gradient(x, dy, out=None):
+    """x: (N, C)  dy: (N, D)  →  xᵀ dy: (C, D), written into `out` if given, which may be of a wider type"""
+    return array_module(x).matmul(x.T, dy, out=out)

@@ -13,6 +13,7 @@ factor dloss/N, and is kept in the place of the logits, which saves their second
 """
 
 from npgpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from npgpt.ops.linear import weight_gradient
 from npgpt.tensor import accelerated, array_module
 
 LOGITS_AT_ONCE = 1 << 25    # 128 MiB in float32: 667 rows of GPT-2's vocabulary, all rows of a small one
@@ -53,7 +54,7 @@ def linear_cross_entropy_backward(dloss, saved, out=None, learned=True):
     if dz is not None:                                   # dloss/N goes to the two small factors, not to dz
         scale = (dloss / n).astype(x.dtype)
         dx = ((dz @ weight) * scale).reshape(x.shape)
-        return dx, xp.matmul(dz.T, flat_x * scale, out=out) if learned else None
+        return dx, weight_gradient(dz, flat_x * scale, out) if learned else None
     dx, dweight = xp.empty(flat_x.shape, x.dtype), None
     if learned:
         dweight = xp.empty(weight.shape, lse.dtype) if out is None else out
@@ -64,5 +65,5 @@ def linear_cross_entropy_backward(dloss, saved, out=None, learned=True):
         dz = cross_entropy_backward(dloss, (z, t[part], lse[part], n, ignore_index))
         dx[part] = dz @ weight
         if learned:
-            dweight += dz.T @ flat_x[part]
+            dweight += weight_gradient(dz, flat_x[part])
     return dx.reshape(x.shape), dweight

@@ -14,6 +14,7 @@ does not want to compute or keep.
 In words: each row goes through a bottleneck of r numbers, and what was wanted out comes back through it.
 """
 
+from npgpt.ops.linear import weight_gradient
 from npgpt.tensor import accelerated, array_module
 
 
@@ -43,6 +44,6 @@ def lora_backward(dy, saved, out=None, learned=(True, True)):
     dh      = s * (rows_dy @ lora_B.T)                                    # (N, r)
     dx      = rows_dy @ weight.T
     dx     += dh @ lora_A.T
-    dweight = array_module(x).matmul(rows_x.T, rows_dy, out=out) if learned[0] else None
+    dweight = weight_gradient(rows_x, rows_dy, out) if learned[0] else None
     dbias   = rows_dy.sum(0) if has_bias and learned[1] else None
-    return dx.reshape(x.shape), dweight, dbias, rows_x.T @ dh, (s * h).T @ rows_dy
+    return dx.reshape(x.shape), dweight, dbias, weight_gradient(rows_x, dh), weight_gradient(s * h, rows_dy)

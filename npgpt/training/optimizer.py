@@ -6,6 +6,7 @@ from typing import Any
 from npgpt.errors import CheckpointError
 from npgpt.layers.module import Module
 from npgpt.ops.adamw import adamw
+from npgpt.ops.sum_of_squares import sum_of_squares
 from npgpt.tensor import Key, array_module, to_device, to_numpy
 from npgpt.tensor.precision import accumulator
 from npgpt.tensor.random import ROUNDING
@@ -64,7 +65,7 @@ class AdamW:
         """Takes over what `state` gave, whatever the number of ranks that wrote it. Raises CheckpointError if
         names or shapes are not this model's.
         """
-        places, start, stop = self.flat.places(), self.part.start, self.part.stop
+        places, start, stop = self.flat.places, self.part.start, self.part.stop
         names = {f"{kind}.{name}" for kind in self.kinds for name in places}
         if names != state.keys():
             odd = sorted(names ^ state.keys())[0]
@@ -91,7 +92,7 @@ def clip_grad_norm(model: Module, max_norm: float):
     left as they are, so that the tensor at fault can be found: look at the norm before updating.
     """
     grad = model.flat.grad
-    norm = array_module(grad).sqrt(grad @ grad)
+    norm = array_module(grad).sqrt(sum_of_squares(grad))
     grad *= clip_scale(norm, max_norm)
     return norm
 

@@ -22,6 +22,7 @@ from npgpt.errors import ConfigError, TrainingError
 from npgpt.layers import Module
 from npgpt.models.gpt import IGNORE_INDEX
 from npgpt.ops.penalty import penalty_backward
+from npgpt.ops.sum_of_squares import sum_of_squares
 from npgpt.tensor import Key, array_module, to_numpy
 from npgpt.tensor.device import allow_tf32
 from npgpt.training.checkpoint import (
@@ -234,7 +235,7 @@ class Trainer:
         mine = self.ranks.part(flat.size)
         if c.l1 or c.l2:
             self._add_penalty(mine)
-        loss, square = self.ranks.all_reduce(loss, grad[mine] @ grad[mine])
+        loss, square = self.ranks.all_reduce(loss, sum_of_squares(grad[mine]))
         xp   = array_module(grad)
         norm = xp.sqrt(square) / scale
         told = to_numpy(xp.stack([loss, norm])).tolist()                      # a GPU is waited for once

@@ -58,6 +58,14 @@ def assert_same(actual, expected, tolerance):
         assert largest(a.astype("f8") - b) <= tolerance * max(largest(b), 1)
 
 
+def of_parameters(label):
+    """Which of an op's gradients are those of weights, biases and gains, sums over all rows."""
+    op    = label.split(",")[0]
+    first = 2 if op.startswith("residual_") else 1
+    some  = op.startswith(("linear", "lora")) or op.endswith("norm")
+    return slice(first, None if some else first)
+
+
 def case_in(label, dtype, n, seed, layout="C"):
     case = OPS[label](n, np.random.default_rng(seed), "cpu")
     return case._replace(inputs=map_arrays(LAYOUTS[layout], as_type(dtype, case.inputs)))

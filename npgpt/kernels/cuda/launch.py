@@ -8,7 +8,7 @@ addresses only: an array that it is given must be C-contiguous, or its strides b
 
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +29,20 @@ def covers(*arrays: Array, sums: tuple[Array, ...] = ()) -> bool:
 
     sums: those that are of the type in which the others' sums are kept.
     """
-    kind = arrays[0].dtype.name
-    return kind in TYPES and all(
-        array.size and array.flags.c_contiguous and array.dtype.name == name
-        for group, name in ((arrays, kind), (sums, accumulator(kind))) for array in group)
+    dtype = arrays[0].dtype
+    if not c_type(dtype) or (sums and sums[0].dtype.name != accumulator(dtype)):
+        return False
+    for group in arrays, sums:
+        for array in group:
+            if array.dtype != group[0].dtype or not array.size or not array.flags.c_contiguous:
+                return False
+    return True
+
+
+@functools.cache
+def c_type(dtype: Any) -> str | None:
+    """As it is called in a .cu file; None if there are no kernels for it."""
+    return TYPES.get(dtype.name)
 
 
 def bytes_of(size: int, dtype: Any) -> int:
@@ -43,24 +53,6 @@ def bytes_of(size: int, dtype: Any) -> int:
 def blocks_of_packs(array: Array) -> int:
     """How many blocks a kernel needs that gives every thread a pack of the array."""
     return -(-array.nbytes // (PACK * THREADS))
-
-
-class Plan(NamedTuple):
-    """blocks, threads of each, bytes of shared memory of each"""
-
-    blocks: int
-    threads: int
-    shared: int
-
-
-def plan_of_columns(rows: int, x: Array, kinds: int) -> Plan | None:
-    """For a kernel whose warps go through the rows of x (..., C), and keep so many kinds of sums of their
-    columns (columns.cuh); None if they do not fit. A warp has four rows at least for one write of its sums.
-    """
-    width = 32 * PACK // x.dtype.itemsize
-    each  = bytes_of(kinds * width * -(-x.shape[-1] // width), x.dtype)
-    warps = min(SHARED // each, THREADS // 32)
-    return Plan(max(1, min(BLOCKS, rows // (4 * warps))), 32 * warps, each * warps) if warps else None
 
 
 def number(xp: Any, value: Any, dtype: Any) -> Array:
@@ -79,16 +71,15 @@ def launch(file: str, kernel: str, blocks: int, *args: Any, constants: tuple[int
 
     constants: what the template takes beside T.  shared: bytes of shared memory a block.
     """
-    first    = args[0]
-    types    = [TYPES[first.dtype.name]] if first.dtype.name in TYPES else []
-    template = ", ".join([*types, *map(str, constants)])
-    function = _function(array_module(first), file, f"{kernel}<{template}>" if template else kernel)
+    function = _function(array_module(args[0]), file, kernel, args[0].dtype, constants)
     function((blocks,), (threads,), args, shared_mem=shared)
 
 
 @functools.cache
-def _function(cupy: Any, file: str, expression: str) -> Any:
-    module = cupy.RawModule(code=source(file), options=OPTIONS, name_expressions=(expression,))
+def _function(cupy: Any, file: str, kernel: str, dtype: Any, constants: tuple[int, ...]) -> Any:
+    template   = ", ".join(filter(None, (c_type(dtype), *map(str, constants))))
+    expression = f"{kernel}<{template}>" if template else kernel
+    module     = cupy.RawModule(code=source(file), options=OPTIONS, name_expressions=(expression,))
     return module.get_function(expression)
 
 

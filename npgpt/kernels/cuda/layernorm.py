@@ -1,7 +1,8 @@
-"""LayerNorm in one launch each way; backward's sums over rows are finished by a second. Both take what
-residual_norm.py adds, too.
+"""LayerNorm in one launch each way; backward's sums over rows are finished by a second (columns.py). Both
+take what residual_norm.py adds, too.
 """
 
+from npgpt.kernels.cuda import columns
 from npgpt.kernels.cuda import launch as cuda
 from npgpt.tensor import array_module
 from npgpt.tensor.precision import accumulator
@@ -26,7 +27,7 @@ def layernorm_forward(x, gamma, beta=None, eps=1e-5, h=None):
 def layernorm_backward(dy, saved, past=None):
     """past: (..., C), added to dx."""
     x, gamma, has_beta, mean, rstd = saved
-    plan = cuda.plan_of_columns(mean.size, x, kinds=2)
+    plan = columns.plan(mean.size, x, kinds=2)
     road = dy if past is None else past
     if not cuda.covers(dy, x, gamma, road, sums=(mean, rstd)) or not plan:
         return NotImplemented
@@ -35,5 +36,5 @@ def layernorm_backward(dy, saved, past=None):
     partial = xp.empty((plan.blocks, 2, C), mean.dtype)
     cuda.launch("layernorm.cu", "layernorm_backward", plan.blocks, dy, x, gamma, mean, rstd, road,
                 dx, partial, mean.size, C, int(past is not None), threads=plan.threads, shared=plan.shared)
-    dgamma, dbeta = partial.sum(0).astype(x.dtype, copy=False)
+    dgamma, dbeta = columns.add_up(partial)
     return dx, dgamma, dbeta if has_beta else None

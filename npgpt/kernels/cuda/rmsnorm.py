@@ -1,5 +1,6 @@
-"""RMSNorm in one launch each way; backward's sum over rows is finished by a second (layernorm.py)."""
+"""RMSNorm in one launch each way; backward's sum over rows is finished by a second (columns.py)."""
 
+from npgpt.kernels.cuda import columns
 from npgpt.kernels.cuda import launch as cuda
 from npgpt.tensor import array_module
 from npgpt.tensor.precision import accumulator
@@ -23,7 +24,7 @@ def rmsnorm_forward(x, gamma, eps=1e-5, h=None):
 def rmsnorm_backward(dy, saved, past=None):
     """past: (..., C), added to dx."""
     x, gamma, rstd = saved
-    plan = cuda.plan_of_columns(rstd.size, x, kinds=1)
+    plan = columns.plan(rstd.size, x, kinds=1)
     road = dy if past is None else past
     if not cuda.covers(dy, x, gamma, road, sums=(rstd,)) or not plan:
         return NotImplemented
@@ -32,4 +33,4 @@ def rmsnorm_backward(dy, saved, past=None):
     partial = xp.empty((plan.blocks, C), rstd.dtype)
     cuda.launch("rmsnorm.cu", "rmsnorm_backward", plan.blocks, dy, x, gamma, rstd, road, dx,
                 partial, rstd.size, C, int(past is not None), threads=plan.threads, shared=plan.shared)
-    return dx, partial.sum(0).astype(x.dtype, copy=False)
+    return dx, columns.add_up(partial)
