@@ -31,6 +31,7 @@ class FlatParameters:
         self.device = device
         self.parameters = matrices | vectors
         self.places: dict[str, slice] = {}               # where each lies in a flat array of this layout
+        self._parts: dict[Any, tuple] = {}               # module → which of these are its own
         self.size = 0
         for name, p in self.parameters.items():
             self.places[name] = slice(self.size, self.size + math.prod(p.shape))
@@ -81,15 +82,25 @@ class FlatParameters:
         """The gradients of a module's parameters, or all, come to their places in the flat array. Returns
         that array and the stretches that they are: for who would use them before the others are there.
         """
+        if module not in self._parts:
+            self._parts[module] = self._part(module)
+        parameters, stretches = self._parts[module]
+        for parameter in parameters:
+            parameter.settle()
+        return [(self._grad, stretch) for stretch in stretches]
+
+    def _part(self, module: Any) -> tuple[list[Any], list[slice]]:
+        """Those of a module's parameters, or of all, that are here, and the stretches that they fill."""
         own = {parameter for _, parameter in module.named_parameters()} if module else None
+        parameters: list[Any] = []
         stretches: list[slice] = []
         for place, parameter in zip(self.places.values(), self.parameters.values(), strict=True):
             if own is None or parameter in own:
-                parameter.settle()
+                parameters.append(parameter)
                 begun = stretches.pop().start if stretches and stretches[-1].stop == place.start \
                     else place.start
                 stretches.append(slice(begun, place.stop))
-        return [(self._grad, stretch) for stretch in stretches]
+        return parameters, stretches
 
     def load(self, arrays: Mapping[str, Any]) -> None:
         """Sets every parameter from host arrays by name, or from what has their `shape` and `astype`.

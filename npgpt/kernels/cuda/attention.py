@@ -47,7 +47,7 @@ def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropou
     lse = xp.empty((B, H, T, 1), accumulator(q.dtype))
     kept, grown, drops = _dropout(xp, q, k, dropout, dropout_key)
     cuda.launch(tiles.file, f"attention_forward{tiles.end}", B * H * -(-T // tiles.queries), *_strided(q),
-                *_strided(k), *_strided(v), *_masks(xp, key_mask, segments), kept, *_strided(y), lse,
+                *_strided(k), *_strided(v), *_masks(xp, q, key_mask, segments), kept, *_strided(y), lse,
                 *_sizes(q, k, causal, key_mask, segments), grown, constants=(*tiles.constants, drops),
                 shared=tiles.shared, threads=tiles.threads)
     return y, (q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse)
@@ -67,8 +67,8 @@ def attention_backward(dy, saved):
     kept, grown, drops = _dropout(xp, q, k, dropout, dropout_key)
     cuda.launch("attention.cu", "attention_products", -(-product.size // (cuda.THREADS // 32)),
                 *_strided(dy), *_strided(y), product, product.size, H, T, D)
-    arrays  = (*_strided(q), *_strided(k), *_strided(v), *_strided(dy), *_masks(xp, key_mask, segments), kept,
-               lse, product)
+    arrays  = (*_strided(q), *_strided(k), *_strided(v), *_strided(dy),
+               *_masks(xp, q, key_mask, segments), kept, lse, product)
     sizes   = (*_sizes(q, k, causal, key_mask, segments), grown)
     options = {"constants": (*tiles.constants, drops), "shared": tiles.shared, "threads": tiles.threads}
     cuda.launch(tiles.file, f"attention_backward_q{tiles.end}", B * H * -(-T // tiles.queries), *arrays,
@@ -111,16 +111,21 @@ def _strided(array):
     return array, *(stride // array.dtype.itemsize for stride in array.strides[:3])
 
 
-def _masks(xp, key_mask, segments):
+def _masks(xp, q, key_mask, segments):
+    return (_nothing(xp, "bool", q.device.id) if key_mask is None else key_mask,
+            _nothing(xp, "int64", q.device.id) if segments is None else segments)
+
+
+@functools.cache
+def _nothing(xp, dtype, device):
     """What is not there is an array that is not looked at."""
-    return (xp.empty((1,), "bool") if key_mask is None else key_mask,
-            xp.empty((1,), "int64") if segments is None else segments)
+    return xp.empty((1,), dtype)
 
 
 def _dropout(xp, q, k, dropout, key):
     """Which probabilities are kept, as bits; by how much they grow; and whether there is dropout, 0 or 1."""
     if not (dropout and key):
-        return xp.empty((1,), "uint16"), 1.0, 0
+        return _nothing(xp, "uint16", q.device.id), 1.0, 0
     return kept_bits(xp, (*q.shape[:3], k.shape[2]), dropout, key), 1 / share_kept(dropout), 1
 
 
