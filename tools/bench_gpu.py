@@ -6,7 +6,8 @@
     python tools/bench_gpu.py count step
 
 Formula and twin, npgpt and PyTorch take turns; numbers are medians. `PART --help` tells of a part's options.
-Needs CuPy; step needs PyTorch too, tests and sanitize pytest and hypothesis, count nothing but npgpt.
+Needs CuPy; step needs PyTorch too, tests and sanitize pytest and hypothesis, count nothing but npgpt, and
+host CuPy over a pretended GPU.
 """
 
 import argparse
@@ -76,6 +77,8 @@ def parse() -> argparse.Namespace:
     names(twins)
     dtype(twins)
     twins.add_argument("--batch", type=int, default=16, help="sequences of 1024 tokens (16)")
+    host = part(run_host)
+    model(host)
     part(run_losses)
     shakespeare = part(run_shakespeare)
     shakespeare.add_argument("--data", required=True, help="tinyshakespeare, a text file")
@@ -148,6 +151,15 @@ def run_twins(options: argparse.Namespace) -> int:
     """
     from gpu_twins import time_twins
     time_twins(options.names, options.dtype, options.batch)
+    return 0
+
+
+def run_host(options: argparse.Namespace) -> int:
+    """How long a step keeps the host: run by tools/pretended_gpu, whose GPU takes no time. What is over the
+    GPU's own time for the step slows training down.
+    """
+    from gpu_step import host
+    host(options.shape, options.dtype, options.dropout)
     return 0
 
 

@@ -90,6 +90,16 @@ def compete(name: str, shape: str, dtype: str, dropout: float, device: str = "cu
         print(seconds, limit, taken, flush=True)
 
 
+def host(shape: str, dtype: str, dropout: float, steps: int = 40) -> None:
+    """Prints how long a step takes where launching is all that takes any time."""
+    step, wait, *_ = npgpt_competitor("npgpt", SHAPES[shape], dtype, dropout, "cuda")
+    for _ in range(3):
+        step()
+    times = sorted(1e3 * _seconds(step, wait) for _ in range(steps))
+    print(f"{shape}, {dtype}, dropout {dropout}: a step keeps the host for {statistics.median(times):.1f} ms "
+          f"({times[0]:.1f}–{times[-1]:.1f})")
+
+
 def npgpt_competitor(name: str, shape: Shape, dtype: str, dropout: float, device: str) -> Competitor:
     tf32   = dtype == "tf32"
     kind   = "float32" if tf32 else dtype
