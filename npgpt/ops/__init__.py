@@ -1,7 +1,8 @@
 """The mathematics: each op is a pair of pure functions, `<name>_forward` and `<name>_backward`, in one file.
 
 Forward returns (y, saved), backward takes (dy, saved) and returns the gradients in the order of forward's
-arguments. The derivation stands at the head of each file.
+arguments. The derivation stands at the head of each file. Single functions are adamw, weight_gradient and
+sum_of_squares.
 """
 
 from npgpt.ops.adamw import adamw

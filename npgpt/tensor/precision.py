@@ -8,8 +8,10 @@ arrays of 16 bits runs in float32, in between two roundings:
     its 16-bit arrays are widened → formula → what is as large as they are is rounded back
 
 A statistic, one number for a whole row or for all (mean, rstd, ℓ, the loss), stays float32: it costs nothing
-to keep, and what is computed from it is only as exact as it is. `npgpt.tensor.twins.accelerated` does this;
-formulas do not know of it.
+to keep, and what is computed from it is only as exact as it is. So do kernels leave the gradients of weights,
+biases and gains, sums over all rows which are to be added up in float32 anyway.
+
+`npgpt.tensor.twins.accelerated` does this; formulas do not know of it.
 """
 
 import functools
