@@ -5,6 +5,7 @@ when another one waits for it, and may be put there only after it has waited for
 """
 
 import ctypes
+import sys
 import types
 
 import ml_dtypes  # noqa: F401
@@ -130,5 +131,6 @@ nccl = types.SimpleNamespace(
 
 
 def install(cupy):
-    """Into the stand-in for CuPy."""
-    cupy.cuda.nccl, cupy.cuda.Stream, cupy.cuda.get_current_stream = nccl, Stream, lambda: current
+    """Into the stand-in for CuPy. `import cupy` does not import the module (cupy/cuda/__init__.py)."""
+    sys.modules["cupy.cuda"] = types.SimpleNamespace(nccl=nccl)               # type: ignore[assignment]
+    cupy.cuda.Stream, cupy.cuda.get_current_stream = Stream, lambda: current

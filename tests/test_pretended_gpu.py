@@ -3,6 +3,7 @@ is no GPU: `python tools/pretended_gpu/build.py build/pretended_gpu` makes what 
 """
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,18 @@ def test_cupy_takes_every_op_and_step():
 def test_what_cupy_or_the_driver_refuses_is_heard(code, error):
     done = run("-c", f"import cupy, ml_dtypes, numpy; {code}")
     assert done.returncode == 1 and error in done.stderr
+
+
+def test_nccl_takes_what_two_processes_ask_of_it(tmp_path):
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    if not mpiexec.exists():
+        pytest.skip("needs npgpt[mpi]")
+    done = subprocess.run(
+        [mpiexec, "-n", "2", PYTHON, "-m", "npgpt", "train", "--device", "cuda", "--dtype", "bfloat16",
+         "--max-iters", "2", "--eval-interval", "2", "--eval-iters", "1", "--out-dir", tmp_path / "run"],
+        cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_the_host_has_its_time_told():

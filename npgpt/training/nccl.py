@@ -39,10 +39,11 @@ class NCCLRanks(MPIRanks):
     def __init__(self, communicator: Any):
         super().__init__(communicator)
         import cupy
-        if not getattr(cupy.cuda.nccl, "available", False):
+        from cupy.cuda import nccl  # which `import cupy` leaves out
+        if not nccl.available:
             raise DeviceError("several GPUs need NCCL, which this CuPy does not find: pip install "
                               "nvidia-nccl-cu12 or nvidia-nccl-cu13, after the CUDA version")
-        self._cupy, self._nccl = cupy, cupy.cuda.nccl
+        self._cupy, self._nccl = cupy, nccl
         name        = communicator.bcast(self._nccl.get_unique_id() if self.rank == 0 else None)
         self._gpus  = self._nccl.NcclCommunicator(self.size, name, self.rank)
         self._aside = cupy.cuda.Stream(non_blocking=True)                     # where gradients are added up

@@ -8,7 +8,7 @@ of it, and how long a training step keeps the host, which has to be ahead of the
 there: kernels are compiled and loaded but never run, and arrays hold what was copied into them, or zeros.
 
 CuPy's wheel carries NVIDIA's runtime within one of its extension modules. That one is compiled anew from
-CuPy's source, against runtime.c; driver.c and an empty cuBLAS are libraries beside it. Needs gcc.
+CuPy's source, against runtime.c; driver.c and an empty cuBLAS and NCCL are libraries beside it. Needs gcc.
 """
 
 import argparse
@@ -69,12 +69,12 @@ def main() -> None:
     run(["g++", "-shared", folder / "runtime.o", library / "libcudart.so.12", "-o", built])
 
     shared(library / "libcuda.so.1", HERE / "driver.c")
-    wrapper, = site.glob("cupy_backends/cuda/libs/cublas.*.so")
     versions = folder / "cublas.version"
     versions.write_text("libcublas.so.12 { global: *; };")
-    shared(library / "libcublas.so.12", stubs(folder, "cublas", symbols(wrapper, "U", "cublas", "-D")),
+    shared(library / "libcublas.so.12", stubs(folder, "cublas", needed(site, "cublas")),
            f"-Wl,--version-script={versions}")
     shared(library / "libcublasLt.so.12", stubs(folder, "cublasLt", {"cublasLtCreate"}))
+    shared(library / "libnccl.so.2", stubs(folder, "nccl", needed(site, "nccl")))
     init = site / "cupy" / "__init__.py"
     init.write_text(init.read_text() + ARGSORT)
 
@@ -99,6 +99,12 @@ def symbols(file: Path, kind: str, prefix: str, *options: str) -> set[str]:
     """Names of an object file that begin so. kind: U those it needs, T those it gives."""
     found = (line.split()[-2:] for line in run(["nm", *options, file]).splitlines())
     return {name.partition("@")[0] for type_, name in found if type_ == kind and name.startswith(prefix)}
+
+
+def needed(site: Path, library: str) -> set[str]:
+    """What CuPy's module of that name calls of the library."""
+    module, = site.glob(f"cupy_backends/cuda/libs/{library}.*.so")
+    return symbols(module, "U", library, "-D")
 
 
 def stubs(folder: Path, library: str, names: set[str]) -> Path:
