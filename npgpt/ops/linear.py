@@ -37,5 +37,8 @@ def linear_backward(dy, saved, out=None, learned=(True, True)):
 
 @accelerated(takes_16_bits=True)
 def weight_gradient(x, dy, out=None):
-    """x: (N, C)  dy: (N, D)  →  xᵀ dy: (C, D), written into `out` if given, which may be of a wider type"""
+    """x: (N, C)  dy: (N, D)  →  xᵀ dy: (C, D), written into `out` if given, which may be of a wider type
+
+    Kernels give float32 for arrays of 16 bits, as npgpt/tensor/precision.py tells.
+    """
     return array_module(x).matmul(x.T, dy, out=out)

@@ -89,7 +89,10 @@ def pip(*arguments) -> None:
 
 def run(command: list, **options) -> str:
     """Its output. If it fails, what it said is the end."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
+    try:
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
+    except FileNotFoundError as error:
+        sys.exit(f"{error.filename} is needed, and is not here")
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command[:4]))} …\n{done.stdout}{done.stderr}")
     return done.stdout
