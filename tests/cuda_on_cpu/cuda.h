@@ -53,6 +53,7 @@ struct Fiber {
     State state;
     dim3 index;
     std::unique_ptr<char[]> stack;
+    std::vector<std::function<void()>> copies;            // that are under way
 };
 
 static std::vector<Fiber> all;
@@ -61,6 +62,7 @@ static jmp_buf scheduler;
 static Fiber* current;
 static std::function<void()> body;
 static const char* error;
+static bool copies_are_late;
 
 static void wait(State state) {
     Fiber* self = current;
@@ -70,6 +72,7 @@ static void wait(State state) {
 
 static void enter() {
     body();
+    if (!current->copies.empty()) error = "a thread ends while copies are under way";
     current->state = DONE;
     _longjmp(scheduler, 1);
 }
@@ -111,6 +114,7 @@ static void run_block(bool reversed) {
         Fiber& fiber = all[n];
         fiber.state = READY;
         fiber.begun = false;
+        fiber.copies.clear();
         fiber.index = {unsigned(n % blockDim.x), unsigned(n / blockDim.x % blockDim.y),
                        unsigned(n / blockDim.x / blockDim.y)};
         getcontext(&fiber.begin);
@@ -242,6 +246,23 @@ static void load_matrices_transposed(unsigned (&m)[4], const void* row) {
     });
 }
 
+/* Copies to shared memory that a thread does not wait for: they arrive at once when blocks run in order, and as
+   late as they may, when it waits for them, if reversed. */
+template <size_t BYTES> static void copy(void* to, const void* from, bool there) {
+    if (size_t((char*)to - (char*)shared_memory) + BYTES > shared_bytes || uintptr_t(to) % BYTES
+        || (there && uintptr_t(from) % BYTES))
+        fibers::error = "a copy whose places are not aligned, or not to shared memory";
+    const auto arrive = [=] { there ? memcpy(to, from, BYTES) : memset(to, 0, BYTES); };
+    if (fibers::copies_are_late) fibers::current->copies.push_back(arrive);
+    else arrive();
+}
+static void copy_16_bytes(void* to, const void* from, bool there) { copy<16>(to, from, there); }
+static void copy_4_bytes(void* to, const void* from, bool there) { copy<4>(to, from, there); }
+static void wait_for_copies() {
+    for (const auto& arrive : fibers::current->copies) arrive();
+    fibers::current->copies.clear();
+}
+
 static uint64_t __umul64hi(uint64_t a, uint64_t b) { return (unsigned __int128)a * b >> 64; }
 
 /* A kernel's parameters, as the caller checks them: a letter and a size each; those of NumPy's types. */
@@ -279,6 +300,7 @@ const char* run(Kernel kernel, void** arguments, const unsigned* grid, const uns
     size_t threads = size_t(block[0]) * block[1] * block[2], blocks = size_t(grid[0]) * grid[1] * grid[2];
     shared_bytes = shared;
     error = nullptr;
+    copies_are_late = reversed;
     body  = [&] { call(kernel, arguments); };
     slots.resize(threads);
     fragments.resize(threads);

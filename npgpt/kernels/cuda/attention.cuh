@@ -11,12 +11,16 @@ struct Mask {
           segments(segments ? segments + b * S : nullptr), kept(kept + b * ((H * T * S + 15) / 16)) {}
 
     __device__ bool allows(long long t, long long s) const {
-        return t < T && s < S && (!causal || s <= t + S - T) && (!keys || keys[s])
-            && (!segments || segments[S - T + t] == segments[s]);
+        return t < T && s < S && (!causal || s <= t + S - T) && selected(t, s);
     }
+    /* What key_mask and segments say; whether there are such. */
+    __device__ bool selected(long long t, long long s) const {
+        return t < T && s < S && (!keys || keys[s]) && (!segments || segments[S - T + t] == segments[s]);
+    }
+    __device__ bool selects() const { return keys || segments; }
     /* Whether every query from this one on may look at every key before `end`. */
     __device__ bool allows_all(long long query, long long end) const {
-        return end <= S && (!causal || end <= query + S - T + 1) && !keys && !segments;
+        return end <= S && (!causal || end <= query + S - T + 1) && !selects();
     }
     __device__ bool keeps(long long h, long long t, long long s) const {
         const unsigned long long place = (h * T + t) * S + s;

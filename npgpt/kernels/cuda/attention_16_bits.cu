@@ -7,19 +7,37 @@
    probabilities are rounded to 16 bits: a warp's sums lie in its threads as the next product takes its factor.
 
    A block of 4 warps owns a tile of 64 rows, 16 a warp, and goes through tiles of COUNT others. Rows of a tile
-   lie D + 8 apart: the 8 rows that are loaded at once are in different banks. */
+   lie D + 8 apart: the 8 rows that are loaded at once are in different banks. While a tile is multiplied, the
+   next is on its way, to a place that all warps are done with. */
 
 enum { WARPS = 4, OWN = 16 * WARPS };
 
-/* ROWS rows of one head from `first` on become a tile, 0 where there are none and beyond the head's width. */
+/* ROWS rows of one head from `first` on set out to become a tile, 0 where there are none and beyond the head's
+   width. They are there after arrive(). */
 template <int D, int ROWS, typename T>
-__device__ void load(T* tile, const T* head, long long stride, long long first, long long rows, int width) {
-    #pragma unroll
-    for (int n = Pack<T>::SIZE * threadIdx.x; n < ROWS * D; n += Pack<T>::SIZE * 32 * WARPS) {
-        const int row = n / D, d = n % D;
-        *reinterpret_cast<Pack<T>*>(tile + row * (D + 8) + d) =
-            load(head + (first + row) * stride + d, first + row < rows ? width - d : 0);
+__device__ void fetch(T* tile, const T* head, long long stride, long long first, int rows, int width) {
+    const bool aligned = ((unsigned long long)head | 2 * stride | 2 * width) % 16 == 0;
+    const int packs = ROWS * D / Pack<T>::SIZE, there = min((long long)ROWS, rows - first);
+    head += first * stride;
+    if (aligned) {
+        #pragma unroll
+        for (int n = 0; n < packs; n += 32 * WARPS) {
+            const int row = (n + threadIdx.x) / (D / Pack<T>::SIZE), d = (n + threadIdx.x) * Pack<T>::SIZE % D;
+            copy_16_bytes(tile + row * (D + 8) + d, head + row * stride + d, row < there && d < width);
+        }
+    } else {
+        for (int n = threadIdx.x; n < packs; n += 32 * WARPS) {
+            const int row = n / (D / Pack<T>::SIZE), d = n * Pack<T>::SIZE % D;
+            *reinterpret_cast<Pack<T>*>(tile + row * (D + 8) + d) =
+                load(head + row * stride + d, row < there ? width - d : 0);
+        }
     }
+}
+
+/* What the block's threads have fetched is there, and what they read before may be overwritten. */
+__device__ inline void arrive() {
+    wait_for_copies();
+    __syncthreads();
 }
 
 /* out += rows othersᵀ, of the warp's 16 rows of a tile and COUNT of another. */
@@ -59,6 +77,12 @@ __device__ void add_weighted(float (&out)[D / 8][4], const float (&weights)[COUN
             multiply(out[d / 8 + 1], a, b[2], b[3], T());
         }
     }
+}
+
+template <typename P> __device__ void swap(P& one, P& other) {
+    P kept = one;
+    one    = other;
+    other  = kept;
 }
 
 template <int N> __device__ void clear(float (&sums)[N][4]) {
@@ -103,7 +127,40 @@ __device__ inline float row_max(float value) {
     return max(value, __shfl_xor_sync(~0u, value, 2));
 }
 
-/* Scores are kept as powers of 2, which the hardware has: e^x = 2^(x log₂ e). */
+/* Scores that do not count become -∞: of the warp's 16 queries, from `query` on, and keys from `key` on. */
+template <int N>
+__device__ void hide_keys(float (&scores)[N][4], const Mask& mask, long long query, long long key) {
+    int end[2];                                                    /* of the keys that are seen */
+    #pragma unroll
+    for (int half = 0; half < 2; half++) end[half] = mask.end_of_keys(query + row_of(2 * half)) - key;
+    #pragma unroll
+    for (int n = 0; n < N; n++)
+        #pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (column_of(n, e) >= end[e / 2]) scores[n][e] = -INFINITY;
+    if (!mask.selects()) return;
+    for (int n = 0; n < N; n++)
+        for (int e = 0; e < 4; e++)
+            if (!mask.selected(query + row_of(e), key + column_of(n, e))) scores[n][e] = -INFINITY;
+}
+/* The same of the warp's 16 keys and queries from `query` on. */
+template <int N>
+__device__ void hide_queries(float (&scores)[N][4], const Mask& mask, long long query, long long key) {
+    int start[2];                                                  /* of the queries that see a key */
+    #pragma unroll
+    for (int half = 0; half < 2; half++) start[half] = mask.first_query(key + row_of(2 * half)) - query;
+    #pragma unroll
+    for (int n = 0; n < N; n++)
+        #pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (column_of(n, e) < start[e / 2]) scores[n][e] = -INFINITY;
+    if (!mask.selects()) return;
+    for (int n = 0; n < N; n++)
+        for (int e = 0; e < 4; e++)
+            if (!mask.selected(query + column_of(n, e), key + row_of(e))) scores[n][e] = -INFINITY;
+}
+
+/* The hardware has powers of 2: e^x = 2^(x log₂ e). */
 #define LOG2_E 1.4426950408889634
 
 /* One block for each example, head and tile of queries.  q: (B, H, T, width)  k, v: (B, G, S, width), with the
@@ -127,29 +184,27 @@ __global__ void attention_forward_16(
 
     float sum[D / 8][4], top[2] = {-1e38f, -1e38f}, total[2] = {};     /* no -∞: -∞ + ∞ is no number */
     clear(sum);
-    load<D, OWN>(queries, q + b * q_b + h * q_h, q_t, first, length, width);
+    k += b * k_b + g * k_h;
+    v += b * v_b + g * v_h;
+    const float unit = scale * LOG2_E;                             /* e^(scale score) = 2^(unit score) */
     const long long end = mask.end_of_keys(min(first + OWN, length) - 1);
+    fetch<D, OWN>(queries, q + b * q_b + h * q_h, q_t, first, length, width);
+    if (end) fetch<D, COUNT>(keys, k, k_t, 0, S, width);
     for (long long key = 0; key < end; key += COUNT) {
-        __syncthreads();                                           /* the last tiles are done with */
-        load<D, COUNT>(keys, k + b * k_b + g * k_h, k_t, key, S, width);
-        load<D, COUNT>(values, v + b * v_b + g * v_h, v_t, key, S, width);
-        __syncthreads();
+        arrive();                                                  /* keys; the last values are done with */
+        fetch<D, COUNT>(values, v, v_t, key, S, width);
         float p[COUNT / 8][4], larger[2] = {top[0], top[1]}, added[2] = {};
         clear(p);
         multiply_rows<D, COUNT>(p, queries + own * (D + 8), keys);
-        const bool all = mask.allows_all(first, key + COUNT);
+        if (!mask.allows_all(first, key + COUNT)) hide_keys(p, mask, first + own, key);
         #pragma unroll
         for (int n = 0; n < COUNT / 8; n++)
             #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                const bool seen = all || mask.allows(first + own + row_of(e), key + column_of(n, e));
-                p[n][e] = seen ? p[n][e] * float(scale * LOG2_E) : -INFINITY;
-                larger[e / 2] = max(larger[e / 2], p[n][e]);
-            }
+            for (int e = 0; e < 4; e++) larger[e / 2] = max(larger[e / 2], p[n][e]);
         #pragma unroll
         for (int half = 0; half < 2; half++) {
             larger[half] = row_max(larger[half]);
-            const float shrunk = exp2(top[half] - larger[half]);   /* what was summed was relative to top */
+            const float shrunk = exp2((top[half] - larger[half]) * unit);      /* sums were relative to top */
             total[half] *= shrunk;
             top[half]    = larger[half];
             #pragma unroll
@@ -159,12 +214,14 @@ __global__ void attention_forward_16(
         for (int n = 0; n < COUNT / 8; n++)
             #pragma unroll
             for (int e = 0; e < 4; e++) {
-                p[n][e] = exp2(p[n][e] - top[e / 2]);
+                p[n][e] = exp2(p[n][e] * unit - top[e / 2] * unit);
                 added[e / 2] += p[n][e];
                 if (DROPOUT && !mask.keeps(h, first + own + row_of(e), key + column_of(n, e))) p[n][e] = 0;
             }
         #pragma unroll
         for (int half = 0; half < 2; half++) total[half] += row_sum(added[half]);
+        arrive();                                                  /* values; keys are done with */
+        if (key + COUNT < end) fetch<D, COUNT>(keys, k, k_t, key + COUNT, S, width);
         add_weighted<D, COUNT>(sum, p, values);
     }
     #pragma unroll
@@ -172,7 +229,7 @@ __global__ void attention_forward_16(
         const long long t = first + own + row_of(2 * half);
         const bool blind = total[half] == 0;                       /* may look at nothing */
         if (threadIdx.x % 4 == 0 && t < length)
-            lse[(b * H + h) * length + t] = blind ? INFINITY : top[half] * float(1 / LOG2_E) + log(total[half]);
+            lse[(b * H + h) * length + t] = blind ? INFINITY : top[half] * float(scale) + log(total[half]);
         const float share = blind ? 0 : float(grown) / total[half];
         #pragma unroll
         for (int n = 0; n < D / 8; n++) sum[n][2 * half] *= share, sum[n][2 * half + 1] *= share;
@@ -197,9 +254,12 @@ __global__ void attention_backward_q_16(
                     has_segments ? segments : nullptr, kept);
     T* queries   = reinterpret_cast<T*>(shared_memory);            /* OWN × D */
     T* gradients = queries + OWN * (D + 8);                        /* the same, of dy */
-    T* keys      = gradients + OWN * (D + 8);                      /* COUNT × D */
-    T* values    = keys + COUNT * (D + 8);
+    T* keys      = gradients + OWN * (D + 8);                      /* COUNT × D, of this turn */
+    T* next      = keys + COUNT * (D + 8);                         /* and of the next */
+    T* values    = next + COUNT * (D + 8);                         /* COUNT × D */
     const int own = threadIdx.x / 32 * 16;
+    k       += b * k_b + g * k_h;
+    v       += b * v_b + g * v_h;
     lse     += (b * H + h) * length;
     product += (b * H + h) * length;
 
@@ -211,31 +271,37 @@ __global__ void attention_backward_q_16(
         log_total[half] = t < length ? lse[t] * float(LOG2_E) : INFINITY;
         mean[half]      = t < length ? product[t] : 0;
     }
-    load<D, OWN>(queries, q + b * q_b + h * q_h, q_t, first, length, width);
-    load<D, OWN>(gradients, dy + b * dy_b + h * dy_h, dy_t, first, length, width);
+    const float unit = scale * LOG2_E;
     const long long end = mask.end_of_keys(min(first + OWN, length) - 1);
+    fetch<D, OWN>(queries, q + b * q_b + h * q_h, q_t, first, length, width);
+    fetch<D, OWN>(gradients, dy + b * dy_b + h * dy_h, dy_t, first, length, width);
+    if (end) {
+        fetch<D, COUNT>(keys, k, k_t, 0, S, width);
+        fetch<D, COUNT>(values, v, v_t, 0, S, width);
+    }
     for (long long key = 0; key < end; key += COUNT) {
-        __syncthreads();                                           /* the last tiles are done with */
-        load<D, COUNT>(keys, k + b * k_b + g * k_h, k_t, key, S, width);
-        load<D, COUNT>(values, v + b * v_b + g * v_h, v_t, key, S, width);
-        __syncthreads();
+        const bool more = key + COUNT < end;
+        arrive();                                                  /* both; the last keys are done with */
+        if (more) fetch<D, COUNT>(next, k, k_t, key + COUNT, S, width);
         float p[COUNT / 8][4], da[COUNT / 8][4];
         clear(p);
         clear(da);
         multiply_rows<D, COUNT>(p, queries + own * (D + 8), keys);
         multiply_rows<D, COUNT>(da, gradients + own * (D + 8), values);
-        const bool all = mask.allows_all(first, key + COUNT);
+        __syncthreads();                                           /* values are done with */
+        if (more) fetch<D, COUNT>(values, v, v_t, key + COUNT, S, width);
+        if (!mask.allows_all(first, key + COUNT)) hide_keys(p, mask, first + own, key);
         #pragma unroll
         for (int n = 0; n < COUNT / 8; n++)
             #pragma unroll
             for (int e = 0; e < 4; e++) {
-                const long long t = first + own + row_of(e), s = key + column_of(n, e);
-                const bool seen    = all || mask.allows(t, s);
-                const float weight = seen ? exp2(p[n][e] * float(scale * LOG2_E) - log_total[e / 2]) : 0;
-                const float factor = DROPOUT ? mask.keeps(h, t, s) * float(grown) : 1;     /* P̃ / P */
-                da[n][e] = weight * (da[n][e] * factor - mean[e / 2]);
+                const float weight = exp2(p[n][e] * unit - log_total[e / 2]);
+                if (DROPOUT)                                       /* dP = dP̃ P̃ / P */
+                    da[n][e] *= mask.keeps(h, first + own + row_of(e), key + column_of(n, e)) * float(grown);
+                da[n][e] = weight * (da[n][e] - mean[e / 2]);
             }
         add_weighted<D, COUNT>(sum, da, keys);
+        swap(keys, next);
     }
     store<D>(dq + b * dq_b + h * dq_h, dq_t, sum, scale, first + own, length, width);
 }
@@ -243,7 +309,7 @@ __global__ void attention_backward_q_16(
 /* One block for each example, key head and tile of keys, which sums over the queries of all heads of the group: no
    other adds to its rows of dk and dv.  dk, dv: as k and v */
 template <typename T, int D, int COUNT, int DROPOUT>
-__global__ void attention_backward_kv_16(
+__global__ void __launch_bounds__(32 * WARPS, DROPOUT || D > 64 ? 2 : 3) attention_backward_kv_16(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
         long long dy_h, long long dy_t, const bool* key_mask, const long long* segments,
@@ -257,50 +323,64 @@ __global__ void attention_backward_kv_16(
                     has_segments ? segments : nullptr, kept);
     T* keys      = reinterpret_cast<T*>(shared_memory);            /* OWN × D */
     T* values    = keys + OWN * (D + 8);
-    T* queries   = values + OWN * (D + 8);                         /* COUNT × D */
-    T* gradients = queries + COUNT * (D + 8);                      /* the same, of dy */
-    float* log_total = reinterpret_cast<float*>(gradients + COUNT * (D + 8));      /* COUNT, of the queries */
-    float* mean      = log_total + COUNT;
+    T* queries   = values + OWN * (D + 8);                         /* COUNT × D, of this turn */
+    T* next      = queries + COUNT * (D + 8);                      /* and of the next */
+    T* gradients = next + COUNT * (D + 8);                         /* COUNT × D, of dy */
+    float* numbers      = reinterpret_cast<float*>(gradients + COUNT * (D + 8));   /* COUNT lse and products */
+    float* next_numbers = numbers + 2 * COUNT;
     const int own = threadIdx.x / 32 * 16;
 
     float sum_k[D / 8][4], sum_v[D / 8][4];
     clear(sum_k);
     clear(sum_v);
-    load<D, OWN>(keys, k + b * k_b + g * k_h, k_t, first, S, width);
-    load<D, OWN>(values, v + b * v_b + g * v_h, v_t, first, S, width);
-    for (long long h = g * (H / G); h < (g + 1) * (H / G); h++) {
-        const long long place = (b * H + h) * length;
-        for (long long query = mask.first_query(first); query < length; query += COUNT) {
-            __syncthreads();                                       /* the last tiles are done with */
-            load<D, COUNT>(queries, q + b * q_b + h * q_h, q_t, query, length, width);
-            load<D, COUNT>(gradients, dy + b * dy_b + h * dy_h, dy_t, query, length, width);
-            if (threadIdx.x < COUNT) {
-                const bool there = query + threadIdx.x < length;
-                log_total[threadIdx.x] = there ? lse[place + query + threadIdx.x] * float(LOG2_E) : INFINITY;
-                mean[threadIdx.x]      = there ? product[place + query + threadIdx.x] : 0;
-            }
-            __syncthreads();
-            float p[COUNT / 8][4], da[COUNT / 8][4];               /* of its keys, by rows, and these queries */
-            clear(p);
-            clear(da);
-            multiply_rows<D, COUNT>(p, keys + own * (D + 8), queries);
-            multiply_rows<D, COUNT>(da, values + own * (D + 8), gradients);
-            const bool all = mask.allows_all(query, first + OWN);
+    const float unit = scale * LOG2_E;
+    const int start = mask.first_query(first), end_of_heads = (g + 1) * (H / G);
+    const auto fetch_queries = [&](T* tile, float* numbers, int h, int query) {
+        fetch<D, COUNT>(tile, q + b * q_b + h * q_h, q_t, query, length, width);
+        const int t = query + threadIdx.x;
+        if (threadIdx.x >= COUNT) return;
+        copy_4_bytes(numbers + threadIdx.x, lse + (b * H + h) * length + t, t < length);
+        copy_4_bytes(numbers + COUNT + threadIdx.x, product + (b * H + h) * length + t, t < length);
+    };
+    const auto fetch_gradients = [&](int h, int query) {           /* 0 where there is no query */
+        fetch<D, COUNT>(gradients, dy + b * dy_b + h * dy_h, dy_t, query, length, width);
+    };
+    int h = start < length ? g * (H / G) : end_of_heads, query = start;
+    fetch<D, OWN>(keys, k + b * k_b + g * k_h, k_t, first, S, width);
+    fetch<D, OWN>(values, v + b * v_b + g * v_h, v_t, first, S, width);
+    if (h < end_of_heads) {
+        fetch_queries(queries, numbers, h, query);
+        fetch_gradients(h, query);
+    }
+    while (h < end_of_heads) {
+        const bool last      = query + COUNT >= length;            /* of this head */
+        const int next_query = last ? start : query + COUNT, next_h = h + last;
+        arrive();                                                  /* both; the last queries are done with */
+        if (next_h < end_of_heads) fetch_queries(next, next_numbers, next_h, next_query);
+        float p[COUNT / 8][4], da[COUNT / 8][4];                   /* of its keys, by rows, and these queries */
+        clear(p);
+        clear(da);
+        multiply_rows<D, COUNT>(p, keys + own * (D + 8), queries);
+        multiply_rows<D, COUNT>(da, values + own * (D + 8), gradients);
+        if (!mask.allows_all(query, first + OWN)) hide_queries(p, mask, query, first + own);
+        #pragma unroll
+        for (int n = 0; n < COUNT / 8; n++)
             #pragma unroll
-            for (int n = 0; n < COUNT / 8; n++)
-                #pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    const int t = column_of(n, e);
-                    const long long s  = first + own + row_of(e);
-                    const bool seen    = all || mask.allows(query + t, s);
-                    const float weight = seen ? exp2(p[n][e] * float(scale * LOG2_E) - log_total[t]) : 0;
-                    const float factor = DROPOUT ? mask.keeps(h, query + t, s) * float(grown) : 1;     /* P̃ / P */
-                    da[n][e] = weight * (da[n][e] * factor - mean[t]);
-                    p[n][e]  = weight * factor;
-                }
-            add_weighted<D, COUNT>(sum_v, p, gradients);
-            add_weighted<D, COUNT>(sum_k, da, queries);
-        }
+            for (int e = 0; e < 4; e++) {
+                const int t = column_of(n, e);
+                const float weight = exp2(p[n][e] * unit - numbers[t] * float(LOG2_E));
+                const float factor = DROPOUT ? mask.keeps(h, query + t, first + own + row_of(e)) * float(grown) : 1;
+                da[n][e] = weight * (da[n][e] * factor - numbers[COUNT + t]);      /* factor: P̃ / P */
+                p[n][e]  = weight * factor;
+            }
+        add_weighted<D, COUNT>(sum_v, p, gradients);
+        __syncthreads();                                           /* gradients are done with */
+        if (next_h < end_of_heads) fetch_gradients(next_h, next_query);
+        add_weighted<D, COUNT>(sum_k, da, queries);
+        swap(queries, next);
+        swap(numbers, next_numbers);
+        h     = next_h;
+        query = next_query;
     }
     store<D>(dk + b * dk_b + g * dk_h, dk_t, sum_k, scale, first + own, S, width);
     store<D>(dv + b * dv_b + g * dv_h, dv_t, sum_v, 1, first + own, S, width);

@@ -40,4 +40,18 @@ __device__ inline void load_matrices_transposed(unsigned (&m)[4], const void* ro
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3]) : "r"(place) : "memory");
 }
+
+/* From global to shared memory while the thread goes on; zeros if not `there`. Done when it has waited for its
+   copies, for others once they have met. Addresses are multiples of as many bytes. (PTX ISA, "cp.async".) */
+__device__ inline void copy_16_bytes(void* to, const void* from, bool there) {
+    const unsigned place = __cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(place), "l"(__cvta_generic_to_global(from)), "r"(there ? 16 : 0) : "memory");
+}
+__device__ inline void copy_4_bytes(void* to, const void* from, bool there) {
+    const unsigned place = __cvta_generic_to_shared(to);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :: "r"(place), "l"(__cvta_generic_to_global(from)), "r"(there ? 4 : 0) : "memory");
+}
+__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 #endif
