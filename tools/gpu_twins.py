@@ -27,8 +27,9 @@ from npgpt.training.optimizer import AdamW, clip_scale
 ROUNDS = 20
 WIDTH  = 110            # of what is printed
 ADAMW  = 124_000_000    # numbers that it updates
-GPT2   = GPTConfig(50304, 1024, 12, 12, 768)
-"""GPT-2 124M, its 50,257 tokens filled up to a multiple of 64, as nanoGPT does: tensor cores like that"""
+FILLED = 47             # tokens that nobody uses
+GPT2   = GPTConfig(50257 + FILLED, 1024, 12, 12, 768)
+"""GPT-2 124M, its tokens filled up to a multiple of 64, as nanoGPT does: tensor cores like that"""
 
 
 class Call(NamedTuple):
@@ -55,6 +56,9 @@ def calls(cupy: Any, B: int, dtype: str) -> dict[str, Call]:
     rotation = tuple(normal(T, D // 2, dtype=accumulator(dtype)) for _ in range(2))
     targets, rows = tokens.reshape(-1)[:512], x.reshape(-1, C)
     logits, thin, row = normal(512, V), normal(B, T, 16), normal(16, 4 * C)
+    head   = (x, normal(V, C), tokens)
+    as_is  = (x, head[1][:V - FILLED], tokens % (V - FILLED))
+    losses = 2.0 * B * T * C * V
     attention = 2 * 2 * B * H * D * T * T / 2                   # two products, of half the scores
     dropped   = (q, k, v, True, None, None, 0.1, key)
     w, g, m, s = (cupy.zeros(ADAMW, accumulator(dtype)) for _ in range(4))
@@ -68,7 +72,9 @@ def calls(cupy: Any, B: int, dtype: str) -> dict[str, Call]:
         ("dropout", ops.dropout_forward, (x, 0.1, key)),
         ("residual_layernorm", ops.residual_layernorm_forward, (x, dy, gain, gain)),
         ("residual_rmsnorm", ops.residual_rmsnorm_forward, (x, dy, gain)),
-        ("cross_entropy", ops.cross_entropy_forward, (logits, targets)))}
+        ("cross_entropy", ops.cross_entropy_forward, (logits, targets)),
+        ("head", ops.linear_cross_entropy_forward, head),
+        ("head as is", ops.linear_cross_entropy_forward, as_is))}
     return {
         "attention_forward": Call(ops.attention_forward, (q, k, v), flops=attention),
         "attention_backward": Call(ops.attention_backward, (normal(B, H, T, D), saved["attention"]),
@@ -103,8 +109,12 @@ def calls(cupy: Any, B: int, dtype: str) -> dict[str, Call]:
                                 flops=2.0 * B * T * C * C),
         "cross_entropy_forward": Call(ops.cross_entropy_forward, (logits, targets)),
         "cross_entropy_backward": Call(ops.cross_entropy_backward, (dloss, saved["cross_entropy"])),
-        "linear_cross_entropy_forward": Call(ops.linear_cross_entropy_forward, (x, normal(V, C), tokens),
-                                             flops=2.0 * B * T * C * V),
+        "linear_cross_entropy_forward": Call(ops.linear_cross_entropy_forward, head, flops=losses),
+        "linear_cross_entropy_backward": Call(ops.linear_cross_entropy_backward, (dloss, saved["head"]),
+                                              flops=2 * losses),
+        "linear_cross_entropy_forward, 50,257": Call(ops.linear_cross_entropy_forward, as_is, flops=losses),
+        "linear_cross_entropy_backward, 50,257": Call(ops.linear_cross_entropy_backward,
+                                                      (dloss, saved["head as is"]), flops=2 * losses),
         "embedding_backward": Call(ops.embedding_backward, (dy, (tokens, (V, C)))),
         "sum_of_squares": Call(ops.sum_of_squares, (g,)),
         "adamw": Call(ops.adamw, (w, g, m, s, 3, 1e-3), {"out": (w, m, s), **narrow}, again=3 * w.nbytes),

@@ -69,31 +69,32 @@ __device__ void gradients(const Row<T>& from, const Row<T>& to, long long target
     }
 }
 
-/* One block a row.  z: (rows, V)  targets: (rows,)  lse, loss: (rows,), loss 0 where the target is ignored */
+/* One block a row.  z: (rows, V), of rows `apart`  targets: (rows,)  lse, loss: (rows,), loss 0 where the target
+   is ignored */
 template <typename T>
 __global__ void cross_entropy_forward(T* z, const long long* targets, Sum<T>* lse, Sum<T>* loss, long long V,
-                                      long long ignore_index) {
+                                      long long apart, long long ignore_index) {
     const long long row = blockIdx.x;
-    row_loss(Row<T>{z + row * V, V}, targets[row], lse + row, loss + row, ignore_index);
+    row_loss(Row<T>{z + row * apart, V}, targets[row], lse + row, loss + row, ignore_index);
 }
 
-/* dz: (rows, V)  factor: one number, dloss/N */
+/* dz: as z, or z itself  factor: one number, dloss/N */
 template <typename T>
 __global__ void cross_entropy_backward(T* z, const long long* targets, const Sum<T>* lse, const Sum<T>* factor,
-                                       T* dz, long long V, long long ignore_index) {
+                                       T* dz, long long V, long long apart, long long ignore_index) {
     typedef Sum<T> A;
     const long long row = blockIdx.x, target = targets[row];
-    gradients(Row<T>{z + row * V, V}, Row<T>{dz + row * V, V}, target, lse[row],
+    gradients(Row<T>{z + row * apart, V}, Row<T>{dz + row * apart, V}, target, lse[row],
               target == ignore_index ? A(0) : *factor);
 }
 
 /* Both at once: the logits become dz where they are, for dloss = N. */
 template <typename T>
 __global__ void cross_entropy_in_place(T* z, const long long* targets, Sum<T>* lse, Sum<T>* loss, long long V,
-                                       long long ignore_index) {
+                                       long long apart, long long ignore_index) {
     typedef Sum<T> A;
     const long long row = blockIdx.x, target = targets[row];
-    const Row<T> logits = {z + row * V, V};
+    const Row<T> logits = {z + row * apart, V};
     const A l = row_loss(logits, target, lse + row, loss + row, ignore_index);
     __syncthreads();                                               /* z[target] is read: now it may change */
     gradients(logits, logits, target, l, target == ignore_index ? A(0) : A(1));

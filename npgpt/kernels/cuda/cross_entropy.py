@@ -15,7 +15,7 @@ def cross_entropy_forward(logits, targets, num_items_in_batch=None, ignore_index
     loss = xp.empty((targets.size,), lse.dtype)
     n    = items(targets, num_items_in_batch, ignore_index, lse.dtype)
     cuda.launch("cross_entropy.cu", "cross_entropy_forward", targets.size, logits, targets, lse, loss,
-                logits.shape[-1], ignore_index, shared=cuda.bytes_of(SLOTS, logits.dtype))
+                logits.shape[-1], logits.shape[-1], ignore_index, shared=cuda.bytes_of(SLOTS, logits.dtype))
     return loss.sum() / n, (logits, targets, lse, n, ignore_index)
 
 
@@ -26,7 +26,8 @@ def cross_entropy_backward(dloss, saved):
     xp = array_module(logits)
     dz = xp.empty(logits.shape, logits.dtype)
     cuda.launch("cross_entropy.cu", "cross_entropy_backward", targets.size, logits, targets, lse,
-                cuda.number(xp, dloss / n, lse.dtype), dz, logits.shape[-1], ignore_index)
+                cuda.number(xp, dloss / n, lse.dtype), dz, logits.shape[-1], logits.shape[-1],
+                ignore_index)
     return dz
 
 

@@ -1,16 +1,15 @@
 """The linear map: a bias is added in one launch, and its gradient summed in two (columns.py). Products are
-CuPy's, but for the weights' gradient of 16 bits: cuBLAS adds it up in float32, and here is told to leave it.
+CuPy's, but for the weights' gradient of 16 bits, which stays in float32 (products.py).
 """
 
 import numpy as np
 
 from npgpt.kernels.cuda import columns
 from npgpt.kernels.cuda import launch as cuda
+from npgpt.kernels.cuda.products import multiply
 from npgpt.ops import linear as formula
 from npgpt.tensor import array_module
 from npgpt.tensor.precision import NARROW, accumulator
-
-ONE, ZERO = np.ones((), np.float32), np.zeros((), np.float32)                 # cuBLAS is told where they are
 
 
 def linear_forward(x, weight, bias=None):
@@ -41,13 +40,7 @@ def weight_gradient(x, dy, out=None):
     """Of 16 bits: in float32, in `out` where that is given and is float32."""
     if x.dtype.name not in NARROW or not cuda.covers(x, dy, sums=() if out is None else (out,)):
         return NotImplemented
-    xp, (N, C), D = array_module(x), x.shape, dy.shape[1]
     if out is None:
-        out = xp.empty((C, D), np.float32)
-    # cuBLAS counts along columns first. To it x is xᵀ and dy is dyᵀ, and outᵀ = dyᵀ x is what it computes.
-    cublas, runtime = xp.cuda.cublas, xp.cuda.runtime
-    kind = runtime.CUDA_R_16F if x.dtype == np.float16 else runtime.CUDA_R_16BF
-    cublas.gemmEx(xp.cuda.get_cublas_handle(), cublas.CUBLAS_OP_N, cublas.CUBLAS_OP_T, D, C, N,
-                  ONE.ctypes.data, dy.data.ptr, kind, D, x.data.ptr, kind, C, ZERO.ctypes.data, out.data.ptr,
-                  runtime.CUDA_R_32F, D, cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT)
+        out = array_module(x).empty((x.shape[1], dy.shape[1]), np.float32)
+    multiply(x.T, dy, out)
     return out

@@ -1,27 +1,89 @@
-"""The head and its loss, forward, where all logits exist at once: they become dz where they are."""
+"""The head and its loss. Where all logits exist at once, they become dz where they are.
+
+Tensor cores take 16 aligned bytes at a time. So rows of 16-bit logits lie a multiple of 128 bytes apart, and
+the last tokens of a vocabulary that is no multiple of 8 have products of their own: GPT-2's 50,257 are 50,256
+and one.
+"""
 
 from npgpt.kernels.cuda import launch as cuda
 from npgpt.kernels.cuda.cross_entropy import SLOTS, items, takes_targets
-from npgpt.ops import linear_cross_entropy as formula
+from npgpt.kernels.cuda.products import multiply
 from npgpt.tensor import array_module
-from npgpt.tensor.precision import accumulator
+from npgpt.tensor.precision import NARROW, accumulator
 
 LOGITS_AT_ONCE = 1 << 30               # 2 GiB in 16 bits: 21,364 rows of GPT-2's vocabulary
+ALIGNED        = 128                   # bytes, to which rows of logits are filled up
 
 
 def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ignore_index=-100, rows=None):
     if not cuda.covers(x, weight) or not takes_targets(targets):
         return NotImplemented
-    rows = rows or max(1, LOGITS_AT_ONCE // weight.shape[0])
-    if targets.size > rows:
-        return formula.linear_cross_entropy_forward.reference(x, weight, targets, num_items_in_batch,
-                                                              ignore_index, rows)
     xp     = array_module(x)
+    flat_x = x.reshape(-1, x.shape[-1])
     t      = targets.reshape(-1)
+    rows   = min(rows or max(1, LOGITS_AT_ONCE // len(weight)), t.size)
     lse    = xp.empty((t.size, 1), accumulator(x.dtype))
     loss   = xp.empty((t.size,), lse.dtype)
     n      = items(t, num_items_in_batch, ignore_index, lse.dtype)
-    dz     = x.reshape(-1, x.shape[-1]) @ weight.T                            # still the logits   (N, V)
-    cuda.launch("cross_entropy.cu", "cross_entropy_in_place", t.size, dz, t, lse, loss, dz.shape[1],
-                ignore_index, shared=cuda.bytes_of(SLOTS, x.dtype))
-    return loss.sum() / n, (x, weight, targets, dz, lse, n, ignore_index, t.size)
+    kernel = "cross_entropy_in_place" if rows == t.size else "cross_entropy_forward"
+    for part, z in _logits(flat_x, weight, rows):
+        cuda.launch("cross_entropy.cu", kernel, len(z), z, t[part], lse[part], loss[part], *_sizes(z),
+                    ignore_index, shared=cuda.bytes_of(SLOTS, x.dtype))
+    return loss.sum() / n, (x, weight, targets, z if rows == t.size else None, lse, n, ignore_index, rows)
+
+
+def linear_cross_entropy_backward(dloss, saved, out=None, learned=True):
+    x, weight, targets, dz, lse, n, ignore_index, rows = saved
+    sums = (lse, *([out] if out is not None else []))
+    if not cuda.covers(x, weight, sums=sums) or not takes_targets(targets):
+        return NotImplemented
+    xp     = array_module(x)
+    flat_x = x.reshape(-1, x.shape[-1])
+    t      = targets.reshape(-1)
+    dx     = xp.empty(flat_x.shape, x.dtype)
+    if out is None and learned:
+        out = xp.empty(weight.shape, lse.dtype)
+    if dz is not None:                                   # dloss/N goes to the two small factors, not to dz
+        scale = (dloss / n).astype(x.dtype)
+        _backward(dz, flat_x * scale, weight, dx, out if learned else None)
+        dx *= scale
+    else:
+        factor = cuda.number(xp, dloss / n, lse.dtype)
+        for part, z in _logits(flat_x, weight, rows):
+            cuda.launch("cross_entropy.cu", "cross_entropy_backward", len(z), z, t[part], lse[part], factor,
+                        z, *_sizes(z), ignore_index)
+            _backward(z, flat_x[part], weight, dx[part], out if learned else None, add=part.start > 0)
+    return dx.reshape(x.shape), out if learned else None
+
+
+def _logits(x, weight, rows):
+    """So many rows after the other: which they are, and their logits, in the same memory."""
+    N, V   = len(x), len(weight)
+    filled = ALIGNED // x.dtype.itemsize if x.dtype.name in NARROW else 1
+    memory = array_module(x).empty((rows, -(-V // filled) * filled), x.dtype)
+    for start in range(0, N, rows):
+        part = slice(start, min(start + rows, N))
+        z    = memory[:part.stop - start, :V]
+        for tokens in _tokens(weight):
+            multiply(x[part], weight[tokens].T, z[:, tokens])
+        yield part, z
+
+
+def _backward(dz, x, weight, dx, dweight, add=False):
+    """add: to dweight"""
+    for tokens in _tokens(weight):
+        multiply(dz[:, tokens], weight[tokens], dx, add=tokens.stop < len(weight))
+        if dweight is not None:
+            multiply(dz[:, tokens].T, x, dweight[tokens], add)
+
+
+def _tokens(weight):
+    """The last few that do not fill 16 bytes, if any; all others."""
+    V = len(weight)
+    whole = V - V % (cuda.PACK // weight.dtype.itemsize) if weight.dtype.name in NARROW else V
+    return [slice(*ends) for ends in ((whole, V), (0, whole)) if ends[0] < ends[1]]
+
+
+def _sizes(z):
+    """V, and how far apart rows are."""
+    return z.shape[1], z.strides[0] // z.dtype.itemsize
