@@ -12,7 +12,8 @@ def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, 
         return NotImplemented
     if not cuda.covers(w, g, m, v) or w.dtype.name in NARROW:
         return NotImplemented
-    settings = (*map(float, (lr, beta1, beta2, eps, weight_decay)), 1.0 - beta1 ** t, 1.0 - beta2 ** t)
+    settings = tuple(map(float, (1 - lr * weight_decay, lr / (1 - beta1 ** t), beta1, beta2,
+                                 1 / (1 - beta2 ** t), eps)))
     scale    = cuda.number(array_module(w), grad_scale, w.dtype)
     if narrow is None:
         cuda.launch("adamw.cu", "adamw", cuda.blocks_of_packs(w), w, g, m, v, scale, w.size,

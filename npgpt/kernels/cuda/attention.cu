@@ -131,10 +131,10 @@ __global__ void attention_forward(
             larger = row_max(larger);
             #pragma unroll
             for (int j = 0; j < KEYS / SIDE; j++) {
-                p[i][j] = exp(p[i][j] - larger);
+                p[i][j] = exponential(p[i][j] - larger);
                 added  += p[i][j];
             }
-            const A shrunk = exp(top[i] - larger);                 /* what was summed was relative to top */
+            const A shrunk = exponential(top[i] - larger);                 /* what was summed was relative to top */
             total[i] = total[i] * shrunk + row_sum(added);
             top[i]   = larger;
             #pragma unroll
@@ -194,7 +194,7 @@ __device__ void weights_and_gradients(A (&p)[ROWS / SIDE][KEYS / SIDE], A (&da)[
             const long long t = query + row + SIDE * i, s = key + column + SIDE * j;
             const bool seen = mask.allows(t, s);
             const A factor  = DROPOUT ? mask.keeps(h, t, s) * grown : A(1);        /* P̃ / P */
-            p[i][j]  = seen ? exp(p[i][j] * scale - lse[t]) : A(0);
+            p[i][j]  = seen ? exponential(p[i][j] * scale - lse[t]) : A(0);
             da[i][j] = seen ? p[i][j] * (da[i][j] * factor - product[t]) : A(0);
             p[i][j] *= factor;
         }

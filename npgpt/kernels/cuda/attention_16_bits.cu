@@ -160,9 +160,6 @@ __device__ void hide_queries(float (&scores)[N][4], const Mask& mask, long long 
             if (!mask.selected(query + column_of(n, e), key + row_of(e))) scores[n][e] = -INFINITY;
 }
 
-/* The hardware has powers of 2: e^x = 2^(x log₂ e). */
-#define LOG2_E 1.4426950408889634
-
 /* One block for each example, head and tile of queries.  q: (B, H, T, width)  k, v: (B, G, S, width), with the
    strides of examples, heads and rows  kept: bits of P (B, words)  y: the same as q  lse: (B, H, T) */
 template <typename T, int D, int COUNT, int DROPOUT>

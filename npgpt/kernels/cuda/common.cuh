@@ -76,6 +76,12 @@ template <typename T> __device__ long long first_number() {
     return (blockIdx.x * (long long)blockDim.x + threadIdx.x) * Pack<T>::SIZE;
 }
 
+/* The hardware has powers of 2, of float: e^x = 2^(x log₂ e). */
+#define LOG2_E 1.4426950408889634
+__device__ inline float exponential(float x) { return exp2(float(LOG2_E) * x); }
+__device__ inline double exponential(double x) { return exp(x); }
+template <typename A> __device__ A sigmoid(A x) { return 1 / (1 + exponential(-x)); }
+
 /* The sum over a warp, the same bits in all its threads. */
 template <typename A> __device__ A warp_sum(A value) {
     for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(~0u, value, offset);

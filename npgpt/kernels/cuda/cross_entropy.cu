@@ -1,7 +1,7 @@
 #include "common.cuh"
 
 /* A row of logits by packs: the first begins where 16 bytes do, at or before the row, whose length need not be
-   a multiple of a pack's. Numbers beyond either end are none of the row's. */
+   a multiple of a pack's. Numbers beyond either end are none of the row's, and read as −∞, to which e^z is 0. */
 template <typename T> struct Row {
     T* z;
     long long V;
@@ -11,15 +11,21 @@ template <typename T> struct Row {
     }
     __device__ long long step() const { return blockDim.x * Pack<T>::SIZE; }
     __device__ bool has(long long v) const { return v >= 0 && v < V; }
+    __device__ bool whole(long long v) const {
+        return v >= 0 && v + Pack<T>::SIZE <= V && (unsigned long long)(z + v) % 16 == 0;
+    }
     __device__ Pack<T> load(long long v) const {
-        if (v >= 0) return ::load<T>(z + v, V - v);
+        if (whole(v)) return *reinterpret_cast<const Pack<T>*>(z + v);
         Pack<T> pack;
         #pragma unroll
-        for (int n = 0; n < Pack<T>::SIZE; n++) pack.number[n] = has(v + n) ? z[v + n] : T(0);
+        for (int n = 0; n < Pack<T>::SIZE; n++) pack.number[n] = has(v + n) ? z[v + n] : T(-INFINITY);
         return pack;
     }
     __device__ void store(long long v, const Pack<T>& pack) const {
-        if (v >= 0) return ::store(z + v, pack, V - v);
+        if (whole(v)) {
+            *reinterpret_cast<Pack<T>*>(z + v) = pack;
+            return;
+        }
         #pragma unroll
         for (int n = 0; n < Pack<T>::SIZE; n++)
             if (has(v + n)) z[v + n] = pack.number[n];
@@ -34,16 +40,14 @@ template <typename T, typename A> __device__ A log_sum_exp(const Row<T>& row, A*
         const Pack<T> z = row.load(v);
         A larger = top;
         #pragma unroll
-        for (int n = 0; n < Pack<T>::SIZE; n++)
-            if (row.has(v + n)) larger = max(larger, A(z.number[n]));
-        sum *= exp(top - larger);
+        for (int n = 0; n < Pack<T>::SIZE; n++) larger = max(larger, A(z.number[n]));
+        sum *= exponential(top - larger);
         #pragma unroll
-        for (int n = 0; n < Pack<T>::SIZE; n++)
-            if (row.has(v + n)) sum += exp(A(z.number[n]) - larger);
+        for (int n = 0; n < Pack<T>::SIZE; n++) sum += exponential(A(z.number[n]) - larger);
         top = larger;
     }
     const A largest = block_max(top, slots);
-    return largest + log(block_sum(sum * exp(top - largest), slots));
+    return largest + log(block_sum(sum * exponential(top - largest), slots));
 }
 
 /* A row's ℓ, for all threads of its block; one of them writes it, and the loss ℓ − z[target], 0 if ignored. */
@@ -64,7 +68,7 @@ __device__ void gradients(const Row<T>& from, const Row<T>& to, long long target
         Pack<T> z = from.load(v);
         #pragma unroll
         for (int n = 0; n < Pack<T>::SIZE; n++)
-            z.number[n] = T((exp(A(z.number[n]) - l) - (v + n == target ? A(1) : A(0))) * scale);
+            z.number[n] = T((exponential(A(z.number[n]) - l) - (v + n == target ? A(1) : A(0))) * scale);
         to.store(v, z);
     }
 }

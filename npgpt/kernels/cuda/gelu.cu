@@ -4,14 +4,15 @@
 template <typename T>
 __global__ void gelu_tanh_forward(const T* x, T* y, T* dy_dx, long long size) {
     typedef Sum<T> A;
-    const A a = A(0.044715), k = A(0.7978845608028654);            /* √(2/π) */
+    const A a = A(0.044715), k = A(2 * 0.7978845608028654);        /* 2 √(2/π) */
     const long long first = first_number<T>(), left = size - first;
     Pack<T> values = load(x + first, left), slopes;
     #pragma unroll
     for (int n = 0; n < Pack<T>::SIZE; n++) {
-        const A v = A(values.number[n]), t = tanh(k * (v + a * (v * v * v)));
-        values.number[n] = T(A(0.5) * v * (1 + t));
-        slopes.number[n] = T(A(0.5) * (1 + t) + A(0.5) * v * (1 - t * t) * (k * (1 + 3 * a * (v * v))));
+        const A v = A(values.number[n]), square = v * v;
+        const A gate = sigmoid(k * v * (1 + a * square)), y = v * gate;        /* ½ (1 + tanh u) = σ(2u) */
+        values.number[n] = T(y);
+        slopes.number[n] = T(gate + y * (1 - gate) * (k + 3 * a * k * square));
     }
     store(y + first, values, left);
     store(dy_dx + first, slopes, left);

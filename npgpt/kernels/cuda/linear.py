@@ -16,7 +16,8 @@ def linear_forward(x, weight, bias=None):
     if bias is None or not cuda.covers(bias) or x.dtype != bias.dtype or x.size == 0:
         return NotImplemented
     y, _ = formula.linear_forward.reference(x, weight)
-    cuda.launch("linear.cu", "add_bias", cuda.blocks_of_packs(y), y, bias, y.size, bias.size)
+    groups, shares = _blocks(y)
+    cuda.launch("linear.cu", "add_bias", groups * shares, y, bias, y.size // bias.size, bias.size, groups)
     return y, (x, weight, True)
 
 
@@ -25,15 +26,21 @@ def linear_backward(dy, saved, out=None, learned=(True, True)):
     if not (has_bias and learned[1]) or not cuda.covers(dy):
         return NotImplemented
     dx, dweight, _ = formula.linear_backward.reference(dy, (x, weight, False), out, learned)
-    D      = dy.shape[-1]
-    rows   = dy.size // D
-    width  = 32 * cuda.PACK // dy.dtype.itemsize                              # a pack for each lane of a warp
-    groups = -(-D // width)
-    shares = max(1, min(cuda.BLOCKS // groups, rows // (4 * cuda.THREADS // 32)))
+    D = dy.shape[-1]
+    groups, shares = _blocks(dy)
     partial = array_module(dy).empty((shares, D), accumulator(dy.dtype))
-    cuda.launch("linear.cu", "column_sums", shares * groups, dy, partial, rows, D, groups,
-                shared=cuda.bytes_of(cuda.THREADS // 32 * width, dy.dtype))
+    cuda.launch("linear.cu", "column_sums", groups * shares, dy, partial, dy.size // D, D, groups,
+                shared=cuda.bytes_of(cuda.THREADS * cuda.PACK // dy.dtype.itemsize, dy.dtype))
     return dx, dweight, columns.add_up(partial)
+
+
+def _blocks(x):
+    """Into how many groups of columns and shares of rows blocks divide x (..., C): a pack for each lane of a
+    warp, and four rows at least for each warp.
+    """
+    C      = x.shape[-1]
+    groups = -(-C * x.dtype.itemsize // (32 * cuda.PACK))
+    return groups, max(1, min(cuda.BLOCKS // groups, x.size // C // (4 * cuda.THREADS // 32)))
 
 
 def weight_gradient(x, dy, out=None):

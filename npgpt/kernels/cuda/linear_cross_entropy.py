@@ -45,14 +45,14 @@ def linear_cross_entropy_backward(dloss, saved, out=None, learned=True):
         out = xp.empty(weight.shape, lse.dtype)
     if dz is not None:                                   # dloss/N goes to the two small factors, not to dz
         scale = (dloss / n).astype(x.dtype)
-        _backward(dz, flat_x * scale, weight, dx, out if learned else None)
+        _gradients(dz, flat_x * scale, weight, dx, out if learned else None)
         dx *= scale
     else:
         factor = cuda.number(xp, dloss / n, lse.dtype)
         for part, z in _logits(flat_x, weight, rows):
             cuda.launch("cross_entropy.cu", "cross_entropy_backward", len(z), z, t[part], lse[part], factor,
                         z, *_sizes(z), ignore_index)
-            _backward(z, flat_x[part], weight, dx[part], out if learned else None, add=part.start > 0)
+            _gradients(z, flat_x[part], weight, dx[part], out if learned else None, add=part.start > 0)
     return dx.reshape(x.shape), out if learned else None
 
 
@@ -69,7 +69,7 @@ def _logits(x, weight, rows):
         yield part, z
 
 
-def _backward(dz, x, weight, dx, dweight, add=False):
+def _gradients(dz, x, weight, dx, dweight, add=False):
     """add: to dweight"""
     for tokens in _tokens(weight):
         multiply(dz[:, tokens], weight[tokens], dx, add=tokens.stop < len(weight))

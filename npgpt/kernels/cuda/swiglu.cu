@@ -11,7 +11,7 @@ __global__ void swiglu_forward(const T* x, T* y, T* s, long long F) {
         Pack<T> gates = load(g + f, F - f), values = load(u + f, F - f);
         #pragma unroll
         for (int n = 0; n < Pack<T>::SIZE; n++) {
-            const A gate = A(gates.number[n]), sigma = A(0.5) * (1 + tanh(A(0.5) * gate));
+            const A gate = A(gates.number[n]), sigma = sigmoid(gate);
             values.number[n] = T(gate * sigma * A(values.number[n]));
             gates.number[n]  = T(sigma);
         }
