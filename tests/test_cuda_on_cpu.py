@@ -125,6 +125,32 @@ def test_shared_memory_holds_no_number_when_a_block_begins():
     assert np.isnan(x.get()).all()
 
 
+def test_copies_to_shared_memory_arrive_at_once_or_when_waited_for(monkeypatch):
+    """16 bytes and 4, zeros where nothing is there; one that nobody waits for is an error if it is late."""
+    begin = """
+        float* s = (float*)shared_memory;
+        const bool there = threadIdx.x < 3;
+        copy_16_bytes(s + 4 * threadIdx.x, x + 4 * threadIdx.x, there);
+        copy_4_bytes(s + 16 + threadIdx.x, x + threadIdx.x, there);
+        float early = s[4 * threadIdx.x];"""
+    end = """
+        wait_for_copies();
+        __syncthreads();
+        const unsigned other = 3 - threadIdx.x;
+        x[threadIdx.x] = early;
+        for (int n = 0; n < 2; n++) x[4 + 2 * threadIdx.x + n] = s[4 * other + n];
+        x[12 + threadIdx.x] = s[16 + other];"""
+    for late in (False, True):
+        monkeypatch.setattr(launcher, "reversed", late)
+        x = strict_cupy.asarray(np.arange(1, 17, dtype="f4"))
+        run(begin + end, x, threads=(4,), shared=80)
+        early, rows, numbers = np.split(x.get(), [4, 12])
+        assert np.isnan(early).all() if late else early.tolist() == [1, 5, 9, 0]
+        assert rows.tolist() == [0, 0, 9, 10, 5, 6, 1, 2] and numbers.tolist() == [0, 3, 2, 1]
+    with pytest.raises(KernelError, match="under way"):
+        run(begin + "x[0] = early;", device(16), threads=(4,), shared=80)
+
+
 def test_a_missing_barrier_shows(monkeypatch):
     seen = []
     for reverse in (False, True):
@@ -145,6 +171,7 @@ def test_a_warp_that_runs_ahead_shows_what_others_still_read():
     assert x.get()[0] == 11 and x.get()[32] == 21
 
 
+WAIT = "wait_for_copies();"
 MISTAKES = {
     "a barrier that not all reach": ("if (threadIdx.x < 32) __syncthreads();", {}),
     "a thread that has left before": ("if (threadIdx.x == 63) return; __syncthreads();", {}),
@@ -155,6 +182,11 @@ MISTAKES = {
     "a write after an array": ("x[64] = 1;", {}),
     "a write before an array": ("x[-1] = 1;", {}),
     "more threads than a block has": ("", {"threads": (1025,)}),
+    "a pack at an address that is none of 16 bytes":
+        ("struct alignas(16) P { float n[4]; }; *(P*)(x + 1) = P();", {"threads": (1,)}),
+    "a copy to such a place": ("copy_16_bytes(shared_memory + 4, x, true);" + WAIT, {"shared": 64}),
+    "a copy from such a place": ("copy_16_bytes(shared_memory, x + 1, true);" + WAIT, {"shared": 16}),
+    "a copy that is too long": ("copy_16_bytes(shared_memory, x, true);" + WAIT, {"shared": 12}),
     "no blocks": ("", {"blocks": (0,)}),
     "too many blocks": ("", {"blocks": (1, 65536)}),
     "too much shared memory": ("", {"shared": 49153}),

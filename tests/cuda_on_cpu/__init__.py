@@ -18,7 +18,7 @@ import numpy as np
 HEADER   = Path(__file__).with_name("cuda.h")
 COMPILER = shutil.which("g++")
 OPTIONS  = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unused-function",
-            "-Wno-unknown-pragmas")
+            "-Wno-unknown-pragmas", "-fsanitize=alignment")
 GUARD    = 256                                    # bytes on either side
 SHIM     = """
 __align__(16) unsigned char shared_memory[SHARED_BYTES + GUARD];
@@ -127,7 +127,9 @@ def _place(name, kind, value, memory):
 
 
 def _guarded(hosts):
-    """{(first, end): a copy of these bytes of memory, between guards}. Views of one array share a copy."""
+    """{(first, end): a copy of these bytes of memory, between guards}. Views of one array share a copy. It is
+    as far from a multiple of 16 bytes as the original.
+    """
     regions = []
     for first, end in sorted(set(map(_span, hosts))):
         if regions and first < regions[-1][1]:
@@ -136,7 +138,9 @@ def _guarded(hosts):
             regions.append((first, end))
     memory = {}
     for first, end in regions:
-        memory[first, end] = np.full(end - first + 2 * GUARD, 0xff, np.uint8)
+        room  = np.full(end - first + 2 * GUARD + 16, 0xff, np.uint8)
+        shift = (first - room.ctypes.data) % 16
+        memory[first, end] = room[shift:shift + end - first + 2 * GUARD]
         memory[first, end][GUARD:-GUARD] = _bytes_at(first, end)
     return memory
 

@@ -3,8 +3,8 @@
 Each thread of a block is a fiber: it runs until it waits for others, at __syncthreads or in a shuffle. A warp
 runs as far as it can before the next one does: where a barrier is missing, it is far ahead. The blocks run one
 after the other. What a GPU would do silently is an error here: a thread that ends while others
-wait at a barrier, a shuffle among less than a whole warp, a write beyond the shared memory that was asked for.
-Shared memory holds NaN when a block begins. Nothing but the order of threads and blocks differs from run to
+wait at a barrier, a shuffle among less than a whole warp, a write beyond the shared memory that was asked for;
+and what it would stop at, an address that is not aligned. Shared memory holds NaN when a block begins. Nothing but the order of threads and blocks differs from run to
 run, and that is the caller's to choose: a kernel whose result depends on it has a race. */
 
 #include <cmath>
@@ -137,6 +137,12 @@ static void run_block(bool reversed) {
 static size_t lane_of(const Fiber* fiber) { return size_t(fiber - all.data()); }
 
 }  // namespace fibers
+
+/* What -fsanitize=alignment calls where an address is no multiple of what its type wants. The thread ends there. */
+extern "C" void __ubsan_handle_type_mismatch_v1(void*, void*) {
+    fibers::error = "an address that is not aligned";
+    fibers::wait(fibers::AT_BARRIER);
+}
 
 static void __syncthreads() { fibers::wait(fibers::AT_BARRIER); }
 static void __syncwarp(unsigned = ~0u) { fibers::wait(fibers::IN_SHUFFLE); }

@@ -280,6 +280,20 @@ def test_logits_that_are_minus_infinity_or_large(cupy):
     np.testing.assert_allclose(dz.get(), expected, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("V", [3, 64, 333])
+def test_logits_may_begin_anywhere(cupy, dtype, V):
+    """Where those and their gradients are not as far from 16 aligned bytes."""
+    rng = np.random.default_rng(0)
+    flat, targets = rng.standard_normal(5 * V + 1).astype(dtype), rng.integers(0, V, 5)
+    dloss    = np.asarray(1.0, accumulator(dtype))
+    _, saved = in_float32(ops.cross_entropy_forward.reference, (flat[1:].reshape(5, V), targets), {})
+    expected = in_float32(ops.cross_entropy_backward.reference, (dloss, saved), {})
+    _, saved = TWINS["cross_entropy_forward"](placed(flat)[1:].reshape(5, V), placed(targets))
+    dz       = TWINS["cross_entropy_backward"](placed(dloss), saved)
+    assert_same(fetched(dz), expected, TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("items", [None, 0, 29])
 @pytest.mark.parametrize("ignored", [True, False])
 def test_a_batch_counts_as_many_items_as_it_is_told(cupy, launches, items, ignored):

@@ -17,7 +17,7 @@ from npgpt.tensor.precision import accumulator
 
 HERE    = Path(__file__).parent
 TYPES   = {"float32": "float", "float64": "double", "bfloat16": "bfloat16", "float16": "float16"}
-OPTIONS = ("-std=c++17", "-prec-div=false", "-prec-sqrt=false")     # of float32: right to 2 units in the last place
+OPTIONS = ("-std=c++17", "-prec-div=false", "-prec-sqrt=false")     # float32: to 2 units in the last place
 THREADS = 256                          # of a block
 PACK    = 16                           # bytes that a thread reads or writes at once (common.cuh)
 SHARED  = 48 << 10                     # bytes of shared memory that a block gets without asking

@@ -38,6 +38,6 @@ def _layout(matrix, cublas):
     """Whether it is transposed, its columns each together; and how far apart these, or else its rows, are."""
     (rows, columns), size = matrix.shape, matrix.dtype.itemsize
     down, along = matrix.strides
-    if along == size and (rows == 1 or down >= columns * size):
+    if along == size:
         return cublas.CUBLAS_OP_N, max(down // size, columns)
     return cublas.CUBLAS_OP_T, max(along // size, rows)
