@@ -3,8 +3,9 @@
     python tools/profile_step.py                   # configuration A
     python tools/profile_step.py B --steps 20
 
-The step is one core's share of the batch: its sequences alone, on one BLAS thread. Each op's time includes
-the Python in it; "between ops" is all that layers, model and trainer add. The last lines give two bounds.
+The step is one core's share of the batch: its sequences alone, on one BLAS thread, and AdamW of all weights,
+which cores would divide among them. Each op's time includes the Python in it, but no op that it calls;
+"between ops" is all that layers, model and trainer add. The last lines give two bounds.
 Products: the step's matrix products at the rate of one large product, below which no step can come. Python:
 the same step on one token of a model as narrow as can be, where nothing is left to compute, so that its time
 is Python and calls into NumPy. Run nothing else meanwhile.
@@ -96,6 +97,7 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.calls: dict[str, int] = defaultdict(int)
+        self.inner = 0.0                     # seconds of the ops that the present one has called
         self.find_twin = functools.cache(self._timed)
         self._search = twins.find_twin
 
@@ -103,12 +105,15 @@ class Clock:
         twin, name = self._search(formula, kind), formula.__name__
 
         def op(*args, **kwargs):
-            begun = time.perf_counter()
+            outer, self.inner = self.inner, 0.0
+            begun  = time.perf_counter()
             result = twin(*args, **kwargs) if twin else NotImplemented
             if result is NotImplemented:
                 result = formula(*args, **kwargs)
-            self.seconds[name] += time.perf_counter() - begun
+            whole = time.perf_counter() - begun
+            self.seconds[name] += whole - self.inner
             self.calls[name] += 1
+            self.inner = outer + whole
             return result
 
         return op

@@ -86,7 +86,7 @@ def _tiles(kind, width, forward):
         for D, count in (FORWARD_16 if forward else BACKWARD_16).items():
             if width <= D:
                 rows   = OWN + 2 * count if forward else 2 * OWN + 3 * count  # each D + 8 numbers of 2 bytes
-                shared = 2 * rows * (D + 8) + (0 if forward else 16 * count)
+                shared = 2 * rows * (D + 8) + (0 if forward else 32 * count)
                 return Tiles("attention_16_bits.cu", "_16", (D, count), OWN, OWN, 2 * OWN, shared)
     for (name, D), (rows, keys) in (FORWARD if forward else BACKWARD).items():
         if name == kind and width <= D:

@@ -160,6 +160,19 @@ __device__ void hide_queries(float (&scores)[N][4], const Mask& mask, long long 
             if (!mask.selected(query + column_of(n, e), key + row_of(e))) scores[n][e] = -INFINITY;
 }
 
+/* Which of the COUNT keys from `key` on dropout keeps, of the thread's two queries: bit 8 n + e % 2 of kept[e / 2]
+   is of scores[n][e]. */
+template <int COUNT>
+__device__ void keep_keys(unsigned long long (&kept)[2], const Mask& mask, long long h, long long query,
+                          long long key) {
+    #pragma unroll
+    for (int half = 0; half < 2; half++)
+        kept[half] = mask.keeps_keys<COUNT>(h, query + row_of(2 * half), key) >> column_of(0, 0);
+}
+__device__ inline bool keeps(const unsigned long long (&kept)[2], int n, int e) {
+    return kept[e / 2] >> (8 * n + e % 2) & 1;
+}
+
 /* One block for each example, head and tile of queries.  q: (B, H, T, width)  k, v: (B, G, S, width), with the
    strides of examples, heads and rows  kept: bits of P (B, words)  y: the same as q  lse: (B, H, T) */
 template <typename T, int D, int COUNT, int DROPOUT>
@@ -190,6 +203,8 @@ __global__ void attention_forward_16(
     for (long long key = 0; key < end; key += COUNT) {
         arrive();                                                  /* keys; the last values are done with */
         fetch<D, COUNT>(values, v, v_t, key, S, width);
+        unsigned long long kept[2];
+        if (DROPOUT) keep_keys<COUNT>(kept, mask, h, first + own, key);
         float p[COUNT / 8][4], larger[2] = {top[0], top[1]}, added[2] = {};
         clear(p);
         multiply_rows<D, COUNT>(p, queries + own * (D + 8), keys);
@@ -213,7 +228,7 @@ __global__ void attention_forward_16(
             for (int e = 0; e < 4; e++) {
                 p[n][e] = exp2(p[n][e] * unit - top[e / 2] * unit);
                 added[e / 2] += p[n][e];
-                if (DROPOUT && !mask.keeps(h, first + own + row_of(e), key + column_of(n, e))) p[n][e] = 0;
+                if (DROPOUT && !keeps(kept, n, e)) p[n][e] = 0;
             }
         #pragma unroll
         for (int half = 0; half < 2; half++) total[half] += row_sum(added[half]);
@@ -280,6 +295,8 @@ __global__ void attention_backward_q_16(
         const bool more = key + COUNT < end;
         arrive();                                                  /* both; the last keys are done with */
         if (more) fetch<D, COUNT>(next, k, k_t, key + COUNT, S, width);
+        unsigned long long kept[2];
+        if (DROPOUT) keep_keys<COUNT>(kept, mask, h, first + own, key);
         float p[COUNT / 8][4], da[COUNT / 8][4];
         clear(p);
         clear(da);
@@ -293,8 +310,7 @@ __global__ void attention_backward_q_16(
             #pragma unroll
             for (int e = 0; e < 4; e++) {
                 const float weight = exp2(p[n][e] * unit - log_total[e / 2]);
-                if (DROPOUT)                                       /* dP = dP̃ P̃ / P */
-                    da[n][e] *= mask.keeps(h, first + own + row_of(e), key + column_of(n, e)) * float(grown);
+                if (DROPOUT) da[n][e] *= keeps(kept, n, e) ? float(grown) : 0;         /* P̃ / P */
                 da[n][e] = weight * (da[n][e] - mean[e / 2]);
             }
         add_weighted<D, COUNT>(sum, da, keys);
@@ -325,6 +341,8 @@ __global__ void __launch_bounds__(32 * WARPS, DROPOUT || D > 64 ? 2 : 3) attenti
     T* gradients = next + COUNT * (D + 8);                         /* COUNT × D, of dy */
     float* numbers      = reinterpret_cast<float*>(gradients + COUNT * (D + 8));   /* COUNT lse and products */
     float* next_numbers = numbers + 2 * COUNT;
+    unsigned* bits      = reinterpret_cast<unsigned*>(next_numbers + 2 * COUNT);   /* 2 × COUNT: of 32 keys each */
+    unsigned* next_bits = bits + 2 * COUNT;                        /* those that dropout keeps */
     const int own = threadIdx.x / 32 * 16;
 
     float sum_k[D / 8][4], sum_v[D / 8][4];
@@ -332,10 +350,15 @@ __global__ void __launch_bounds__(32 * WARPS, DROPOUT || D > 64 ? 2 : 3) attenti
     clear(sum_v);
     const float unit = scale * LOG2_E;
     const int start = mask.first_query(first), end_of_heads = (g + 1) * (H / G);
-    const auto fetch_queries = [&](T* tile, float* numbers, int h, int query) {
+    const auto fetch_queries = [&](T* tile, float* numbers, unsigned* bits, int h, int query) {
         fetch<D, COUNT>(tile, q + b * q_b + h * q_h, q_t, query, length, width);
         const int t = query + threadIdx.x;
         if (threadIdx.x >= COUNT) return;
+        if (DROPOUT) {
+            const unsigned long long kept = mask.keeps_keys<OWN>(h, t, first);
+            bits[threadIdx.x]         = kept;
+            bits[COUNT + threadIdx.x] = kept >> 32;
+        }
         copy_4_bytes(numbers + threadIdx.x, lse + (b * H + h) * length + t, t < length);
         copy_4_bytes(numbers + COUNT + threadIdx.x, product + (b * H + h) * length + t, t < length);
     };
@@ -346,14 +369,14 @@ __global__ void __launch_bounds__(32 * WARPS, DROPOUT || D > 64 ? 2 : 3) attenti
     fetch<D, OWN>(keys, k + b * k_b + g * k_h, k_t, first, S, width);
     fetch<D, OWN>(values, v + b * v_b + g * v_h, v_t, first, S, width);
     if (h < end_of_heads) {
-        fetch_queries(queries, numbers, h, query);
+        fetch_queries(queries, numbers, bits, h, query);
         fetch_gradients(h, query);
     }
     while (h < end_of_heads) {
         const bool last      = query + COUNT >= length;            /* of this head */
         const int next_query = last ? start : query + COUNT, next_h = h + last;
         arrive();                                                  /* both; the last queries are done with */
-        if (next_h < end_of_heads) fetch_queries(next, next_numbers, next_h, next_query);
+        if (next_h < end_of_heads) fetch_queries(next, next_numbers, next_bits, next_h, next_query);
         float p[COUNT / 8][4], da[COUNT / 8][4];                   /* of its keys, by rows, and these queries */
         clear(p);
         clear(da);
@@ -366,7 +389,8 @@ __global__ void __launch_bounds__(32 * WARPS, DROPOUT || D > 64 ? 2 : 3) attenti
             for (int e = 0; e < 4; e++) {
                 const int t = column_of(n, e);
                 const float weight = exp2(p[n][e] * unit - numbers[t] * float(LOG2_E));
-                const float factor = DROPOUT ? mask.keeps(h, query + t, first + own + row_of(e)) * float(grown) : 1;
+                const bool seen    = !DROPOUT || bits[own / 32 * COUNT + t] >> (own % 32 + row_of(e)) & 1;
+                const float factor = seen ? float(DROPOUT ? grown : 1) : 0;
                 da[n][e] = weight * (da[n][e] * factor - numbers[COUNT + t]);      /* factor: P̃ / P */
                 p[n][e]  = weight * factor;
             }
@@ -376,6 +400,7 @@ __global__ void __launch_bounds__(32 * WARPS, DROPOUT || D > 64 ? 2 : 3) attenti
         add_weighted<D, COUNT>(sum_k, da, queries);
         swap(queries, next);
         swap(numbers, next_numbers);
+        swap(bits, next_bits);
         h     = next_h;
         query = next_query;
     }
