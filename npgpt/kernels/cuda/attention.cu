@@ -134,7 +134,7 @@ __global__ void attention_forward(
                 p[i][j] = exponential(p[i][j] - larger);
                 added  += p[i][j];
             }
-            const A shrunk = exponential(top[i] - larger);                 /* what was summed was relative to top */
+            const A shrunk = exponential(top[i] - larger);         /* what was summed was relative to top */
             total[i] = total[i] * shrunk + row_sum(added);
             top[i]   = larger;
             #pragma unroll

@@ -78,7 +78,9 @@ def _gradients(dz, x, weight, dx, dweight, add=False):
 
 
 def _tokens(weight):
-    """The last few that do not fill 16 bytes, if any; all others."""
+    """The last few that do not fill 16 bytes, if any; all others. The few come first: their part of dx is
+    rounded to 16 bits before the others' is added.
+    """
     V = len(weight)
     whole = V - V % (cuda.PACK // weight.dtype.itemsize) if weight.dtype.name in NARROW else V
     return [slice(*ends) for ends in ((whole, V), (0, whole)) if ends[0] < ends[1]]
