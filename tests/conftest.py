@@ -8,7 +8,9 @@ To look further than the suite does: HYPOTHESIS_PROFILE=explore pytest tests/ops
 
 import os
 import signal
+import tempfile
 
+import cuda_on_cpu
 import hypothesis
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -17,3 +19,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=12)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=300)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+def pytest_configure(config):
+    """The kernels that g++ compiles lie in one folder for all processes of a run, and go with it."""
+    if not hasattr(config, "workerinput"):                       # which those have that this one starts
+        folder = tempfile.TemporaryDirectory(prefix="cuda-on-cpu-")
+        os.environ[cuda_on_cpu.FOLDER] = folder.name
+        config.add_cleanup(folder.cleanup)

@@ -6,8 +6,10 @@ few bytes that hold NaN and must not be written.
 
 import atexit
 import ctypes
+import fcntl
 import functools
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +21,7 @@ HEADER   = Path(__file__).with_name("cuda.h")
 COMPILER = shutil.which("g++")
 OPTIONS  = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unused-function",
             "-Wno-unknown-pragmas", "-fsanitize=alignment")
+FOLDER   = "NPGPT_TESTS_KERNELS"                # names the environment variable that names a folder
 GUARD    = 256                                    # bytes on either side
 SHIM     = """
 __align__(16) unsigned char shared_memory[SHARED_BYTES + GUARD];
@@ -46,27 +49,35 @@ launcher = Launcher()
 
 @functools.cache
 def _folder() -> Path:
-    """Of what is compiled; the header is once, for all kernels."""
+    """For what is compiled: of a whole test run (tests/conftest.py), or of this process alone."""
+    if FOLDER in os.environ:
+        return Path(os.environ[FOLDER])
     folder = Path(tempfile.mkdtemp(prefix="cuda-on-cpu-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    shutil.copy(HEADER, folder)
-    _compile("-x", "c++-header", folder / HEADER.name)
     return folder
 
 
-def _compile(*arguments) -> None:
-    result = subprocess.run([COMPILER, *OPTIONS, *arguments], capture_output=True, text=True)
-    if result.returncode or result.stderr:
-        raise KernelError(result.stderr)
+def _compile(place: Path, *arguments, source: str | None = None) -> Path:
+    """g++ makes what shall lie there, whole or not at all, unless another process has or is about to."""
+    with Path(f"{place}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            part   = place.with_suffix(".part")
+            result = subprocess.run([COMPILER, *OPTIONS, *arguments, "-o", part], input=source,
+                                    capture_output=True, text=True)
+            if result.returncode or result.stderr:
+                raise KernelError(result.stderr)
+            part.replace(place)
+    return place
 
 
 @functools.cache
 def _library(code: str, expression: str) -> ctypes.CDLL:
-    source = f'#include "{HEADER.name}"\n{code}\n#define KERNEL ({expression})\n{SHIM}'
-    place  = _folder() / hashlib.sha256(source.encode()).hexdigest()[:20]
-    place.with_suffix(".cpp").write_text(source)
-    _compile("-shared", "-o", place.with_suffix(".so"), place.with_suffix(".cpp"))
-    library = ctypes.CDLL(place.with_suffix(".so"))
+    source  = f'#include <{HEADER.name}>\n{code}\n#define KERNEL ({expression})\n{SHIM}'
+    name    = hashlib.sha256(source.encode()).hexdigest()[:20] + ".so"
+    header  = _compile(_folder() / f"{HEADER.name}.gch", "-x", "c++-header", HEADER)         # once for all
+    library = ctypes.CDLL(_compile(_folder() / name, "-I", header.parent, "-shared", "-x", "c++", "-",
+                                   source=source))
     library.launch.restype = library.parameters.restype = ctypes.c_char_p
     return library
 
