@@ -181,6 +181,8 @@ MISTAKES = {
     "shared memory without any": ("shared_memory[0] = 1;", {}),
     "a write after an array": ("x[64] = 1;", {}),
     "a write before an array": ("x[-1] = 1;", {}),
+    "a read after an array": ("x[0] = x[64];", {}),
+    "an address that is none": ("x[0] = *(float*)0;", {}),
     "more threads than a block has": ("", {"threads": (1025,)}),
     "a pack at an address that is none of 16 bytes":
         ("struct alignas(16) P { float n[4]; }; *(P*)(x + 1) = P();", {"threads": (1,)}),
@@ -198,6 +200,16 @@ def test_mistakes_that_a_gpu_does_not_report_are_errors(mistake):
     body, options = MISTAKES[mistake]
     with pytest.raises(KernelError):
         run(body, device(64), **options)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 1023, 1024, 5000])
+def test_what_is_read_beside_an_array_is_an_error(monkeypatch, size):
+    """In one order of blocks what is beyond the last 16 bytes that hold a part of it, in the other before."""
+    for reverse, beside in (False, -(-size // 4) * 4), (True, -1):
+        monkeypatch.setattr(launcher, "reversed", reverse)
+        run(f"x[0] = x[{size - 1}];", device(size))
+        with pytest.raises(KernelError, match="in no array"):
+            run(f"x[0] = x[{beside}];", device(size))
 
 
 @pytest.mark.parametrize(("parameters", "argument"), [

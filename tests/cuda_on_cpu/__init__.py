@@ -1,7 +1,7 @@
 """`cupy.RawModule` on a CPU: the kernels of npgpt/kernels/cuda compiled by g++, run by fibers (cuda.h).
 
-Strict beyond what CuPy is: an argument must be of the type of its parameter, and an array has on both sides a
-few bytes that hold NaN and must not be written.
+Strict beyond what CuPy is: an argument must be of the type of its parameter, and an array lies between pages
+of memory that cannot be touched, read or write, as near to one of them as it may.
 """
 
 import atexit
@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import functools
 import hashlib
+import mmap
 import os
 import shutil
 import subprocess
@@ -19,10 +20,10 @@ import numpy as np
 
 HEADER   = Path(__file__).with_name("cuda.h")
 COMPILER = shutil.which("g++")
+LIBC     = ctypes.CDLL(None)
 OPTIONS  = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unused-function",
             "-Wno-unknown-pragmas", "-fsanitize=alignment")
 FOLDER   = "NPGPT_TESTS_KERNELS"                # names the environment variable that names a folder
-GUARD    = 256                                    # bytes on either side
 SHIM     = """
 __align__(16) unsigned char shared_memory[SHARED_BYTES + GUARD];
 extern "C" const char* parameters() { static std::string all = parameters_of(&KERNEL); return all.c_str(); }
@@ -116,10 +117,10 @@ def _launch(library, name, grid, block, args, shared_mem=0):
                            ctypes.c_size_t(shared_mem), ctypes.c_bool(launcher.reversed))
     if error:
         raise KernelError(f"{name}: {error.decode()}")
-    for (first, end), guarded in memory.items():
-        if (guarded[:GUARD] != 0xff).any() or (guarded[-GUARD:] != 0xff).any():
+    for (first, end), (copy, beside) in memory.items():
+        if any((part != 0xff).any() for part in beside):
             raise KernelError(f"{name} writes beyond an array")
-        _bytes_at(first, end)[...] = guarded[GUARD:-GUARD]
+        _bytes_at(first, end)[...] = copy
 
 
 def _place(name, kind, value, memory):
@@ -133,27 +134,37 @@ def _place(name, kind, value, memory):
     if host is None or f"{host.dtype.kind}{host.itemsize}*" != kind:
         raise KernelError(f"{name}: {type(value).__name__} of {getattr(host, 'dtype', '?')} for {kind}")
     first, end = _span(host)
-    region, guarded = next(item for item in memory.items() if item[0][0] <= first and end <= item[0][1])
-    return np.array([guarded.ctypes.data + GUARD + host.ctypes.data - region[0]], np.uint64)
+    region, (copy, _) = next(item for item in memory.items() if item[0][0] <= first and end <= item[0][1])
+    return np.array([copy.ctypes.data + host.ctypes.data - region[0]], np.uint64)
 
 
 def _guarded(hosts):
-    """{(first, end): a copy of these bytes of memory, between guards}. Views of one array share a copy. It is
-    as far from a multiple of 16 bytes as the original.
-    """
+    """{(first, end): a copy of these bytes, and what lies beside it}. Views of one array share a copy."""
     regions = []
     for first, end in sorted(set(map(_span, hosts))):
         if regions and first < regions[-1][1]:
             regions[-1] = (regions[-1][0], max(end, regions[-1][1]))
         else:
             regions.append((first, end))
-    memory = {}
-    for first, end in regions:
-        room  = np.full(end - first + 2 * GUARD + 16, 0xff, np.uint8)
-        shift = (first - room.ctypes.data) % 16
-        memory[first, end] = room[shift:shift + end - first + 2 * GUARD]
-        memory[first, end][GUARD:-GUARD] = _bytes_at(first, end)
-    return memory
+    return {region: _between_pages(*region) for region in regions}
+
+
+def _between_pages(first, end):
+    """A copy of these bytes, as far from a multiple of 16 as they are, and else at the end of the page after
+    which nothing may be touched; at the beginning of that before which nothing may, if blocks run in reverse.
+    What is left of these pages holds NaN.
+    """
+    size, page = end - first, mmap.PAGESIZE
+    inner = -(-(size + 15) // page) * page
+    room  = np.frombuffer(mmap.mmap(-1, inner + 2 * page), np.uint8)
+    for outside in room.ctypes.data, room.ctypes.data + page + inner:
+        if LIBC.mprotect(ctypes.c_void_p(outside), ctypes.c_size_t(page), 0):
+            raise MemoryError("no page can be protected")
+    room  = room[page:-page]
+    place = first % 16 if launcher.reversed else inner - size - (inner - size - first) % 16
+    room[...] = 0xff
+    room[place:place + size] = _bytes_at(first, end)
+    return room[place:place + size], (room[:place], room[place + size:])
 
 
 def _span(host):

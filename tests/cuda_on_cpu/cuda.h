@@ -2,10 +2,11 @@
 
 Each thread of a block is a fiber: it runs until it waits for others, at __syncthreads or in a shuffle. A warp
 runs as far as it can before the next one does: where a barrier is missing, it is far ahead. The blocks run one
-after the other. What a GPU would do silently is an error here: a thread that ends while others
-wait at a barrier, a shuffle among less than a whole warp, a write beyond the shared memory that was asked for;
-and what it would stop at, an address that is not aligned. Shared memory holds NaN when a block begins. Nothing but the order of threads and blocks differs from run to
-run, and that is the caller's to choose: a kernel whose result depends on it has a race. */
+after the other. What a GPU would do silently is an error here: a thread that ends while others wait at a barrier,
+a shuffle among less than a whole warp, a write beyond the shared memory that was asked for, an address beside an
+array; and what it would stop at, an address that is not aligned. Shared memory holds NaN when a block begins.
+Nothing but the order of threads and blocks differs from run to run, and that is the caller's to choose: a kernel
+whose result depends on it has a race. */
 
 #include <cmath>
 #include <cstdint>
@@ -19,6 +20,7 @@ run, and that is the caller's to choose: a kernel whose result depends on it has
 #include <utility>
 #include <vector>
 #include <setjmp.h>
+#include <signal.h>
 #include <ucontext.h>
 
 #define __global__
@@ -141,6 +143,12 @@ static size_t lane_of(const Fiber* fiber) { return size_t(fiber - all.data()); }
 /* What -fsanitize=alignment calls where an address is no multiple of what its type wants. The thread ends there. */
 extern "C" void __ubsan_handle_type_mismatch_v1(void*, void*) {
     fibers::error = "an address that is not aligned";
+    fibers::wait(fibers::AT_BARRIER);
+}
+
+/* An address where nothing may be touched: beside an array (__init__.py), or nowhere. The thread ends there, too. */
+static void no_memory(int) {
+    fibers::error = "an address that is in no array";
     fibers::wait(fibers::AT_BARRIER);
 }
 
@@ -307,6 +315,10 @@ const char* run(Kernel kernel, void** arguments, const unsigned* grid, const uns
     shared_bytes = shared;
     error = nullptr;
     copies_are_late = reversed;
+    struct sigaction here = {}, before;
+    here.sa_handler = no_memory;
+    here.sa_flags = SA_NODEFER;                           // for the handler does not return
+    sigaction(SIGSEGV, &here, &before);
     body  = [&] { call(kernel, arguments); };
     slots.resize(threads);
     fragments.resize(threads);
@@ -323,5 +335,6 @@ const char* run(Kernel kernel, void** arguments, const unsigned* grid, const uns
         for (size_t place = shared; place < min(shared + (64 << 10), SHARED_BYTES + GUARD) && !error; place++)
             if (shared_memory[place] != 0xff) error = "a write beyond the shared memory that was asked for";
     }
+    sigaction(SIGSEGV, &before, nullptr);
     return error;
 }
