@@ -7,6 +7,7 @@ import numpy as np
 from npgpt import GPT, GPTConfig
 from npgpt.cli.bench import training_step
 from npgpt.inspection.examples import OPS, Sizes, as_type
+from npgpt.kernels.cuda.biased_product import multiply_and_shift
 from npgpt.layers import add_lora
 from npgpt.tensor import to_device
 from npgpt.tensor.precision import map_arrays
@@ -45,3 +46,8 @@ _, saved = model.loss(np.zeros((2, 8), np.int64), np.zeros((2, 8), np.int64),
                       attention_mask=np.arange(8)[None].repeat(2, 0) > 2)
 model.backward(saved)
 print("lora")
+
+for dtype in "bfloat16", "float16":
+    shapes = (4, 16), (16, 8), (8,), (4, 8)
+    assert multiply_and_shift(*(to_device(np.zeros(shape, dtype), "cuda") for shape in shapes))
+print("cublasLt")

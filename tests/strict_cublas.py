@@ -1,6 +1,6 @@
-"""What of cuBLAS npgpt calls by itself, for the stand-in for CuPy: a product of matrices, by address.
+"""What of cuBLAS and cuBLASLt npgpt calls by itself, for the stand-in for CuPy: products, by address.
 
-Numbers of constants are those of cublas_api.h and library_types.h.
+Numbers of constants are those of cublas_api.h, cublasLt.h and library_types.h.
 """
 
 import ctypes
@@ -37,6 +37,83 @@ def module(machine) -> types.SimpleNamespace:
 
     return types.SimpleNamespace(gemmEx=gemmEx, CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_COMPUTE_32F=COMPUTE_32F,
                                  CUBLAS_GEMM_DEFAULT=GEMM_DEFAULT)
+
+
+REFUSED     = 7                                                               # CUBLAS_STATUS_INVALID_VALUE
+ATTRIBUTES  = {7: 4, 8: 8}                                                    # of an operation: their sizes
+PREFERENCES = {1: 8, 5: 4, 6: 4, 7: 4, 8: 4}
+
+
+class CublasLt:
+    """The library as ctypes shows it. As the real one does, which says so without a GPU, too, it refuses an
+    attribute that it does not know or that is of another size; and an address that is less aligned than was
+    told when the algorithm was chosen.
+    """
+
+    def __init__(self, machine):
+        self.machine, self.made, self.algorithms = machine, {}, 1
+
+    def _make(self, pointer, made):
+        pointer._obj.value = 1 + len(self.made)
+        self.made[pointer._obj.value] = made
+        return 0
+
+    def _set(self, sizes, what, name, value, size):
+        if what.value not in self.made or sizes.get(name) != size.value:
+            return REFUSED
+        self.made[what.value][name] = value._obj.value
+        return 0
+
+    def cublasLtMatmulDescCreate(self, pointer, compute, scale):
+        return self._make(pointer, {}) if (compute, scale) == (COMPUTE_32F, 0) else REFUSED
+
+    def cublasLtMatmulDescSetAttribute(self, *arguments):
+        return self._set(ATTRIBUTES, *arguments)
+
+    def cublasLtMatrixLayoutCreate(self, pointer, kind, rows, columns, apart):
+        return self._make(pointer, (kind, rows.value, columns.value, apart.value))
+
+    def cublasLtMatmulPreferenceCreate(self, pointer):
+        return self._make(pointer, {})
+
+    def cublasLtMatmulPreferenceSetAttribute(self, *arguments):
+        return self._set(PREFERENCES, *arguments)
+
+    def cublasLtMatmulPreferenceDestroy(self, preference):
+        return 0 if self.made.pop(preference.value, None) is not None else REFUSED
+
+    def cublasLtMatmulAlgoGetHeuristic(self, handle, operation, a, b, c, d, preference, count, choice, found):
+        kinds = {self.made[layout.value][0] for layout in (a, b, c, d)}
+        if handle.value != HANDLE or count != 1 or len(kinds) != 1 or ctypes.sizeof(choice._obj) != 96:
+            return REFUSED
+        preferred = self.made[preference.value]
+        aligned   = [preferred.get(name, 256) for name in (5, 6, 7, 8)] + [self.made[operation.value][8]]
+        choice._obj.algorithm[:5] = aligned
+        choice._obj.workspace     = min(preferred.get(1, 0), 512)
+        found._obj.value          = self.algorithms
+        return 0
+
+    def cublasLtMatmul(self, handle, operation, alpha, a, of_a, b, of_b, beta, c, of_c, d, of_d, choice,
+                       workspace, workspace_size, stream):
+        """D = α A B + β C + bias, which has a number for each row; sums in float32."""
+        asked  = self.made[operation.value]
+        places = [pointer.value for pointer in (a, b, c, d)] + [asked[8]]
+        if any(place % aligned for place, aligned in zip(places, choice._obj.algorithm[:5], strict=True)):
+            return REFUSED
+        if workspace_size.value < choice._obj.workspace or not workspace.value or asked.get(7) != 4:
+            return REFUSED
+        if (handle.value, c.value, of_c.value, stream.value) != (HANDLE, d.value, of_d.value, None):
+            return REFUSED
+        left, right, result = (_matrix(pointer.value, *self.made[layout.value])
+                               for pointer, layout in ((a, of_a), (b, of_b), (d, of_d)))
+        kind, rows, *_ = self.made[of_d.value]
+        bias = _matrix(asked[8], kind, rows, 1, rows)
+        alpha, beta = (ctypes.c_float.from_address(number.value).value for number in (alpha, beta))
+        with np.errstate(all="ignore"):
+            product     = alpha * (left.astype("f4") @ right.astype("f4")) + bias.astype("f4")
+            result[...] = product + beta * result if beta else product
+        self.machine.count("matmul", left, right, bias, result)
+        return 0
 
 
 def _matrix(address, kind, rows, columns, apart):

@@ -21,6 +21,7 @@ import cuda_on_cpu
 import numpy as np
 import strict_cublas
 
+from npgpt.kernels.cuda import biased_product
 from npgpt.tensor import twins
 
 
@@ -75,6 +76,8 @@ def install(monkeypatch, with_twins=False) -> types.ModuleType:
     cuda_on_cpu.launcher.__init__()
     module = StrictCupy("cupy")
     monkeypatch.setitem(sys.modules, "cupy", module)
+    library = strict_cublas.CublasLt(machine)
+    monkeypatch.setattr(biased_product, "_library", lambda xp: library)
     if not with_twins:
         monkeypatch.setattr(twins, "find_twin", lambda formula, kind: None)
     return module
@@ -480,6 +483,7 @@ class StrictCupy(types.ModuleType):
         self.cuda = types.SimpleNamespace(
             Device=Device, memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             cublas=strict_cublas.module(machine), get_cublas_handle=lambda: strict_cublas.HANDLE,
+            get_current_stream=lambda: types.SimpleNamespace(ptr=0),
             runtime=types.SimpleNamespace(getDeviceCount=lambda: machine.devices, **strict_cublas.CUDA_TYPES))
 
     def __getattr__(self, name):

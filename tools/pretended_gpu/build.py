@@ -8,7 +8,8 @@ of it, and how long a training step keeps the host, which has to be ahead of the
 there: kernels are compiled and loaded but never run, and arrays hold what was copied into them, or zeros.
 
 CuPy's wheel carries NVIDIA's runtime within one of its extension modules. That one is compiled anew from
-CuPy's source, against runtime.c; driver.c and an empty cuBLAS and NCCL are libraries beside it. Needs gcc.
+CuPy's source, against runtime.c. Beside it, driver.c, cublaslt.c, and an empty cuBLAS and NCCL are libraries.
+Needs gcc.
 """
 
 import argparse
@@ -73,7 +74,7 @@ def main() -> None:
     versions.write_text("libcublas.so.12 { global: *; };")
     shared(library / "libcublas.so.12", stubs(folder, "cublas", needed(site, "cublas")),
            f"-Wl,--version-script={versions}")
-    shared(library / "libcublasLt.so.12", stubs(folder, "cublasLt", {"cublasLtCreate"}))
+    shared(library / "libcublasLt.so.12", HERE / "cublaslt.c")
     shared(library / "libnccl.so.2", stubs(folder, "nccl", needed(site, "nccl")))
     init = site / "cupy" / "__init__.py"
     init.write_text(init.read_text() + ARGSORT)

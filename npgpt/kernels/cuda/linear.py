@@ -1,11 +1,13 @@
-"""The linear map: a bias is added in one launch, and its gradient summed in two (columns.py). Products are
-CuPy's, but for the weights' gradient of 16 bits, which stays in float32 (products.py).
+"""The linear map: of 16 bits, a bias is added in its product (biased_product.py), else in a launch more; its
+gradient is summed in two (columns.py). Other products are CuPy's, but for the weights' gradient of 16 bits,
+which stays in float32 (products.py).
 """
 
 import numpy as np
 
 from npgpt.kernels.cuda import columns
 from npgpt.kernels.cuda import launch as cuda
+from npgpt.kernels.cuda.biased_product import multiply_and_shift
 from npgpt.kernels.cuda.products import multiply
 from npgpt.ops import linear as formula
 from npgpt.tensor import array_module
@@ -15,6 +17,10 @@ from npgpt.tensor.precision import NARROW, accumulator
 def linear_forward(x, weight, bias=None):
     if bias is None or not cuda.covers(bias) or x.dtype != bias.dtype or x.size == 0:
         return NotImplemented
+    if x.dtype.name in NARROW and cuda.covers(x, weight, bias):
+        y = array_module(x).empty((*x.shape[:-1], bias.size), x.dtype)
+        if multiply_and_shift(x.reshape(-1, x.shape[-1]), weight, bias, y.reshape(-1, bias.size)):
+            return y, (x, weight, True)
     y, _ = formula.linear_forward.reference(x, weight)
     groups, shares = _blocks(y)
     cuda.launch("linear.cu", "add_bias", groups * shares, y, bias, y.size // bias.size, bias.size, groups)

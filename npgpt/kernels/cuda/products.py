@@ -2,6 +2,8 @@
 of parts of larger arrays. cuBLAS is told where these lie; CuPy would copy them first.
 """
 
+from typing import Any
+
 import numpy as np
 
 from npgpt.tensor.device import Array, array_module
@@ -24,14 +26,19 @@ def multiply(a: Array, b: Array, out: Array, add: bool = False) -> None:
             xp.matmul(a, b, out=out)
         return
     # cuBLAS counts along columns first: to it each array is its transpose, and outᵀ = bᵀ aᵀ what it computes.
-    cublas, runtime = xp.cuda.cublas, xp.cuda.runtime
-    kinds   = {"float16": runtime.CUDA_R_16F, "bfloat16": runtime.CUDA_R_16BF, "float32": runtime.CUDA_R_32F}
+    cublas, kind = xp.cuda.cublas, kinds(xp)
     (M, K), N = a.shape, b.shape[1]
     (op_b, apart_b), (op_a, apart_a), (_, apart) = (_layout(matrix, cublas) for matrix in (b, a, out))
     cublas.gemmEx(xp.cuda.get_cublas_handle(), op_b, op_a, N, M, K, ONE.ctypes.data,
-                  b.data.ptr, kinds[b.dtype.name], apart_b, a.data.ptr, kinds[a.dtype.name], apart_a,
-                  (ONE if add else ZERO).ctypes.data, out.data.ptr, kinds[out.dtype.name], apart,
+                  b.data.ptr, kind[b.dtype.name], apart_b, a.data.ptr, kind[a.dtype.name], apart_a,
+                  (ONE if add else ZERO).ctypes.data, out.data.ptr, kind[out.dtype.name], apart,
                   cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT)
+
+
+def kinds(xp: Any) -> dict[str, int]:
+    """What NVIDIA's libraries call types."""
+    runtime = xp.cuda.runtime
+    return {"float16": runtime.CUDA_R_16F, "bfloat16": runtime.CUDA_R_16BF, "float32": runtime.CUDA_R_32F}
 
 
 def _layout(matrix, cublas):

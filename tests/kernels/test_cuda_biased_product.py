@@ -1,0 +1,58 @@
+"""A bias of 16 bits is added in its product, to sums of float32, and what is given is rounded once."""
+
+import numpy as np
+import pytest
+from kernels.test_cuda_twins import TWINS, fetched, placed
+
+from npgpt.kernels.cuda import biased_product
+from npgpt.tensor.precision import NARROW
+
+of_16_bits = pytest.mark.parametrize("dtype", NARROW)
+
+
+def arrays(dtype, rows=(6, 50), K=24, N=40, seed=0):
+    """Of whole numbers, whose sums of products are exact in float32, and most of them none of 16 bits."""
+    rng = np.random.default_rng(seed)
+    return tuple(rng.integers(-40, 41, shape).astype(dtype) for shape in ((*rows, K), (K, N), (N,)))
+
+
+def expected(x, weight, bias):
+    return (x.astype("f4") @ weight.astype("f4") + bias.astype("f4")).astype(x.dtype)
+
+
+@of_16_bits
+@pytest.mark.parametrize("sizes", [((1,), 1, 1), ((300,), 8, 16), ((2, 3, 7), 30, 33), ((1,), 768, 2304)])
+def test_it_is_added_to_the_sums_and_they_are_rounded_once(cupy, launches, dtype, sizes):
+    x, weight, bias = arrays(dtype, *sizes)
+    y, saved = TWINS["linear_forward"](*placed((x, weight, bias)))
+    assert y.dtype == x.dtype and np.array_equal(fetched(y), expected(x, weight, bias))
+    assert np.array_equal(fetched(saved[0]), x) and saved[2] is True
+    assert launches == []                                                     # beside the product
+
+
+@of_16_bits
+def test_arrays_of_one_shape_may_lie_anywhere_and_each_call_has_its_bias(cupy, launches, dtype):
+    """At addresses that are multiples of 256, of 16 and of 2 bytes."""
+    for seed, before in enumerate((0, 8, 1, 0)):
+        values = arrays(dtype, seed=seed)
+        flat,  = placed((np.concatenate([np.zeros(before, dtype), *(array.ravel() for array in values)]),))
+        ends   = before + np.cumsum([array.size for array in values])
+        here   = [flat[int(end) - array.size:int(end)].reshape(array.shape)
+                  for array, end in zip(values, ends, strict=True)]
+        y, _   = TWINS["linear_forward"](*here)
+        assert np.array_equal(fetched(y), expected(*values))
+    assert launches == []
+
+
+@of_16_bits
+@pytest.mark.parametrize("found", [0, 1])
+def test_where_the_library_refuses_it_is_added_after_the_product(cupy, launches, monkeypatch, dtype, found):
+    """It knows no algorithm, or does not compute with the one that it knows."""
+    library = biased_product._library(cupy)
+    refuse  = {0: ("cublasLtMatmulAlgoGetHeuristic", 15), 1: ("cublasLtMatmul", 13)}[found]
+    monkeypatch.setattr(library, refuse[0], lambda *arguments: refuse[1])
+    x, weight, bias = arrays(dtype, (5,), 3, 7)
+    y, _ = TWINS["linear_forward"](*placed((x, weight, bias)))
+    exact = x.astype("f4") @ weight.astype("f4")
+    assert np.array_equal(fetched(y), (exact.astype(dtype).astype("f4") + bias.astype("f4")).astype(dtype))
+    assert [kernel for kernel, _ in launches] == ["add_bias"]
