@@ -51,7 +51,7 @@ class CublasLt:
     """
 
     def __init__(self, machine):
-        self.machine, self.made, self.algorithms = machine, {}, 1
+        self.machine, self.made = machine, {}
 
     def _make(self, pointer, made):
         pointer._obj.value = 1 + len(self.made)
@@ -90,7 +90,7 @@ class CublasLt:
         aligned   = [preferred.get(name, 256) for name in (5, 6, 7, 8)] + [self.made[operation.value][8]]
         choice._obj.algorithm[:5] = aligned
         choice._obj.workspace     = min(preferred.get(1, 0), 512)
-        found._obj.value          = self.algorithms
+        found._obj.value          = 1
         return 0
 
     def cublasLtMatmul(self, handle, operation, alpha, a, of_a, b, of_b, beta, c, of_c, d, of_d, choice,

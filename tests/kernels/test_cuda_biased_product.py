@@ -44,15 +44,29 @@ def test_arrays_of_one_shape_may_lie_anywhere_and_each_call_has_its_bias(cupy, l
     assert launches == []
 
 
+REFUSALS = {"no such product": ("cublasLtMatmulAlgoGetHeuristic", 15),
+            "no algorithm": ("cublasLtMatmulAlgoGetHeuristic", 0),
+            "not by this algorithm": ("cublasLtMatmul", 15)}
+
+
 @of_16_bits
-@pytest.mark.parametrize("found", [0, 1])
-def test_where_the_library_refuses_it_is_added_after_the_product(cupy, launches, monkeypatch, dtype, found):
-    """It knows no algorithm, or does not compute with the one that it knows."""
-    library = biased_product._library(cupy)
-    refuse  = {0: ("cublasLtMatmulAlgoGetHeuristic", 15), 1: ("cublasLtMatmul", 13)}[found]
-    monkeypatch.setattr(library, refuse[0], lambda *arguments: refuse[1])
-    x, weight, bias = arrays(dtype, (5,), 3, 7)
-    y, _ = TWINS["linear_forward"](*placed((x, weight, bias)))
-    exact = x.astype("f4") @ weight.astype("f4")
-    assert np.array_equal(fetched(y), (exact.astype(dtype).astype("f4") + bias.astype("f4")).astype(dtype))
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_where_the_library_refuses_it_is_added_after_the_product(cupy, launches, monkeypatch, dtype, refusal):
+    function, status = REFUSALS[refusal]
+    monkeypatch.setattr(biased_product._library(cupy), function, lambda *arguments: status)
+    check_that_it_is_added_after(launches, *arrays(dtype, (5,), 3, 7))
+
+
+@of_16_bits
+def test_arrays_with_gaps_have_it_added_after_the_product(cupy, launches, dtype):
+    x, weight, bias = arrays(dtype)
+    check_that_it_is_added_after(launches, x[:, ::2], weight, bias)
+    check_that_it_is_added_after(launches, x, weight.T.copy().T, bias)
+
+
+def check_that_it_is_added_after(launches, x, weight, bias):
+    launches.clear()
+    y, _  = TWINS["linear_forward"](*placed((x, weight, bias)))
+    sums  = (x.astype("f4") @ weight.astype("f4")).astype(x.dtype)
+    assert np.array_equal(fetched(y), (sums.astype("f4") + bias.astype("f4")).astype(x.dtype))
     assert [kernel for kernel, _ in launches] == ["add_bias"]
