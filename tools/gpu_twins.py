@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from npgpt import GPT, GPTConfig, ops
-from npgpt.kernels.cuda import launch
+from npgpt.kernels.cuda import biased_product, launch
 from npgpt.tensor import Key, array_module, twins
 from npgpt.tensor.device import check_device, empty
 from npgpt.tensor.precision import accumulator
@@ -191,9 +191,11 @@ def stand_in() -> Any:
     """The module that stands in for CuPy, whose kernels are counted and not run."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     import cuda_on_cpu
+    import strict_cublas
     import strict_cupy
-    module = strict_cupy.StrictCupy("cupy")
-    sys.modules["cupy"] = module
+    sys.modules["cupy"] = strict_cupy.StrictCupy("cupy")
+    library = strict_cublas.CublasLt(strict_cupy.machine)
+    biased_product._library = lambda _: library  # type: ignore[assignment]
     cuda_on_cpu.launcher.only_counts, strict_cupy.machine.order = True, "C"
     return strict_cupy
 
