@@ -97,18 +97,18 @@ class CublasLt:
                        workspace, workspace_size, stream):
         """D = α A B + β C + bias, which has a number for each row; sums in float32."""
         asked  = self.made[operation.value]
-        places = [pointer.value for pointer in (a, b, c, d)] + [asked[8]]
+        places = a, b, c, d, asked[8]
         if any(place % aligned for place, aligned in zip(places, choice._obj.algorithm[:5], strict=True)):
             return REFUSED
-        if workspace_size.value < choice._obj.workspace or not workspace.value or asked.get(7) != 4:
+        if workspace_size < choice._obj.workspace or not workspace or asked.get(7) != 4:
             return REFUSED
-        if (handle.value, c.value, of_c.value, stream.value) != (HANDLE, d.value, of_d.value, None):
+        if (handle, c, of_c.value, stream) != (HANDLE, d, of_d.value, 0):
             return REFUSED
-        left, right, result = (_matrix(pointer.value, *self.made[layout.value])
+        left, right, result = (_matrix(pointer, *self.made[layout.value])
                                for pointer, layout in ((a, of_a), (b, of_b), (d, of_d)))
         kind, rows, *_ = self.made[of_d.value]
         bias = _matrix(asked[8], kind, rows, 1, rows)
-        alpha, beta = (ctypes.c_float.from_address(number.value).value for number in (alpha, beta))
+        alpha, beta = (ctypes.c_float.from_address(address).value for address in (alpha, beta))
         with np.errstate(all="ignore"):
             product     = alpha * (left.astype("f4") @ right.astype("f4")) + bias.astype("f4")
             result[...] = product + beta * result if beta else product

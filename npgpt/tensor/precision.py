@@ -26,6 +26,12 @@ NARROW = ("float16", "bfloat16")
 
 
 @functools.cache
+def is_narrow(dtype: Any) -> bool:
+    """Whether such numbers have 16 bits."""
+    return dtype.name in NARROW
+
+
+@functools.cache
 def accumulator(dtype: Any) -> str:
     """The type in which sums of such numbers are kept: float32 for those of 16 bits, else the type itself."""
     name = getattr(dtype, "name", dtype)
@@ -34,13 +40,13 @@ def accumulator(dtype: Any) -> str:
 
 def in_float32(formula: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What the formula gives for these arguments, computed in float32 if any of their arrays has 16 bits."""
-    narrow = next((a.dtype for a in arrays_in((args, *kwargs.values())) if a.dtype.name in NARROW), None)
+    narrow = next((a.dtype for a in arrays_in((args, *kwargs.values())) if is_narrow(a.dtype)), None)
     if narrow is None:
         return formula(*args, **kwargs)
     seen: dict[int, tuple[Array, Array]] = {}    # id of an array in the formula → it, and what it is outside
 
     def widen(array: Array) -> Array:
-        wide = array.astype(np.float32) if array.dtype.name in NARROW else array
+        wide = array.astype(np.float32) if is_narrow(array.dtype) else array
         seen[id(wide)] = wide, array
         return wide
 

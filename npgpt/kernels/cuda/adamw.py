@@ -2,7 +2,7 @@
 
 from npgpt.kernels.cuda import launch as cuda
 from npgpt.tensor import array_module
-from npgpt.tensor.precision import NARROW
+from npgpt.tensor.precision import is_narrow
 from npgpt.tensor.random import ROUNDED_TOGETHER
 
 
@@ -10,7 +10,7 @@ def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, 
           narrow=None, key=None, first=0):
     if out is None or any(new is not old for new, old in zip(out, (w, m, v), strict=True)):
         return NotImplemented
-    if not cuda.covers(w, g, m, v) or w.dtype.name in NARROW:
+    if not cuda.covers(w, g, m, v) or is_narrow(w.dtype):
         return NotImplemented
     settings = tuple(map(float, (1 - lr * weight_decay, lr / (1 - beta1 ** t), beta1, beta2,
                                  1 / (1 - beta2 ** t), eps)))
@@ -19,7 +19,7 @@ def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, 
         cuda.launch("adamw.cu", "adamw", cuda.blocks_of_packs(w), w, g, m, v, scale, w.size,
                     *settings)
         return out
-    if narrow.dtype.name not in NARROW or not cuda.covers(narrow, sums=(w,)):
+    if not is_narrow(narrow.dtype) or not cuda.covers(narrow, sums=(w,)):
         return NotImplemented
     tile, offset = divmod(first, ROUNDED_TOGETHER)
     seed, stream, step = (cuda.signed(word) for word in (key.seed, key.stream, key.step))

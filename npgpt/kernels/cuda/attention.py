@@ -11,7 +11,7 @@ from npgpt.kernels.cuda.dropout import kept_bits
 from npgpt.kernels.heads import side_by_side
 from npgpt.ops.dropout import share_kept
 from npgpt.tensor import array_module
-from npgpt.tensor.precision import NARROW, accumulator
+from npgpt.tensor.precision import accumulator, is_narrow
 
 FORWARD  = {("float32", 32): (64, 64), ("float32", 64): (64, 32), ("float32", 128): (32, 32),
             ("float64", 32): (32, 32), ("float64", 64): (32, 32), ("float64", 128): (16, 16)}
@@ -38,7 +38,7 @@ class Tiles(NamedTuple):
 
 
 def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropout=0.0, dropout_key=None):
-    tiles = _tiles(q.dtype.name, q.shape[-1], forward=True)
+    tiles = _tiles(q.dtype, q.shape[-1], forward=True)
     if not tiles or not _covered((q, k, v), key_mask, segments):
         return NotImplemented
     xp = array_module(q)
@@ -55,10 +55,10 @@ def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropou
 
 def attention_backward(dy, saved):
     q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse = saved
-    tiles = _tiles(q.dtype.name, q.shape[-1], forward=False)
+    tiles = _tiles(q.dtype, q.shape[-1], forward=False)
     if not tiles or not _covered((q, k, v, dy, y), key_mask, segments):
         return NotImplemented
-    if not cuda.covers(lse) or lse.dtype.name != accumulator(q.dtype):
+    if not cuda.covers(lse) or lse.dtype != accumulator(q.dtype):
         return NotImplemented
     xp = array_module(q)
     B, H, T, D = q.shape
@@ -80,19 +80,19 @@ def attention_backward(dy, saved):
 
 
 @functools.cache
-def _tiles(kind, width, forward):
+def _tiles(dtype, width, forward):
     """For heads of that type and width; None where there are no kernels for them."""
-    if kind in NARROW:
+    if is_narrow(dtype):
         for D, count in (FORWARD_16 if forward else BACKWARD_16).items():
             if width <= D:
                 rows   = OWN + 2 * count if forward else 2 * OWN + 3 * count  # each D + 8 numbers of 2 bytes
                 shared = 2 * rows * (D + 8) + (0 if forward else 32 * count)
                 return Tiles("attention_16_bits.cu", "_16", (D, count), OWN, OWN, 2 * OWN, shared)
     for (name, D), (rows, keys) in (FORWARD if forward else BACKWARD).items():
-        if name == kind and width <= D:
+        if name == dtype.name and width <= D:
             size = (rows + keys if forward else 2 * (rows + keys)) * (D + 1) + rows * (keys + 1)
             return Tiles("attention.cu", "", (D, rows, keys), rows, keys, cuda.THREADS,
-                         cuda.bytes_of(size, kind))
+                         cuda.bytes_of(size, dtype))
     return None
 
 
@@ -103,7 +103,7 @@ def _covered(arrays, key_mask, segments):
         return False
     if key_mask is not None and not (key_mask.dtype == bool and key_mask.flags.c_contiguous):
         return False
-    return segments is None or (segments.dtype.name == "int64" and segments.flags.c_contiguous)
+    return segments is None or (segments.dtype == "int64" and segments.flags.c_contiguous)
 
 
 def _strided(array):

@@ -10,7 +10,9 @@ import ctypes
 import functools
 from typing import Any, NamedTuple
 
-from npgpt.kernels.cuda.products import ONE, ZERO, kinds
+import numpy as np
+
+from npgpt.kernels.cuda.products import ONE, ZERO, kind
 from npgpt.tensor.device import Array, array_module
 
 COMPUTE_32F, R_32F = 68, 0                                                    # of sums; of α and β
@@ -46,31 +48,31 @@ def multiply_and_shift(x: Array, weight: Array, bias: Array, y: Array) -> bool:
     xp = array_module(y)
     handle, library = xp.cuda.get_cublas_handle(), _library(xp)
     places = [array.data.ptr for array in (weight, x, y, bias)]
-    plan   = library and _plan(library, handle, kinds(xp)[y.dtype.name], *x.shape, bias.size,
+    plan   = library and _plan(library, handle, kind(xp, y.dtype), *x.shape, bias.size,
                                tuple(min(place & -place, 256) for place in places))
     if not plan:
         return False
-    w, x_, y_, b = map(Pointer, places)
-    _set(library.cublasLtMatmulDescSetAttribute, plan.operation, BIAS_POINTER, b)
-    workspace = xp.empty(plan.choice.workspace, "uint8")
+    w, x_, y_, b = places
+    _set(library.cublasLtMatmulDescSetAttribute, plan.operation, BIAS_POINTER, Pointer(b))
+    workspace = xp.empty(plan.choice.workspace, np.uint8)
     return not library.cublasLtMatmul(
-        Pointer(handle), plan.operation, Pointer(ONE.ctypes.data), w, plan.weight, x_, plan.x,
-        Pointer(ZERO.ctypes.data), y_, plan.y, y_, plan.y, ctypes.byref(plan.choice),
-        Pointer(workspace.data.ptr), ctypes.c_size_t(workspace.nbytes),
-        Pointer(xp.cuda.get_current_stream().ptr))
+        handle, plan.operation, ONE, w, plan.weight, x_, plan.x, ZERO, y_, plan.y, y_, plan.y,
+        ctypes.byref(plan.choice), workspace.data.ptr, workspace.nbytes, xp.cuda.get_current_stream().ptr)
 
 
 @functools.cache
 def _library(xp: Any) -> Any:
     """The one that CuPy has loaded; None if there is none of that name."""
     try:
-        return ctypes.CDLL(f"libcublasLt.so.{xp.cuda.runtime.runtimeGetVersion() // 1000}")
+        library = ctypes.CDLL(f"libcublasLt.so.{xp.cuda.runtime.runtimeGetVersion() // 1000}")
     except OSError:
         return None
+    library.cublasLtMatmul.argtypes = (*[Pointer] * 14, ctypes.c_size_t, Pointer)
+    return library
 
 
 @functools.cache
-def _plan(library: Any, handle: int, kind: int, M: int, K: int, N: int, aligned: tuple) -> Plan | None:
+def _plan(library: Any, handle: int, type_: int, M: int, K: int, N: int, aligned: tuple) -> Plan | None:
     """aligned: what the places of weight, x, y and bias are multiples of, in bytes, at most 256.
 
     cuBLAS counts along columns first: to it each array is its transpose, and yᵀ = Wᵀ xᵀ the product.
@@ -81,7 +83,7 @@ def _plan(library: Any, handle: int, kind: int, M: int, K: int, N: int, aligned:
     prefer   = functools.partial(_set, library.cublasLtMatmulPreferenceSetAttribute, preference)
 
     def lay_out(matrix, rows, columns):
-        return library.cublasLtMatrixLayoutCreate(ctypes.byref(matrix), kind, ctypes.c_uint64(rows),
+        return library.cublasLtMatrixLayoutCreate(ctypes.byref(matrix), type_, ctypes.c_uint64(rows),
                                                   ctypes.c_uint64(columns), ctypes.c_int64(rows))
 
     failures = [

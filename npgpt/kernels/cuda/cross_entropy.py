@@ -32,7 +32,7 @@ def cross_entropy_backward(dloss, saved):
 
 
 def takes_targets(targets):
-    return targets.flags.c_contiguous and targets.dtype.name == "int64"
+    return targets.flags.c_contiguous and targets.dtype == "int64"
 
 
 def items(targets, num_items_in_batch, ignore_index, dtype):

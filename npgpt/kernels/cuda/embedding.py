@@ -9,7 +9,7 @@ def embedding_backward(dy, saved, add_to=None):
     tokens, shape = saved
     xp = array_module(dy)
     dweight = xp.zeros(shape, accumulator(dy.dtype)) if add_to is None else add_to
-    if not cuda.covers(dy, sums=(dweight,)) or tokens.dtype.name != "int64":
+    if not cuda.covers(dy, sums=(dweight,)) or tokens.dtype != "int64":
         return NotImplemented
     flat    = tokens.reshape(-1)
     order   = xp.argsort(flat)                                                # stable, as all of CuPy's

@@ -30,7 +30,7 @@ def covers(*arrays: Array, sums: tuple[Array, ...] = ()) -> bool:
     sums: those that are of the type in which the others' sums are kept.
     """
     dtype = arrays[0].dtype
-    if not c_type(dtype) or (sums and sums[0].dtype.name != accumulator(dtype)):
+    if not c_type(dtype) or (sums and sums[0].dtype != accumulator(dtype)):
         return False
     for group in arrays, sums:
         for array in group:

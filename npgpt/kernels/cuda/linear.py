@@ -11,13 +11,13 @@ from npgpt.kernels.cuda.biased_product import multiply_and_shift
 from npgpt.kernels.cuda.products import multiply
 from npgpt.ops import linear as formula
 from npgpt.tensor import array_module
-from npgpt.tensor.precision import NARROW, accumulator
+from npgpt.tensor.precision import accumulator, is_narrow
 
 
 def linear_forward(x, weight, bias=None):
     if bias is None or not cuda.covers(bias) or x.dtype != bias.dtype or x.size == 0:
         return NotImplemented
-    if x.dtype.name in NARROW and cuda.covers(x, weight, bias):
+    if is_narrow(x.dtype) and cuda.covers(x, weight, bias):
         y = array_module(x).empty((*x.shape[:-1], bias.size), x.dtype)
         if multiply_and_shift(x.reshape(-1, x.shape[-1]), weight, bias, y.reshape(-1, bias.size)):
             return y, (x, weight, True)
@@ -51,7 +51,7 @@ def _blocks(x):
 
 def weight_gradient(x, dy, out=None):
     """Of 16 bits: in float32, in `out` where that is given and is float32."""
-    if x.dtype.name not in NARROW or not cuda.covers(x, dy, sums=() if out is None else (out,)):
+    if not is_narrow(x.dtype) or not cuda.covers(x, dy, sums=() if out is None else (out,)):
         return NotImplemented
     if out is None:
         out = array_module(x).empty((x.shape[1], dy.shape[1]), np.float32)

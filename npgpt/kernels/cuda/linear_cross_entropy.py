@@ -9,7 +9,7 @@ from npgpt.kernels.cuda import launch as cuda
 from npgpt.kernels.cuda.cross_entropy import SLOTS, items, takes_targets
 from npgpt.kernels.cuda.products import multiply
 from npgpt.tensor import array_module
-from npgpt.tensor.precision import NARROW, accumulator
+from npgpt.tensor.precision import accumulator, is_narrow
 
 LOGITS_AT_ONCE = 1 << 30               # 2 GiB in 16 bits: 21,364 rows of GPT-2's vocabulary
 ALIGNED        = 128                   # bytes, to which rows of logits are filled up
@@ -59,7 +59,7 @@ def linear_cross_entropy_backward(dloss, saved, out=None, learned=True):
 def _logits(x, weight, rows):
     """So many rows after the other: which they are, and their logits, in the same memory."""
     N, V   = len(x), len(weight)
-    filled = ALIGNED // x.dtype.itemsize if x.dtype.name in NARROW else 1
+    filled = ALIGNED // x.dtype.itemsize if is_narrow(x.dtype) else 1
     memory = array_module(x).empty((rows, -(-V // filled) * filled), x.dtype)
     for start in range(0, N, rows):
         part = slice(start, min(start + rows, N))
@@ -82,7 +82,7 @@ def _tokens(weight):
     rounded to 16 bits before the others' is added.
     """
     V = len(weight)
-    whole = V - V % (cuda.PACK // weight.dtype.itemsize) if weight.dtype.name in NARROW else V
+    whole = V - V % (cuda.PACK // weight.dtype.itemsize) if is_narrow(weight.dtype) else V
     return [slice(*ends) for ends in ((whole, V), (0, whole)) if ends[0] < ends[1]]
 
 

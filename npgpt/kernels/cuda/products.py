@@ -2,14 +2,16 @@
 of parts of larger arrays. cuBLAS is told where these lie; CuPy would copy them first.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from npgpt.tensor.device import Array, array_module
-from npgpt.tensor.precision import NARROW
+from npgpt.tensor.precision import is_narrow
 
-ONE, ZERO = np.ones((), np.float32), np.zeros((), np.float32)                 # cuBLAS is told where they are
+FACTORS   = np.array([1, 0], np.float32)
+ONE, ZERO = FACTORS.ctypes.data, FACTORS[1:].ctypes.data                      # cuBLAS is told where they are
 
 
 def multiply(a: Array, b: Array, out: Array, add: bool = False) -> None:
@@ -19,26 +21,27 @@ def multiply(a: Array, b: Array, out: Array, add: bool = False) -> None:
     along its last, in rows that may lie apart, in their type or in float32. The sums are float32.
     """
     xp = array_module(out)
-    if a.dtype.name not in NARROW:
+    if not is_narrow(a.dtype):
         if add:
             out += a @ b
         else:
             xp.matmul(a, b, out=out)
         return
     # cuBLAS counts along columns first: to it each array is its transpose, and outᵀ = bᵀ aᵀ what it computes.
-    cublas, kind = xp.cuda.cublas, kinds(xp)
+    cublas = xp.cuda.cublas
     (M, K), N = a.shape, b.shape[1]
     (op_b, apart_b), (op_a, apart_a), (_, apart) = (_layout(matrix, cublas) for matrix in (b, a, out))
-    cublas.gemmEx(xp.cuda.get_cublas_handle(), op_b, op_a, N, M, K, ONE.ctypes.data,
-                  b.data.ptr, kind[b.dtype.name], apart_b, a.data.ptr, kind[a.dtype.name], apart_a,
-                  (ONE if add else ZERO).ctypes.data, out.data.ptr, kind[out.dtype.name], apart,
+    cublas.gemmEx(xp.cuda.get_cublas_handle(), op_b, op_a, N, M, K, ONE,
+                  b.data.ptr, kind(xp, b.dtype), apart_b, a.data.ptr, kind(xp, a.dtype), apart_a,
+                  ONE if add else ZERO, out.data.ptr, kind(xp, out.dtype), apart,
                   cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT)
 
 
-def kinds(xp: Any) -> dict[str, int]:
-    """What NVIDIA's libraries call types."""
-    runtime = xp.cuda.runtime
-    return {"float16": runtime.CUDA_R_16F, "bfloat16": runtime.CUDA_R_16BF, "float32": runtime.CUDA_R_32F}
+@functools.cache
+def kind(xp: Any, dtype: Any) -> int:
+    """What NVIDIA's libraries call a type."""
+    names = {"float16": "CUDA_R_16F", "bfloat16": "CUDA_R_16BF", "float32": "CUDA_R_32F"}
+    return getattr(xp.cuda.runtime, names[dtype.name])
 
 
 def _layout(matrix, cublas):

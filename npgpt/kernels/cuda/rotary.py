@@ -18,9 +18,9 @@ def rotary_backward(dy, saved):
 def _turned(x, rotation, interleaved, direction):
     cos, sin   = rotation
     B, H, T, D = x.shape
-    if not cuda.covers(cos, sin) or x.dtype.name not in cuda.TYPES or x.size == 0:
+    if not cuda.covers(cos, sin) or not cuda.c_type(x.dtype) or x.size == 0:
         return NotImplemented
-    if cos.dtype.name != accumulator(x.dtype) or x.strides[3] != x.dtype.itemsize:
+    if cos.dtype != accumulator(x.dtype) or x.strides[3] != x.dtype.itemsize:
         return NotImplemented
     if cos.shape not in ((T, D // 2), (B, 1, T, D // 2)) or sin.shape != cos.shape:
         return NotImplemented
