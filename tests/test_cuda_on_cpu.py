@@ -202,6 +202,20 @@ def test_mistakes_that_a_gpu_does_not_report_are_errors(mistake):
         run(body, device(64), **options)
 
 
+def test_more_shared_memory_must_be_asked_for_and_there_is_an_end_to_it():
+    body     = "shared_memory[60000] = 1; x[0] = 2;"
+    code     = f"{BEFORE}\ntemplate <typename T> __global__ void f(T* x) {{ {body} }}"
+    function = RawModule(code=code, name_expressions=("f<float>",)).get_function("f<float>")
+    for asked, given in ((60001, 60002), (1 << 17, 1 << 17)):
+        function.max_dynamic_shared_size_bytes = asked
+        with pytest.raises(KernelError, match="need to be asked for"):
+            function((1,), (32,), (device(1),), shared_mem=given)
+    function.max_dynamic_shared_size_bytes = 60001
+    x = device(1)
+    function((1,), (32,), (x,), shared_mem=60001)
+    assert x.get()[0] == 2
+
+
 @pytest.mark.parametrize("size", [1, 3, 8, 1023, 1024, 5000])
 def test_what_is_read_beside_an_array_is_an_error(monkeypatch, size):
     """In one order of blocks what is beyond the last 16 bytes that hold a part of it, in the other before."""

@@ -92,16 +92,28 @@ class RawModule:
     def get_function(self, name):
         if name not in self.names:
             raise KernelError(f"{name} is none of the name expressions")
-        return functools.partial(_launch, _library(self.code, name), name)
+        return Function(_library(self.code, name), name)
 
 
-def _launch(library, name, grid, block, args, shared_mem=0):
+class Function:
+    """A kernel, to be called with the sizes of grid and block and its arguments."""
+
+    max_dynamic_shared_size_bytes = 48 << 10
+
+    def __init__(self, library, name):
+        self.library, self.name = library, name
+
+    def __call__(self, grid, block, args, shared_mem=0):
+        if shared_mem > min(self.max_dynamic_shared_size_bytes, 99 << 10):     # 99 KiB: sm_86's most
+            raise KernelError(f"{self.name}: {shared_mem} bytes of shared memory need to be asked for")
+        _launch(self.library, self.name, grid, block, args, shared_mem)
+
+
+def _launch(library, name, grid, block, args, shared_mem):
     from strict_cupy import machine  # which imports this file
     grid, block = ((*sizes, 1, 1)[:3] for sizes in (grid, block))
     if min(grid) < 1 or min(block) < 1 or np.prod(block) > 1024 or grid[0] >= 2**31 or max(grid[1:]) > 65535:
         raise KernelError(f"{name}: no launch of {grid} blocks of {block} threads")
-    if shared_mem > 48 << 10:
-        raise KernelError(f"{name}: {shared_mem} bytes of shared memory need to be asked for")
     kinds = library.parameters().decode().split()
     if len(kinds) != len(args):
         raise KernelError(f"{name} takes {len(kinds)} arguments, not {len(args)}")

@@ -5,6 +5,8 @@ within a budget: none spills, and enough threads fit on a multiprocessor to hide
 import itertools
 import re
 
+import ml_dtypes  # noqa: F401
+import numpy as np
 import nvrtc
 import pytest
 
@@ -31,12 +33,11 @@ def kernels_in(file):
 def kernels_of_tiles(file):
     """Those of attention, whose templates take the sizes of tiles, too."""
     found = set()
-    for name, forward, width in itertools.product(launch.TYPES, (True, False), range(1, 129)):
-        tiles = attention._tiles(name, width, forward)
+    of_all = itertools.product(launch.TYPES, range(1, 129), attention.ON_CORES, (0, 1))
+    for name, width, kernel, drops in of_all:
+        tiles = attention._tiles(np.dtype(name), width, kernel, drops)
         if tiles and tiles.file == file:
-            constants = ", ".join([launch.TYPES[name], *map(str, tiles.constants)])
-            found |= {f"attention_{end}{tiles.end}<{constants}, {dropout}>" for dropout in (0, 1)
-                      for end in (["forward"] if forward else ["backward_q", "backward_kv"])}
+            found.add(f"{tiles.kernel}<{', '.join([launch.TYPES[name], *map(str, tiles.constants)])}>")
     return sorted(found)
 
 

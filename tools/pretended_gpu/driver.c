@@ -6,8 +6,8 @@
 #include <string.h>
 
 typedef struct { char *code; size_t size; } Module;
-typedef struct { char name[1000]; } Function;
-enum { INVALID = 1, NO_DEVICE = 100, NOT_A_MODULE = 200, NOT_FOUND = 500 };
+typedef struct { char name[1000]; unsigned shared; } Function;
+enum { MAX_DYNAMIC_SHARED_SIZE = 8, INVALID = 1, NO_DEVICE = 100, NOT_A_MODULE = 200, NOT_FOUND = 500 };
 static int context;
 
 int cuInit(unsigned flags) { return NO_DEVICE; }
@@ -39,6 +39,7 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
     Function *made = malloc(sizeof *made);
     if (strlen(name) >= sizeof made->name || !memmem(in->code, in->size, name, strlen(name) + 1)) return NOT_FOUND;
     strcpy(made->name, name);
+    made->shared = 48 << 10;
     *function = made;
     return 0;
 }
@@ -48,16 +49,22 @@ int cuModuleGetGlobal(void **pointer, size_t *size, void *module, const char *na
     return 0;
 }
 int cuFuncGetAttribute(int *value, int attribute, void *function) { *value = attribute ? 0 : 1024; return 0; }
-int cuFuncSetAttribute(void *function, int attribute, int value) { return 0; }
+int cuFuncSetAttribute(Function *function, int attribute, int value) {
+    if (attribute != MAX_DYNAMIC_SHARED_SIZE) return 0;
+    if (value > 227 << 10) return INVALID;
+    function->shared = value;
+    return 0;
+}
 int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *function, int threads, size_t shared) {
     *blocks = 2;
     return 0;
 }
 
-int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned threads_x, unsigned threads_y,
+int cuLaunchKernel(Function *function, unsigned x, unsigned y, unsigned z, unsigned threads_x, unsigned threads_y,
                    unsigned threads_z, unsigned shared, void *stream, void **arguments, void **extra) {
     const unsigned long long threads = (unsigned long long)threads_x * threads_y * threads_z;
-    if (!x || !y || !z || x > 2147483647u || y > 65535 || z > 65535 || !threads || threads > 1024 || shared > 48 << 10)
+    if (!x || !y || !z || x > 2147483647u || y > 65535 || z > 65535 || !threads || threads > 1024
+        || shared > function->shared)
         return INVALID;
     return 0;
 }

@@ -19,44 +19,46 @@ BACKWARD = {("float32", 32): (32, 32), ("float32", 64): (32, 32), ("float32", 12
             ("float64", 32): (16, 16), ("float64", 64): (16, 16)}
 """(type, head size up to) → queries and keys of a tile: as many as fit in 48 KiB of shared memory."""
 
-OWN         = 64                       # rows of a block of tensor cores, 16 for each of its warps
-FORWARD_16  = {32: 64, 64: 64, 96: 32, 128: 32}
-BACKWARD_16 = {32: 64, 64: 64, 96: 32, 128: 16}
-"""Head size up to → the others that it takes at once."""
+WARPS       = 4                        # of a block of tensor cores
+ON_CORES    = {"forward":     {32: (64, 32), 64: (64, 32), 96: (32, 16), 128: (32, 16)},
+               "backward_q":  {32: (32, 32), 64: (32, 32), 96: (32, 16), 128: (16, 16)},
+               "backward_kv": {32: (32, 32), 64: (32, 32), 96: (32, 16), 128: (16, 16)}}
+DROPOUT     = {"backward_kv": {64: (64, 16)}}
+"""Kernel → head size up to → how many others it takes at once, how many rows of its own each warp: as many as
+the registers hold, and where they have dropout's bits to hold, too."""
 
 
 class Tiles(NamedTuple):
-    """How the work is shared out. queries, keys: of a block that owns such.  shared: bytes of a block."""
+    """A kernel and how its work is shared out. rows: those that a block owns.  shared: bytes of a block."""
 
     file: str
-    end: str                           # of the kernels' names
+    kernel: str
     constants: tuple[int, ...]
-    queries: int
-    keys: int
+    rows: int
     threads: int
     shared: int
 
 
 def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropout=0.0, dropout_key=None):
-    tiles = _tiles(q.dtype, q.shape[-1], forward=True)
+    drops = int(bool(dropout and dropout_key))
+    tiles = _tiles(q.dtype, q.shape[-1], "forward", drops)
     if not tiles or not _covered((q, k, v), key_mask, segments):
         return NotImplemented
     xp = array_module(q)
     B, H, T, D = q.shape
     y   = xp.empty((B, T, H, D), q.dtype).swapaxes(1, 2)                      # so that merging heads is free
     lse = xp.empty((B, H, T, 1), accumulator(q.dtype))
-    kept, grown, drops = _dropout(xp, q, k, dropout, dropout_key)
-    cuda.launch(tiles.file, f"attention_forward{tiles.end}", B * H * -(-T // tiles.queries), *_strided(q),
-                *_strided(k), *_strided(v), *_masks(xp, q, key_mask, segments), kept, *_strided(y), lse,
-                *_sizes(q, k, causal, key_mask, segments), grown, constants=(*tiles.constants, drops),
-                shared=tiles.shared, threads=tiles.threads)
+    kept, grown = _dropout(xp, q, k, dropout, dropout_key)
+    _launch(tiles, B * H, T, *_strided(q), *_strided(k), *_strided(v), *_masks(xp, q, key_mask, segments),
+            kept, *_strided(y), lse, *_sizes(q, k, causal, key_mask, segments), grown)
     return y, (q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse)
 
 
 def attention_backward(dy, saved):
     q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse = saved
-    tiles = _tiles(q.dtype, q.shape[-1], forward=False)
-    if not tiles or not _covered((q, k, v, dy, y), key_mask, segments):
+    drops = int(bool(dropout and dropout_key))
+    of_q, of_kv = (_tiles(q.dtype, q.shape[-1], kernel, drops) for kernel in ("backward_q", "backward_kv"))
+    if not of_q or not _covered((q, k, v, dy, y), key_mask, segments):
         return NotImplemented
     if not cuda.covers(lse) or lse.dtype != accumulator(q.dtype):
         return NotImplemented
@@ -64,34 +66,40 @@ def attention_backward(dy, saved):
     B, H, T, D = q.shape
     product    = xp.empty(lse.shape, lse.dtype)
     dq, dk, dv = side_by_side(q, k, v)
-    kept, grown, drops = _dropout(xp, q, k, dropout, dropout_key)
+    kept, grown = _dropout(xp, q, k, dropout, dropout_key)
     cuda.launch("attention.cu", "attention_products", -(-product.size // (cuda.THREADS // 32)),
                 *_strided(dy), *_strided(y), product, product.size, H, T, D)
     arrays  = (*_strided(q), *_strided(k), *_strided(v), *_strided(dy),
                *_masks(xp, q, key_mask, segments), kept, lse, product)
     sizes   = (*_sizes(q, k, causal, key_mask, segments), grown)
-    options = {"constants": (*tiles.constants, drops), "shared": tiles.shared, "threads": tiles.threads}
-    cuda.launch(tiles.file, f"attention_backward_q{tiles.end}", B * H * -(-T // tiles.queries), *arrays,
-                *_strided(dq), *sizes, **options)
-    cuda.launch(tiles.file, f"attention_backward_kv{tiles.end}",
-                B * k.shape[1] * -(-k.shape[2] // tiles.keys), *arrays, *_strided(dk), *_strided(dv), *sizes,
-                **options)
+    _launch(of_q, B * H, T, *arrays, *_strided(dq), *sizes)
+    _launch(of_kv, B * k.shape[1], k.shape[2], *arrays, *_strided(dk), *_strided(dv), *sizes)
     return dq, dk, dv
 
 
+def _launch(tiles, heads, length, *args):
+    cuda.launch(tiles.file, tiles.kernel, heads * -(-length // tiles.rows), *args, constants=tiles.constants,
+                shared=tiles.shared, threads=tiles.threads)
+
+
 @functools.cache
-def _tiles(dtype, width, forward):
-    """For heads of that type and width; None where there are no kernels for them."""
+def _tiles(dtype, width, kernel, drops):
+    """For heads of that type and width; None where there is no kernel for them.  drops: 0 or 1."""
+    forward = kernel == "forward"
     if is_narrow(dtype):
-        for D, count in (FORWARD_16 if forward else BACKWARD_16).items():
+        sizes = ON_CORES[kernel] | (DROPOUT.get(kernel, {}) if drops else {})
+        for D, (count, own) in sizes.items():
             if width <= D:
-                rows   = OWN + 2 * count if forward else 2 * OWN + 3 * count  # each D + 8 numbers of 2 bytes
-                shared = 2 * rows * (D + 8) + (0 if forward else 32 * count)
-                return Tiles("attention_16_bits.cu", "_16", (D, count), OWN, OWN, 2 * OWN, shared)
+                rows   = WARPS * own
+                tiles  = rows + 2 * count if forward else 2 * rows + 3 * count          # of D + 8 numbers
+                shared = 2 * tiles * (D + 8) + (0 if forward else (16 + rows // 4) * count)
+                return Tiles("attention_16_bits.cu", f"attention_{kernel}_16", (D, count, own, drops),
+                             rows, 32 * WARPS, shared)
     for (name, D), (rows, keys) in (FORWARD if forward else BACKWARD).items():
         if name == dtype.name and width <= D:
             size = (rows + keys if forward else 2 * (rows + keys)) * (D + 1) + rows * (keys + 1)
-            return Tiles("attention.cu", "", (D, rows, keys), rows, keys, cuda.THREADS,
+            own  = keys if kernel == "backward_kv" else rows
+            return Tiles("attention.cu", f"attention_{kernel}", (D, rows, keys, drops), own, cuda.THREADS,
                          cuda.bytes_of(size, dtype))
     return None
 
@@ -123,10 +131,10 @@ def _nothing(xp, dtype, device):
 
 
 def _dropout(xp, q, k, dropout, key):
-    """Which probabilities are kept, as bits; by how much they grow; and whether there is dropout, 0 or 1."""
+    """Which probabilities are kept, as bits; and by how much they grow."""
     if not (dropout and key):
-        return _nothing(xp, "uint16", q.device.id), 1.0, 0
-    return kept_bits(xp, (*q.shape[:3], k.shape[2]), dropout, key), 1 / share_kept(dropout), 1
+        return _nothing(xp, "uint16", q.device.id), 1.0
+    return kept_bits(xp, (*q.shape[:3], k.shape[2]), dropout, key), 1 / share_kept(dropout)
 
 
 def _sizes(q, k, causal, key_mask, segments):

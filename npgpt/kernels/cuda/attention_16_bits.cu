@@ -7,8 +7,9 @@
    Scores, probabilities and sums are float and never leave the registers. For the products that follow,
    probabilities are rounded to 16 bits: a warp's sums lie in its threads as the next product takes its factor.
 
-   A block owns a tile of 64 rows, 16 a warp, and goes through tiles of COUNT others. While one is multiplied, the
-   next is on its way, to a place that all warps are done with. */
+   A block owns a tile of ROWS rows, OWN a warp, and goes through tiles of COUNT others. While one is multiplied, the
+   next is on its way, to a place that all warps are done with. A warp leaves out tiles that none of its rows sees, or
+   is seen from. */
 
 /* Over the 4 threads of a row. */
 __device__ inline float row_sum(float value) {
@@ -20,120 +21,138 @@ __device__ inline float row_max(float value) {
     return max(value, __shfl_xor_sync(~0u, value, 2));
 }
 
-/* Scores that do not count become -∞: of the warp's 16 queries, from `query` on, and keys from `key` on. */
-template <int N>
-__device__ void hide_keys(float (&scores)[N][4], const Mask& mask, long long query, long long key) {
-    int end[2];                                                    /* of the keys that are seen */
+/* Scores that do not count become -∞: of the warp's queries, from `query` on, and keys from `key` on. */
+template <int N, int E>
+__device__ void hide_keys(float (&scores)[N][E], const Mask& mask, long long query, long long key) {
+    int end[E / 2];                                                /* of the keys that are seen */
     #pragma unroll
-    for (int half = 0; half < 2; half++) end[half] = mask.end_of_keys(query + row_of(2 * half)) - key;
+    for (int half = 0; half < E / 2; half++) end[half] = mask.end_of_keys(query + row_of(2 * half)) - key;
     #pragma unroll
     for (int n = 0; n < N; n++)
         #pragma unroll
-        for (int e = 0; e < 4; e++)
+        for (int e = 0; e < E; e++)
             if (column_of(n, e) >= end[e / 2]) scores[n][e] = -INFINITY;
     if (!mask.selects()) return;
-    for (int n = 0; n < N; n++)
-        for (int e = 0; e < 4; e++)
-            if (!mask.selected(query + row_of(e), key + column_of(n, e))) scores[n][e] = -INFINITY;
+    unsigned long long seen = 0;
+    #pragma unroll 1
+    for (int i = 0; i < N * E; i++)
+        seen |= (unsigned long long)mask.selected(query + row_of(i % E), key + column_of(i / E, i % E)) << i;
+    #pragma unroll
+    for (int i = 0; i < N * E; i++)
+        if (!(seen >> i & 1)) scores[i / E][i % E] = -INFINITY;
 }
 
-/* The same of the warp's 16 keys and queries from `query` on. */
-template <int N>
-__device__ void hide_queries(float (&scores)[N][4], const Mask& mask, long long query, long long key) {
-    int start[2];                                                  /* of the queries that see a key */
+/* The same of the warp's keys and queries from `query` on. */
+template <int N, int E>
+__device__ void hide_queries(float (&scores)[N][E], const Mask& mask, long long query, long long key) {
+    int start[E / 2];                                              /* of the queries that see a key */
     #pragma unroll
-    for (int half = 0; half < 2; half++) start[half] = mask.first_query(key + row_of(2 * half)) - query;
+    for (int half = 0; half < E / 2; half++) start[half] = mask.first_query(key + row_of(2 * half)) - query;
     #pragma unroll
     for (int n = 0; n < N; n++)
         #pragma unroll
-        for (int e = 0; e < 4; e++)
+        for (int e = 0; e < E; e++)
             if (column_of(n, e) < start[e / 2]) scores[n][e] = -INFINITY;
     if (!mask.selects()) return;
-    for (int n = 0; n < N; n++)
-        for (int e = 0; e < 4; e++)
-            if (!mask.selected(query + column_of(n, e), key + row_of(e))) scores[n][e] = -INFINITY;
+    unsigned long long seen = 0;
+    #pragma unroll 1
+    for (int i = 0; i < N * E; i++)
+        seen |= (unsigned long long)mask.selected(query + column_of(i / E, i % E), key + row_of(i % E)) << i;
+    #pragma unroll
+    for (int i = 0; i < N * E; i++)
+        if (!(seen >> i & 1)) scores[i / E][i % E] = -INFINITY;
 }
 
-/* Which of the COUNT keys from `key` on dropout keeps, of the thread's two queries: bit 8 n + e % 2 of kept[e / 2]
-   is of scores[n][e]. */
-template <int COUNT>
-__device__ void keep_keys(unsigned long long (&kept)[2], const Mask& mask, long long h, long long query,
+/* Which of the COUNT keys from `key` on dropout keeps, of the thread's queries: bit 8 n + e % 2 of kept[e / 2] is of
+   scores[n][e]. */
+template <int COUNT, int HALVES>
+__device__ void keep_keys(unsigned long long (&kept)[HALVES], const Mask& mask, long long h, long long query,
                           long long key) {
     #pragma unroll
-    for (int half = 0; half < 2; half++)
+    for (int half = 0; half < HALVES; half++)
         kept[half] = mask.keeps_keys<COUNT>(h, query + row_of(2 * half), key) >> column_of(0, 0);
 }
-__device__ inline bool keeps(const unsigned long long (&kept)[2], int n, int e) {
+template <int HALVES> __device__ bool keeps(const unsigned long long (&kept)[HALVES], int n, int e) {
     return kept[e / 2] >> (8 * n + e % 2) & 1;
 }
 
 /* One block for each example, head and tile of queries.  q: (B, H, T, width)  k, v: (B, G, S, width), with the
    strides of examples, heads and rows  kept: bits of P (B, words)  y: the same as q  lse: (B, H, T) */
-template <typename T, int D, int COUNT, int DROPOUT>
+template <typename T, int D, int COUNT, int OWN, int DROPOUT>
 __global__ void attention_forward_16(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const bool* key_mask,
         const long long* segments, const unsigned short* kept, T* y, long long y_b, long long y_h,
         long long y_t, float* lse, long long H, long long G, long long length, long long S, long long width,
         long long causal, long long has_key_mask, long long has_segments, double scale, double grown) {
-    const long long tiles = (length + OWN - 1) / OWN;
-    const long long first = (tiles - 1 - blockIdx.x % tiles) * OWN;    /* the last first: it sees the most keys */
+    enum { ROWS = WARPS * OWN, E = OWN / 4 };
+    const long long tiles = (length + ROWS - 1) / ROWS;
+    const long long first = (tiles - 1 - blockIdx.x % tiles) * ROWS;   /* the last first: it sees the most keys */
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
     const Mask mask(b, H, length, S, causal, has_key_mask ? key_mask : nullptr,
                     has_segments ? segments : nullptr, kept);
-    T* queries = reinterpret_cast<T*>(shared_memory);              /* OWN × D */
-    T* keys    = queries + OWN * (D + 8);                          /* COUNT × D */
+    T* queries = reinterpret_cast<T*>(shared_memory);              /* ROWS × D */
+    T* keys    = queries + ROWS * (D + 8);                         /* COUNT × D */
     T* values  = keys + COUNT * (D + 8);
-    const int own = threadIdx.x / 32 * 16;                         /* the warp's first row */
+    const int own = threadIdx.x / 32 * OWN;                        /* the warp's first row */
 
-    float sum[D / 8][4], top[2] = {-1e38f, -1e38f}, total[2] = {};     /* no -∞: -∞ + ∞ is no number */
+    float sum[D / 8][E], top[E / 2], total[E / 2] = {};
     clear(sum);
+    #pragma unroll
+    for (int half = 0; half < E / 2; half++) top[half] = -1e38f;   /* no -∞: -∞ + ∞ is no number */
     k += b * k_b + g * k_h;
     v += b * v_b + g * v_h;
     const float unit = scale * LOG2_E;                             /* e^(scale score) = 2^(unit score) */
-    const long long end = mask.end_of_keys(min(first + OWN, length) - 1);
+    const long long end = mask.end_of_keys(min(first + ROWS, length) - 1);
+    const long long own_end = first + own < length ? mask.end_of_keys(min(first + own + OWN, length) - 1) : 0;
     if (end) {
-        fetch<D, OWN>(queries, q + b * q_b + h * q_h, q_t, first, length, width);
+        fetch<D, ROWS>(queries, q + b * q_b + h * q_h, q_t, first, length, width);
         fetch<D, COUNT>(keys, k, k_t, 0, S, width);
     }
     for (long long key = 0; key < end; key += COUNT) {
         arrive();                                                  /* keys; the last values are done with */
         fetch<D, COUNT>(values, v, v_t, key, S, width);
-        unsigned long long kept[2];
-        if (DROPOUT) keep_keys<COUNT>(kept, mask, h, first + own, key);
-        float p[COUNT / 8][4], larger[2] = {top[0], top[1]}, added[2] = {};
+        const bool seen = key < own_end;                           /* by any of the warp's queries */
+        float p[COUNT / 8][E];
         clear(p);
-        multiply_rows<D, COUNT>(p, queries + own * (D + 8), keys);
-        if (!mask.allows_all(first, key + COUNT)) hide_keys(p, mask, first + own, key);
-        #pragma unroll
-        for (int n = 0; n < COUNT / 8; n++)
+        if (seen) {
+            unsigned long long kept[E / 2];
+            if (DROPOUT) keep_keys<COUNT>(kept, mask, h, first + own, key);
+            float larger[E / 2], added[E / 2] = {};
+            multiply_rows<D>(p, queries + own * (D + 8), keys);
+            if (!mask.allows_all(first + own, key + COUNT)) hide_keys(p, mask, first + own, key);
             #pragma unroll
-            for (int e = 0; e < 4; e++) larger[e / 2] = max(larger[e / 2], p[n][e]);
-        #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            larger[half] = row_max(larger[half]);
-            const float shrunk = exp2((top[half] - larger[half]) * unit);      /* sums were relative to top */
-            total[half] *= shrunk;
-            top[half]    = larger[half];
+            for (int half = 0; half < E / 2; half++) larger[half] = top[half];
             #pragma unroll
-            for (int n = 0; n < D / 8; n++) sum[n][2 * half] *= shrunk, sum[n][2 * half + 1] *= shrunk;
-        }
-        #pragma unroll
-        for (int n = 0; n < COUNT / 8; n++)
+            for (int n = 0; n < COUNT / 8; n++)
+                #pragma unroll
+                for (int e = 0; e < E; e++) larger[e / 2] = max(larger[e / 2], p[n][e]);
             #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                p[n][e] = exp2(p[n][e] * unit - top[e / 2] * unit);
-                added[e / 2] += p[n][e];
-                if (DROPOUT && !keeps(kept, n, e)) p[n][e] = 0;
+            for (int half = 0; half < E / 2; half++) {
+                larger[half] = row_max(larger[half]);
+                const float shrunk = exp2((top[half] - larger[half]) * unit);      /* sums were relative to top */
+                total[half] *= shrunk;
+                top[half]    = larger[half];
+                #pragma unroll
+                for (int n = 0; n < D / 8; n++) sum[n][2 * half] *= shrunk, sum[n][2 * half + 1] *= shrunk;
             }
-        #pragma unroll
-        for (int half = 0; half < 2; half++) total[half] += row_sum(added[half]);
+            #pragma unroll
+            for (int n = 0; n < COUNT / 8; n++)
+                #pragma unroll
+                for (int e = 0; e < E; e++) {
+                    p[n][e] = exp2(p[n][e] * unit - top[e / 2] * unit);
+                    added[e / 2] += p[n][e];
+                    if (DROPOUT && !keeps(kept, n, e)) p[n][e] = 0;
+                }
+            #pragma unroll
+            for (int half = 0; half < E / 2; half++) total[half] += row_sum(added[half]);
+        }
         arrive();                                                  /* values; keys are done with */
         if (key + COUNT < end) fetch<D, COUNT>(keys, k, k_t, key + COUNT, S, width);
-        add_weighted<D, COUNT>(sum, p, values);
+        if (seen) add_weighted<D>(sum, p, values);
     }
     #pragma unroll
-    for (int half = 0; half < 2; half++) {
+    for (int half = 0; half < E / 2; half++) {
         const long long t = first + own + row_of(2 * half);
         const bool blind = total[half] == 0;                       /* may look at nothing */
         if (threadIdx.x % 4 == 0 && t < length)
@@ -146,7 +165,7 @@ __global__ void attention_forward_16(
 }
 
 /* One block for each example, head and tile of queries.  dy: as q  lse, product: (B, H, T)  dq: as q */
-template <typename T, int D, int COUNT, int DROPOUT>
+template <typename T, int D, int COUNT, int OWN, int DROPOUT>
 __global__ void attention_backward_q_16(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
@@ -155,70 +174,76 @@ __global__ void attention_backward_q_16(
         long long dq_h, long long dq_t, long long H, long long G, long long length, long long S,
         long long width, long long causal, long long has_key_mask, long long has_segments, double scale,
         double grown) {
-    const long long tiles = (length + OWN - 1) / OWN;
-    const long long first = (tiles - 1 - blockIdx.x % tiles) * OWN;    /* the last first, as in forward */
+    enum { ROWS = WARPS * OWN, E = OWN / 4 };
+    const long long tiles = (length + ROWS - 1) / ROWS;
+    const long long first = (tiles - 1 - blockIdx.x % tiles) * ROWS;   /* the last first, as in forward */
     const long long h = blockIdx.x / tiles % H, b = blockIdx.x / tiles / H, g = h / (H / G);
     const Mask mask(b, H, length, S, causal, has_key_mask ? key_mask : nullptr,
                     has_segments ? segments : nullptr, kept);
-    T* queries   = reinterpret_cast<T*>(shared_memory);            /* OWN × D */
-    T* gradients = queries + OWN * (D + 8);                        /* the same, of dy */
-    T* keys      = gradients + OWN * (D + 8);                      /* COUNT × D, of this turn */
-    T* next      = keys + COUNT * (D + 8);                         /* and of the next */
-    T* values    = next + COUNT * (D + 8);                         /* COUNT × D */
-    const int own = threadIdx.x / 32 * 16;
+    T* queries   = reinterpret_cast<T*>(shared_memory);            /* ROWS × D */
+    T* gradients = queries + ROWS * (D + 8);                       /* the same, of dy */
+    T* keys      = gradients + ROWS * (D + 8);                     /* COUNT × D, of this turn and of the next */
+    T* values    = keys + 2 * COUNT * (D + 8);                     /* COUNT × D */
+    const int own = threadIdx.x / 32 * OWN;
     k       += b * k_b + g * k_h;
     v       += b * v_b + g * v_h;
     lse     += (b * H + h) * length;
     product += (b * H + h) * length;
 
-    float sum[D / 8][4], log_total[2], mean[2];
+    float sum[D / 8][E], log_total[E / 2], mean[E / 2];
     clear(sum);
     #pragma unroll
-    for (int half = 0; half < 2; half++) {
+    for (int half = 0; half < E / 2; half++) {
         const long long t = first + own + row_of(2 * half);
         log_total[half] = t < length ? lse[t] * float(LOG2_E) : INFINITY;
         mean[half]      = t < length ? product[t] : 0;
     }
     const float unit = scale * LOG2_E;
-    const long long end = mask.end_of_keys(min(first + OWN, length) - 1);
+    const long long end = mask.end_of_keys(min(first + ROWS, length) - 1);
+    const long long own_end = first + own < length ? mask.end_of_keys(min(first + own + OWN, length) - 1) : 0;
     if (end) {
-        fetch<D, OWN>(queries, q + b * q_b + h * q_h, q_t, first, length, width);
-        fetch<D, OWN>(gradients, dy + b * dy_b + h * dy_h, dy_t, first, length, width);
+        fetch<D, ROWS>(queries, q + b * q_b + h * q_h, q_t, first, length, width);
+        fetch<D, ROWS>(gradients, dy + b * dy_b + h * dy_h, dy_t, first, length, width);
         fetch<D, COUNT>(keys, k, k_t, 0, S, width);
         fetch<D, COUNT>(values, v, v_t, 0, S, width);
     }
-    for (long long key = 0; key < end; key += COUNT) {
+    const int size = COUNT * (D + 8);
+    int turn = 0;
+    for (long long key = 0; key < end; key += COUNT, turn ^= 1) {
         const bool more = key + COUNT < end;
         arrive();                                                  /* both; the last keys are done with */
-        if (more) fetch<D, COUNT>(next, k, k_t, key + COUNT, S, width);
-        unsigned long long kept[2];
-        if (DROPOUT) keep_keys<COUNT>(kept, mask, h, first + own, key);
-        float p[COUNT / 8][4], da[COUNT / 8][4];
+        if (more) fetch<D, COUNT>(keys + (turn ^ 1) * size, k, k_t, key + COUNT, S, width);
+        const bool seen = key < own_end;                           /* by any of the warp's queries */
+        float p[COUNT / 8][E], da[COUNT / 8][E];
         clear(p);
         clear(da);
-        multiply_rows<D, COUNT>(p, queries + own * (D + 8), keys);
-        multiply_rows<D, COUNT>(da, gradients + own * (D + 8), values);
+        if (seen) {
+            multiply_rows<D>(p, queries + own * (D + 8), keys + turn * size);
+            multiply_rows<D>(da, gradients + own * (D + 8), values);
+        }
         __syncthreads();                                           /* values are done with */
         if (more) fetch<D, COUNT>(values, v, v_t, key + COUNT, S, width);
-        if (!mask.allows_all(first, key + COUNT)) hide_keys(p, mask, first + own, key);
+        if (!seen) continue;
+        unsigned long long kept[E / 2];
+        if (DROPOUT) keep_keys<COUNT>(kept, mask, h, first + own, key);
+        if (!mask.allows_all(first + own, key + COUNT)) hide_keys(p, mask, first + own, key);
         #pragma unroll
         for (int n = 0; n < COUNT / 8; n++)
             #pragma unroll
-            for (int e = 0; e < 4; e++) {
+            for (int e = 0; e < E; e++) {
                 const float weight = exp2(p[n][e] * unit - log_total[e / 2]);
                 if (DROPOUT) da[n][e] *= keeps(kept, n, e) ? float(grown) : 0;         /* P̃ / P */
                 da[n][e] = weight * (da[n][e] - mean[e / 2]);
             }
-        add_weighted<D, COUNT>(sum, da, keys);
-        swap(keys, next);
+        add_weighted<D>(sum, da, keys + turn * size);
     }
     store<D>(dq + b * dq_b + h * dq_h, dq_t, sum, scale, first + own, length, width);
 }
 
 /* One block for each example, key head and tile of keys, which sums over the queries of all heads of the group: no
    other adds to its rows of dk and dv.  dk, dv: as k and v */
-template <typename T, int D, int COUNT, int DROPOUT>
-__global__ void __launch_bounds__(32 * WARPS, DROPOUT || D > 64 ? 2 : 3) attention_backward_kv_16(
+template <typename T, int D, int COUNT, int OWN, int DROPOUT>
+__global__ void __launch_bounds__(32 * WARPS, 2) attention_backward_kv_16(
         const T* q, long long q_b, long long q_h, long long q_t, const T* k, long long k_b, long long k_h,
         long long k_t, const T* v, long long v_b, long long v_h, long long v_t, const T* dy, long long dy_b,
         long long dy_h, long long dy_t, const bool* key_mask, const long long* segments,
@@ -226,75 +251,82 @@ __global__ void __launch_bounds__(32 * WARPS, DROPOUT || D > 64 ? 2 : 3) attenti
         long long dk_h, long long dk_t, T* dv, long long dv_b, long long dv_h, long long dv_t, long long H,
         long long G, long long length, long long S, long long width, long long causal,
         long long has_key_mask, long long has_segments, double scale, double grown) {
-    const long long tiles = (S + OWN - 1) / OWN, first = blockIdx.x % tiles * OWN;
-    const long long g = blockIdx.x / tiles % G, b = blockIdx.x / tiles / G;
+    enum { ROWS = WARPS * OWN, E = OWN / 4 };
+    const int tiles = (S + ROWS - 1) / ROWS, first = blockIdx.x % tiles * ROWS;
+    const int g = blockIdx.x / tiles % G, b = blockIdx.x / tiles / G;
     const Mask mask(b, H, length, S, causal, has_key_mask ? key_mask : nullptr,
                     has_segments ? segments : nullptr, kept);
-    T* keys      = reinterpret_cast<T*>(shared_memory);            /* OWN × D */
-    T* values    = keys + OWN * (D + 8);
-    T* queries   = values + OWN * (D + 8);                         /* COUNT × D, of this turn */
-    T* next      = queries + COUNT * (D + 8);                      /* and of the next */
-    T* gradients = next + COUNT * (D + 8);                         /* COUNT × D, of dy */
-    float* numbers      = reinterpret_cast<float*>(gradients + COUNT * (D + 8));   /* COUNT lse and products */
-    float* next_numbers = numbers + 2 * COUNT;
-    unsigned* bits      = reinterpret_cast<unsigned*>(next_numbers + 2 * COUNT);   /* 2 × COUNT: of 32 keys each */
-    unsigned* next_bits = bits + 2 * COUNT;                        /* those that dropout keeps */
-    const int own = threadIdx.x / 32 * 16;
+    T* keys      = reinterpret_cast<T*>(shared_memory);            /* ROWS × D */
+    T* values    = keys + ROWS * (D + 8);
+    T* gradients = values + ROWS * (D + 8);                        /* COUNT × D, of dy */
+    /* Of this turn and of the next: COUNT × D queries, COUNT lse and products, and which keys dropout keeps, 32 in a
+       word, ROWS / 32 × COUNT. */
+    T* both             = gradients + COUNT * (D + 8);
+    float* both_numbers = reinterpret_cast<float*>(both + 2 * COUNT * (D + 8));
+    unsigned* both_bits = reinterpret_cast<unsigned*>(both_numbers + 4 * COUNT);
+    const int own = threadIdx.x / 32 * OWN;
 
-    float sum_k[D / 8][4], sum_v[D / 8][4];
+    float sum_k[D / 8][E], sum_v[D / 8][E];
     clear(sum_k);
     clear(sum_v);
     const float unit = scale * LOG2_E;
     const int start = mask.first_query(first), end_of_heads = (g + 1) * (H / G);
-    const auto fetch_queries = [&](T* tile, float* numbers, unsigned* bits, int h, int query) {
-        fetch<D, COUNT>(tile, q + b * q_b + h * q_h, q_t, query, length, width);
-        const int t = query + threadIdx.x;
-        if (threadIdx.x >= COUNT) return;
-        if (DROPOUT) {
-            const unsigned long long kept = mask.keeps_keys<OWN>(h, t, first);
-            bits[threadIdx.x]         = kept;
-            bits[COUNT + threadIdx.x] = kept >> 32;
+    const int own_start = mask.first_query(first + own);           /* of the queries that see any of the warp's keys */
+    const auto fetch_queries = [&](int turn, int h, int query) {
+        fetch<D, COUNT>(both + turn * COUNT * (D + 8), q + b * q_b + h * q_h, q_t, query, length, width);
+        const int one = threadIdx.x % COUNT, part = threadIdx.x / COUNT, t = query + one;
+        if (DROPOUT && part < ROWS / 64) {
+            const unsigned long long kept = mask.keeps_keys<64>(h, t, first + 64 * part);
+            unsigned* bits = both_bits + (turn * ROWS / 32 + 2 * part) * COUNT + one;
+            bits[0]     = kept;
+            bits[COUNT] = kept >> 32;
         }
-        copy_4_bytes(numbers + threadIdx.x, lse + (b * H + h) * length + t, t < length);
-        copy_4_bytes(numbers + COUNT + threadIdx.x, product + (b * H + h) * length + t, t < length);
+        if (part) return;
+        float* numbers = both_numbers + turn * 2 * COUNT;
+        copy_4_bytes(numbers + one, lse + (b * H + h) * length + t, t < length);
+        copy_4_bytes(numbers + COUNT + one, product + (b * H + h) * length + t, t < length);
     };
     const auto fetch_gradients = [&](int h, int query) {           /* 0 where there is no query */
         fetch<D, COUNT>(gradients, dy + b * dy_b + h * dy_h, dy_t, query, length, width);
     };
-    int h = g * (H / G), query = start;                            /* one at least sees the key */
-    fetch<D, OWN>(keys, k + b * k_b + g * k_h, k_t, first, S, width);
-    fetch<D, OWN>(values, v + b * v_b + g * v_h, v_t, first, S, width);
-    fetch_queries(queries, numbers, bits, h, query);
+    int turn = 0, h = g * (H / G), query = start;                  /* one at least sees the key */
+    fetch<D, ROWS>(keys, k + b * k_b + g * k_h, k_t, first, S, width);
+    fetch<D, ROWS>(values, v + b * v_b + g * v_h, v_t, first, S, width);
+    fetch_queries(turn, h, query);
     fetch_gradients(h, query);
     while (h < end_of_heads) {
         const bool last      = query + COUNT >= length;            /* of this head */
         const int next_query = last ? start : query + COUNT, next_h = h + last;
         arrive();                                                  /* both; the last queries are done with */
-        if (next_h < end_of_heads) fetch_queries(next, next_numbers, next_bits, next_h, next_query);
-        float p[COUNT / 8][4], da[COUNT / 8][4];                   /* of its keys, by rows, and these queries */
+        if (next_h < end_of_heads) fetch_queries(turn ^ 1, next_h, next_query);
+        const T* queries     = both + turn * COUNT * (D + 8);
+        const float* numbers = both_numbers + turn * 2 * COUNT;
+        const unsigned* bits = both_bits + (turn * ROWS + own) / 32 * COUNT;
+        const bool seen = query + COUNT > own_start;               /* by any of these queries */
+        float p[COUNT / 8][E], da[COUNT / 8][E];                   /* of its keys, by rows, and these queries */
         clear(p);
         clear(da);
-        multiply_rows<D, COUNT>(p, keys + own * (D + 8), queries);
-        multiply_rows<D, COUNT>(da, values + own * (D + 8), gradients);
-        if (!mask.allows_all(query, first + OWN)) hide_queries(p, mask, query, first + own);
-        #pragma unroll
-        for (int n = 0; n < COUNT / 8; n++)
+        if (seen) {
+            multiply_rows<D>(p, keys + own * (D + 8), queries);
+            multiply_rows<D>(da, values + own * (D + 8), gradients);
+            if (!mask.allows_all(query, first + ROWS)) hide_queries(p, mask, query, first + own);
             #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                const int t = column_of(n, e);
-                const float weight = exp2(p[n][e] * unit - numbers[t] * float(LOG2_E));
-                const bool seen    = !DROPOUT || bits[own / 32 * COUNT + t] >> (own % 32 + row_of(e)) & 1;
-                const float factor = seen ? float(DROPOUT ? grown : 1) : 0;
-                da[n][e] = weight * (da[n][e] * factor - numbers[COUNT + t]);      /* factor: P̃ / P */
-                p[n][e]  = weight * factor;
-            }
-        add_weighted<D, COUNT>(sum_v, p, gradients);
+            for (int n = 0; n < COUNT / 8; n++)
+                #pragma unroll
+                for (int e = 0; e < E; e++) {
+                    const int t = column_of(n, e);
+                    const float weight = exp2(p[n][e] * unit - numbers[t] * float(LOG2_E));
+                    const bool kept    = !DROPOUT || bits[t] >> (own % 32 + row_of(e)) & 1;
+                    const float factor = kept ? float(DROPOUT ? grown : 1) : 0;
+                    da[n][e] = weight * (da[n][e] * factor - numbers[COUNT + t]);      /* factor: P̃ / P */
+                    p[n][e]  = weight * factor;
+                }
+            add_weighted<D>(sum_v, p, gradients);
+        }
         __syncthreads();                                           /* gradients are done with */
         if (next_h < end_of_heads) fetch_gradients(next_h, next_query);
-        add_weighted<D, COUNT>(sum_k, da, queries);
-        swap(queries, next);
-        swap(numbers, next_numbers);
-        swap(bits, next_bits);
+        if (seen) add_weighted<D>(sum_k, da, queries);
+        turn ^= 1;
         h     = next_h;
         query = next_query;
     }

@@ -20,7 +20,7 @@ TYPES   = {"float32": "float", "float64": "double", "bfloat16": "bfloat16", "flo
 OPTIONS = ("-std=c++17", "-prec-div=false", "-prec-sqrt=false")     # float32: to 2 units in the last place
 THREADS = 256                          # of a block
 PACK    = 16                           # bytes that a thread reads or writes at once (common.cuh)
-SHARED  = 48 << 10                     # bytes of shared memory that a block gets without asking
+SHARED  = 48 << 10                     # bytes of shared memory that a block gets without asking for more
 BLOCKS  = 1024                         # enough to fill a GPU, where a block can take on any number of rows
 
 
@@ -71,16 +71,22 @@ def launch(file: str, kernel: str, blocks: int, *args: Any, constants: tuple[int
 
     constants: what the template takes beside T.  shared: bytes of shared memory a block.
     """
-    function = _function(array_module(args[0]), file, kernel, args[0].dtype, constants)
+    more     = (shared, args[0].device.id) if shared > SHARED else None
+    function = _function(array_module(args[0]), file, kernel, args[0].dtype, constants, more)
     function((blocks,), (threads,), args, shared_mem=shared)
 
 
 @functools.cache
-def _function(cupy: Any, file: str, kernel: str, dtype: Any, constants: tuple[int, ...]) -> Any:
+def _function(cupy: Any, file: str, kernel: str, dtype: Any, constants: tuple[int, ...],
+              more: tuple[int, int] | None) -> Any:
+    """more: how many bytes of shared memory are to be asked for, and on which device, if any are."""
     template   = ", ".join(filter(None, (c_type(dtype), *map(str, constants))))
     expression = f"{kernel}<{template}>" if template else kernel
     module     = cupy.RawModule(code=source(file), options=OPTIONS, name_expressions=(expression,))
-    return module.get_function(expression)
+    function   = module.get_function(expression)
+    if more:
+        function.max_dynamic_shared_size_bytes = more[0]
+    return function
 
 
 @functools.cache
