@@ -4,6 +4,7 @@ Numbers of constants are those of cublas_api.h, cublasLt.h and library_types.h.
 """
 
 import ctypes
+import itertools
 import types
 
 import ml_dtypes  # noqa: F401
@@ -51,10 +52,10 @@ class CublasLt:
     """
 
     def __init__(self, machine):
-        self.machine, self.made = machine, {}
+        self.machine, self.made, self.numbers = machine, {}, itertools.count(1)
 
     def _make(self, pointer, made):
-        pointer._obj.value = 1 + len(self.made)
+        pointer._obj.value = next(self.numbers)
         self.made[pointer._obj.value] = made
         return 0
 

@@ -19,11 +19,11 @@ BACKWARD = {("float32", 32): (32, 32), ("float32", 64): (32, 32), ("float32", 12
             ("float64", 32): (16, 16), ("float64", 64): (16, 16)}
 """(type, head size up to) → queries and keys of a tile: as many as fit in 48 KiB of shared memory."""
 
-WARPS       = 4                        # of a block of tensor cores
-ON_CORES    = {"forward":     {32: (64, 32), 64: (64, 32), 96: (32, 16), 128: (32, 16)},
-               "backward_q":  {32: (32, 32), 64: (32, 32), 96: (32, 16), 128: (16, 16)},
-               "backward_kv": {32: (32, 32), 64: (32, 32), 96: (32, 16), 128: (16, 16)}}
-DROPOUT     = {"backward_kv": {64: (64, 16)}}
+WARPS        = 4                       # of a block of tensor cores
+ON_CORES     = {"forward":     {32: (64, 32), 64: (64, 32), 96: (32, 16), 128: (32, 16)},
+                "backward_q":  {32: (32, 32), 64: (32, 32), 96: (32, 16), 128: (16, 16)},
+                "backward_kv": {32: (32, 32), 64: (32, 32), 96: (32, 16), 128: (16, 16)}}
+WITH_DROPOUT = {"backward_kv": {64: (64, 16)}}
 """Kernel → head size up to → how many others it takes at once, how many rows of its own each warp: as many as
 the registers hold, and where they have dropout's bits to hold, too."""
 
@@ -87,7 +87,7 @@ def _tiles(dtype, width, kernel, drops):
     """For heads of that type and width; None where there is no kernel for them.  drops: 0 or 1."""
     forward = kernel == "forward"
     if is_narrow(dtype):
-        sizes = ON_CORES[kernel] | (DROPOUT.get(kernel, {}) if drops else {})
+        sizes = ON_CORES[kernel] | (WITH_DROPOUT.get(kernel, {}) if drops else {})
         for D, (count, own) in sizes.items():
             if width <= D:
                 rows   = WARPS * own

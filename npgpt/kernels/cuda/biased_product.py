@@ -75,7 +75,8 @@ def _library(xp: Any) -> Any:
 def _plan(library: Any, handle: int, type_: int, M: int, K: int, N: int, aligned: tuple) -> Plan | None:
     """aligned: what the places of weight, x, y and bias are multiples of, in bytes, at most 256.
 
-    cuBLAS counts along columns first: to it each array is its transpose, and yᵀ = Wᵀ xᵀ the product.
+    cuBLAS counts along columns first: to it each array is its transpose, and yᵀ = Wᵀ xᵀ the product. A
+    handle, and so a plan, is of one thread.
     """
     operation, preference, weight, x, y = (Pointer() for _ in range(5))
     choice, found = Choice(), ctypes.c_int()
