@@ -30,7 +30,7 @@ print("ops", len(OPS))
 MODELS: tuple[tuple[str, dict], ...] = ("gpt2", {}), ("llama", LLAMA)
 for name, options in MODELS:
     for dtype in TYPES:
-        config = TrainConfig(vocab_size=65, batch_size=4, block_size=16, n_layer=2, n_head=2, n_embd=64,
+        config = TrainConfig(vocab_size=65, batch_size=4, block_size=16, n_layer=2, n_head=2, n_embd=128,
                              dropout=0.1, attention_dropout=0.1, gradient_accumulation_steps=2, l2=0.1,
                              device="cuda", dtype=dtype, **options)
         model = GPT(config.model(65), config.seed, "cuda", dtype)
