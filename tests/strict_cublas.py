@@ -46,9 +46,9 @@ PREFERENCES = {1: 8, 5: 4, 6: 4, 7: 4, 8: 4}
 
 
 class CublasLt:
-    """The library as ctypes shows it. As the real one does, which says so without a GPU, too, it refuses an
-    attribute that it does not know or that is of another size; and an address that is less aligned than was
-    told when the algorithm was chosen.
+    """The library as ctypes shows it. As the real one does, even without a GPU, it refuses an attribute that
+    it does not know or that is of another size. It also refuses an address that is less aligned than it was
+    told when the algorithm was chosen: that may end a GPU's kernel.
     """
 
     def __init__(self, machine):

@@ -21,7 +21,7 @@ from npgpt import GPT, GPTConfig, ops
 from npgpt.kernels.cuda import biased_product, launch
 from npgpt.tensor import Key, array_module, twins
 from npgpt.tensor.device import check_device, empty
-from npgpt.tensor.precision import accumulator
+from npgpt.tensor.precision import NARROW, accumulator
 from npgpt.training.optimizer import AdamW, clip_scale
 
 ROUNDS = 20
@@ -102,8 +102,10 @@ def calls(cupy: Any, B: int, dtype: str) -> dict[str, Call]:
         "rotary_backward": Call(ops.rotary_backward, (k, saved["rotary"])),
         "dropout_forward": Call(ops.dropout_forward, (x, 0.1, key)),
         "dropout_backward": Call(ops.dropout_backward, (dy, saved["dropout"])),
-        # A product so thin that what it reads and writes of the wide side is all it costs, and a bias.
-        "linear_forward": Call(ops.linear_forward, (thin, row, normal(4 * C)), again=2 * wide.nbytes),
+        # A product so thin that what it reads and writes of the wide side is all it costs, and a bias. Of 16
+        # bits that is added before y is written, else y is read and written for it.
+        "linear_forward": Call(ops.linear_forward, (thin, row, normal(4 * C)),
+                               again=wide.nbytes * (1 if dtype in NARROW else 2)),
         "linear_backward": Call(ops.linear_backward, (wide, saved["linear"]), again=2 * wide.nbytes),
         "weight_gradient": Call(ops.weight_gradient, (rows, rows), again=2 * rows.nbytes + 4 * C * C,
                                 flops=2.0 * B * T * C * C),

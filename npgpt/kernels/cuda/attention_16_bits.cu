@@ -26,14 +26,14 @@ template <int N, int E>
 __device__ void hide_keys(float (&scores)[N][E], const Mask& mask, long long query, long long key) {
     int end[E / 2];                                                /* of the keys that are seen */
     #pragma unroll
-    for (int half = 0; half < E / 2; half++) end[half] = mask.end_of_keys(query + row_of(2 * half)) - key;
+    for (int r = 0; r < E / 2; r++) end[r] = mask.end_of_keys(query + row_of(2 * r)) - key;
     #pragma unroll
     for (int n = 0; n < N; n++)
         #pragma unroll
         for (int e = 0; e < E; e++)
             if (column_of(n, e) >= end[e / 2]) scores[n][e] = -INFINITY;
     if (!mask.selects()) return;
-    unsigned long long seen = 0;
+    unsigned long long seen = 0;                                   /* one by one: all at once take too many registers */
     #pragma unroll 1
     for (int i = 0; i < N * E; i++)
         seen |= (unsigned long long)mask.selected(query + row_of(i % E), key + column_of(i / E, i % E)) << i;
@@ -47,7 +47,7 @@ template <int N, int E>
 __device__ void hide_queries(float (&scores)[N][E], const Mask& mask, long long query, long long key) {
     int start[E / 2];                                              /* of the queries that see a key */
     #pragma unroll
-    for (int half = 0; half < E / 2; half++) start[half] = mask.first_query(key + row_of(2 * half)) - query;
+    for (int r = 0; r < E / 2; r++) start[r] = mask.first_query(key + row_of(2 * r)) - query;
     #pragma unroll
     for (int n = 0; n < N; n++)
         #pragma unroll
@@ -65,14 +65,14 @@ __device__ void hide_queries(float (&scores)[N][E], const Mask& mask, long long 
 
 /* Which of the COUNT keys from `key` on dropout keeps, of the thread's queries: bit 8 n + e % 2 of kept[e / 2] is of
    scores[n][e]. */
-template <int COUNT, int HALVES>
-__device__ void keep_keys(unsigned long long (&kept)[HALVES], const Mask& mask, long long h, long long query,
+template <int COUNT, int R>
+__device__ void keep_keys(unsigned long long (&kept)[R], const Mask& mask, long long h, long long query,
                           long long key) {
     #pragma unroll
-    for (int half = 0; half < HALVES; half++)
-        kept[half] = mask.keeps_keys<COUNT>(h, query + row_of(2 * half), key) >> column_of(0, 0);
+    for (int r = 0; r < R; r++)
+        kept[r] = mask.keeps_keys<COUNT>(h, query + row_of(2 * r), key) >> column_of(0, 0);
 }
-template <int HALVES> __device__ bool keeps(const unsigned long long (&kept)[HALVES], int n, int e) {
+template <int R> __device__ bool keeps(const unsigned long long (&kept)[R], int n, int e) {
     return kept[e / 2] >> (8 * n + e % 2) & 1;
 }
 
@@ -99,7 +99,7 @@ __global__ void attention_forward_16(
     float sum[D / 8][E], top[E / 2], total[E / 2] = {};
     clear(sum);
     #pragma unroll
-    for (int half = 0; half < E / 2; half++) top[half] = -1e38f;   /* no -∞: -∞ + ∞ is no number */
+    for (int r = 0; r < E / 2; r++) top[r] = -1e38f;   /* no -∞: -∞ + ∞ is no number */
     k += b * k_b + g * k_h;
     v += b * v_b + g * v_h;
     const float unit = scale * LOG2_E;                             /* e^(scale score) = 2^(unit score) */
@@ -122,19 +122,19 @@ __global__ void attention_forward_16(
             multiply_rows<D>(p, queries + own * (D + 8), keys);
             if (!mask.allows_all(first + own, key + COUNT)) hide_keys(p, mask, first + own, key);
             #pragma unroll
-            for (int half = 0; half < E / 2; half++) larger[half] = top[half];
+            for (int r = 0; r < E / 2; r++) larger[r] = top[r];
             #pragma unroll
             for (int n = 0; n < COUNT / 8; n++)
                 #pragma unroll
                 for (int e = 0; e < E; e++) larger[e / 2] = max(larger[e / 2], p[n][e]);
             #pragma unroll
-            for (int half = 0; half < E / 2; half++) {
-                larger[half] = row_max(larger[half]);
-                const float shrunk = exp2((top[half] - larger[half]) * unit);      /* sums were relative to top */
-                total[half] *= shrunk;
-                top[half]    = larger[half];
+            for (int r = 0; r < E / 2; r++) {
+                larger[r] = row_max(larger[r]);
+                const float shrunk = exp2((top[r] - larger[r]) * unit);      /* sums were relative to top */
+                total[r] *= shrunk;
+                top[r]    = larger[r];
                 #pragma unroll
-                for (int n = 0; n < D / 8; n++) sum[n][2 * half] *= shrunk, sum[n][2 * half + 1] *= shrunk;
+                for (int n = 0; n < D / 8; n++) sum[n][2 * r] *= shrunk, sum[n][2 * r + 1] *= shrunk;
             }
             #pragma unroll
             for (int n = 0; n < COUNT / 8; n++)
@@ -145,21 +145,21 @@ __global__ void attention_forward_16(
                     if (DROPOUT && !keeps(kept, n, e)) p[n][e] = 0;
                 }
             #pragma unroll
-            for (int half = 0; half < E / 2; half++) total[half] += row_sum(added[half]);
+            for (int r = 0; r < E / 2; r++) total[r] += row_sum(added[r]);
         }
         arrive();                                                  /* values; keys are done with */
         if (key + COUNT < end) fetch<D, COUNT>(keys, k, k_t, key + COUNT, S, width);
         if (seen) add_weighted<D>(sum, p, values);
     }
     #pragma unroll
-    for (int half = 0; half < E / 2; half++) {
-        const long long t = first + own + row_of(2 * half);
-        const bool blind = total[half] == 0;                       /* may look at nothing */
+    for (int r = 0; r < E / 2; r++) {
+        const long long t = first + own + row_of(2 * r);
+        const bool blind = total[r] == 0;                       /* may look at nothing */
         if (threadIdx.x % 4 == 0 && t < length)
-            lse[(b * H + h) * length + t] = blind ? INFINITY : top[half] * float(scale) + log(total[half]);
-        const float share = blind ? 0 : float(grown) / total[half];
+            lse[(b * H + h) * length + t] = blind ? INFINITY : top[r] * float(scale) + log(total[r]);
+        const float share = blind ? 0 : float(grown) / total[r];
         #pragma unroll
-        for (int n = 0; n < D / 8; n++) sum[n][2 * half] *= share, sum[n][2 * half + 1] *= share;
+        for (int n = 0; n < D / 8; n++) sum[n][2 * r] *= share, sum[n][2 * r + 1] *= share;
     }
     store<D>(y + b * y_b + h * y_h, y_t, sum, 1, first + own, length, width);
 }
@@ -193,10 +193,10 @@ __global__ void attention_backward_q_16(
     float sum[D / 8][E], log_total[E / 2], mean[E / 2];
     clear(sum);
     #pragma unroll
-    for (int half = 0; half < E / 2; half++) {
-        const long long t = first + own + row_of(2 * half);
-        log_total[half] = t < length ? lse[t] * float(LOG2_E) : INFINITY;
-        mean[half]      = t < length ? product[t] : 0;
+    for (int r = 0; r < E / 2; r++) {
+        const long long t = first + own + row_of(2 * r);
+        log_total[r] = t < length ? lse[t] * float(LOG2_E) : INFINITY;
+        mean[r]      = t < length ? product[t] : 0;
     }
     const float unit = scale * LOG2_E;
     const long long end = mask.end_of_keys(min(first + ROWS, length) - 1);

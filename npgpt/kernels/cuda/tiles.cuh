@@ -2,7 +2,8 @@
    rows lie D + 8 apart, so that the 8 that are loaded at once are in different banks.
 
    Each warp owns 16 or 32 rows. What it loads of another tile it multiplies by all of them: with 32, half as much
-   is loaded. Of its products a thread has, for every 8 columns, 4 sums of every 16 rows (tensor_cores.cuh). */
+   is loaded. Of its products a thread has, for every 8 columns, 4 sums of every 16 rows (tensor_cores.cuh): E in all,
+   sums[n][e], two each of E / 2 rows. */
 
 enum { WARPS = 4 };
 
