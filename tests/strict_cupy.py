@@ -39,6 +39,7 @@ class Machine:
     def __init__(self):
         self.launches = []                                   # (name, bytes read and written) of each kernel
         self.devices, self.current, self.free_bytes = 2, 0, float("inf")
+        self.capability = "90"                               # of each device
         self.in_step, self.order = False, "F"                # order: of what is computed
         self.uploads, self.downloads = [], 0                 # the shape and type of each; how many
 
@@ -449,6 +450,8 @@ class Device:
 
     def __init__(self, id=None):
         self.id = machine.current if id is None else id
+
+    compute_capability = property(lambda self: machine.capability)
 
     def use(self):
         machine.current = self.id

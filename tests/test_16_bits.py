@@ -143,6 +143,15 @@ def test_a_replica_adds_up_in_32_bits_too(cupy, dtype):
     assert np.array_equal(to_numpy(model.flat.grad), expected)
 
 
+def test_a_gpu_without_bfloat16_says_so(cupy, monkeypatch):
+    monkeypatch.setattr(strict_cupy.machine, "capability", "75")
+    with pytest.raises(DeviceError) as error:
+        gpt("bfloat16")
+    assert str(error.value) == ("dtype bfloat16 needs a GPU of compute capability 8.0 or above, and cuda has "
+                                "7.5: use float16")
+    assert gpt("float16").flat.data.dtype == np.float16
+
+
 def test_what_needs_a_gpu_says_so(monkeypatch):
     for dtype in NARROW:
         with pytest.raises(ConfigError, match=f"{dtype} needs a GPU: on the CPU use float32"):

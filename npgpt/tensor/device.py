@@ -15,6 +15,7 @@ from npgpt.errors import DeviceError
 from npgpt.tensor.memory import shared
 
 Array = Any        # a numpy.ndarray or a cupy.ndarray; the formulas run on either
+TURING, AMPERE = 75, 80                # compute capabilities, those of T4 and A100
 
 
 def array_module(*arrays: Array):
@@ -40,6 +41,11 @@ def device_of(array: Array) -> str:
     return "cpu" if array_module(array) is np else f"cuda:{array.device.id}"
 
 
+def capability(array: Array) -> int:
+    """The compute capability of the GPU on which an array lives, ten times NVIDIA's number: 75 is 7.5."""
+    return int(array.device.compute_capability)
+
+
 def to_device(array: Array, device: str = "cpu") -> Array:
     """The same values on `device`; the array itself if it is there already.
 
@@ -58,11 +64,15 @@ def to_device(array: Array, device: str = "cpu") -> Array:
 
 def empty(size: int, dtype: str, device: str = "cpu") -> Array:
     """A flat array of `size` numbers on `device`, its values undefined; on the CPU one that forked processes
-    share. Raises as `to_device` does.
+    share. Raises as `to_device` does, and where the GPU has no such numbers.
     """
     if device == "cpu":
         return shared(size, dtype)
     cupy, kind = _cuda(device), _float_type(dtype)
+    has = cupy.cuda.Device().compute_capability
+    if dtype == "bfloat16" and int(has) < AMPERE:
+        raise DeviceError(f"dtype bfloat16 needs a GPU of compute capability 8.0 or above, and {device} has "
+                          f"{has[:-1]}.{has[-1]}: use float16")
     try:
         return cupy.empty(size, kind)
     except cupy.cuda.memory.OutOfMemoryError as error:

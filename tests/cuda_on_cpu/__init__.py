@@ -104,7 +104,7 @@ class Function:
         self.library, self.name = library, name
 
     def __call__(self, grid, block, args, shared_mem=0):
-        if shared_mem > min(self.max_dynamic_shared_size_bytes, 99 << 10):     # 99 KiB: sm_86's most
+        if shared_mem > min(self.max_dynamic_shared_size_bytes, 64 << 10):     # 64 KiB: sm_75's most
             raise KernelError(f"{self.name}: {shared_mem} bytes of shared memory need to be asked for")
         _launch(self.library, self.name, grid, block, args, shared_mem)
 

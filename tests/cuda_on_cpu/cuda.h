@@ -231,6 +231,20 @@ static void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigne
     fibers::wait(fibers::IN_SHUFFLE);
 }
 
+template <typename T> static void multiply_half(float (&c)[4], unsigned a0, unsigned a1, unsigned b, T) {
+    const size_t thread = fibers::lane_of(fibers::current), lane = thread % 32;
+    const Fragment* warp = &fragments[thread - lane];
+    for (int n = 0; n < 4; n++) fragments[thread].a[n] = half_of<T>(n < 2 ? a0 : a1, n % 2);
+    for (int n = 0; n < 2; n++) fragments[thread].b[n] = half_of<T>(b, n);
+    fibers::wait(fibers::IN_SHUFFLE);
+    for (int e = 0; e < 4; e++)
+        for (int k = 0; k < 8; k++) {
+            const int column = 2 * (lane % 4) + e % 2;
+            c[e] += warp[lane / 4 * 4 + k / 2].a[2 * (e / 2) + k % 2] * warp[column * 4 + k / 2].b[k % 2];
+        }
+    fibers::wait(fibers::IN_SHUFFLE);
+}
+
 /* number(j, row, column) of matrix j, 8 × 8, of whose rows the threads named one each. */
 template <typename Number> static void exchange_rows(const void* row, Number number) {
     const size_t thread = fibers::lane_of(fibers::current), lane = thread % 32;

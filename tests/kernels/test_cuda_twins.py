@@ -10,6 +10,7 @@ import sys
 import ml_dtypes  # noqa: F401
 import numpy as np
 import pytest
+import strict_cupy
 from cuda_on_cpu import launcher
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -181,6 +182,30 @@ def test_attention_of_several_tiles(cupy, launches, dtype, D, T, S, H, G, causal
         results.append([array.tobytes() for array in arrays_in(fetched((y_here, gradients)))])
     assert all(result == results[0] for result in results)
     assert all(blocks > 2 for kernel, blocks in launches if kernel.startswith("attention"))
+
+
+@pytest.mark.parametrize("cupy", ["CPU"], indirect=True)
+def test_attention_of_older_gpus(cupy, launches):
+    """Turing's, T4's, is computed by fewer rows a warp; before them there were no such tensor cores."""
+    rng = np.random.default_rng(0)
+    q, k, v, dy = rng.standard_normal((4, 1, 2, 70, 64)).astype("f2")
+    y, saved  = in_float32(ops.attention_forward.reference, (q, k, v), {})
+    expected  = in_float32(ops.attention_backward.reference, (dy, saved), {})
+    blocks    = {}
+    for strict_cupy.machine.capability in "75", "80":
+        launches.clear()
+        y_here, saved_here = TWINS["attention_forward"](*placed((q, k, v)))
+        gradients          = TWINS["attention_backward"](*placed((dy,)), saved_here)
+        assert_same(fetched((y_here, gradients)), (y, expected), tolerance_of("attention", "float16"))
+        blocks[strict_cupy.machine.capability] = dict(launches)
+    assert {kernel for kernel in blocks["75"] if blocks["75"][kernel] != blocks["80"][kernel]} \
+        == {"attention_backward_kv_16"}
+    strict_cupy.machine.capability = "70"
+    assert TWINS["attention_forward"](*placed((q, k, v))) is NotImplemented
+    assert TWINS["attention_backward"](*placed((dy,)), saved_here) is NotImplemented
+    by_formula, _ = ops.attention_forward(*placed((q, k, v)))
+    assert_same(fetched(by_formula), y, tolerance_of("attention", "float16"))
+    assert TWINS["attention_forward"](*placed((q.astype("f4"),) * 3)) is not NotImplemented
 
 
 @pytest.mark.parametrize("dtype", OF_WIDE_TYPES)

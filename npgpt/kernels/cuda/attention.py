@@ -11,6 +11,7 @@ from npgpt.kernels.cuda.dropout import kept_bits
 from npgpt.kernels.heads import side_by_side
 from npgpt.ops.dropout import share_kept
 from npgpt.tensor import array_module
+from npgpt.tensor.device import AMPERE, TURING, capability
 from npgpt.tensor.precision import accumulator, is_narrow
 
 FORWARD  = {("float32", 32): (64, 64), ("float32", 64): (64, 32), ("float32", 128): (32, 32),
@@ -23,9 +24,9 @@ WARPS        = 4                       # of a block of tensor cores
 ON_CORES     = {"forward":     {32: (64, 32), 64: (64, 32), 96: (32, 16), 128: (32, 16)},
                 "backward_q":  {32: (32, 32), 64: (32, 32), 96: (32, 16), 128: (16, 16)},
                 "backward_kv": {32: (32, 32), 64: (32, 32), 96: (32, 16), 128: (16, 16)}}
-WITH_DROPOUT = {"backward_kv": {64: (64, 16)}}
+WHEN_CROWDED = {"backward_kv": {64: (64, 16)}}
 """Kernel → head size up to → how many others it takes at once, how many rows of its own each warp: as many as
-the registers hold, and where they have dropout's bits to hold, too."""
+the registers hold; and where they hold dropout's bits, too, or on Turing what goes to shared memory."""
 
 
 class Tiles(NamedTuple):
@@ -41,7 +42,7 @@ class Tiles(NamedTuple):
 
 def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropout=0.0, dropout_key=None):
     drops = int(bool(dropout and dropout_key))
-    tiles = _tiles(q.dtype, q.shape[-1], "forward", drops)
+    tiles = _tiles(q.dtype, q.shape[-1], "forward", drops, capability(q))
     if not tiles or not _covered((q, k, v), key_mask, segments):
         return NotImplemented
     xp = array_module(q)
@@ -57,7 +58,8 @@ def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropou
 def attention_backward(dy, saved):
     q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse = saved
     drops = int(bool(dropout and dropout_key))
-    of_q, of_kv = (_tiles(q.dtype, q.shape[-1], kernel, drops) for kernel in ("backward_q", "backward_kv"))
+    of_q, of_kv = (_tiles(q.dtype, q.shape[-1], kernel, drops, capability(q))
+                   for kernel in ("backward_q", "backward_kv"))
     if not of_q or not _covered((q, k, v, dy, y), key_mask, segments):
         return NotImplemented
     if not cuda.covers(lse) or lse.dtype != accumulator(q.dtype):
@@ -83,11 +85,16 @@ def _launch(tiles, heads, length, *args):
 
 
 @functools.cache
-def _tiles(dtype, width, kernel, drops):
-    """For heads of that type and width; None where there is no kernel for them.  drops: 0 or 1."""
+def _tiles(dtype, width, kernel, drops, generation):
+    """For heads of that type and width; None where there is no kernel for them.  drops: 0 or 1.  generation:
+    of the GPU, its compute capability.
+    """
     forward = kernel == "forward"
     if is_narrow(dtype):
-        sizes = ON_CORES[kernel] | (WITH_DROPOUT.get(kernel, {}) if drops else {})
+        if generation < TURING:
+            return None
+        crowded = drops or generation < AMPERE
+        sizes = ON_CORES[kernel] | (WHEN_CROWDED.get(kernel, {}) if crowded else {})
         for D, (count, own) in sizes.items():
             if width <= D:
                 rows   = WARPS * own

@@ -11,9 +11,13 @@ __device__ inline unsigned pair(float first, float second, bfloat16) {
     return bits;
 }
 __device__ inline unsigned pair(float first, float second, float16) {
+#if __CUDA_ARCH__ >= 800
     unsigned bits;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
     return bits;
+#else
+    return to_float16(first) | unsigned(to_float16(second)) << 16;
+#endif
 }
 
 /* c += a b, of a (16 × 16) and b (16 × 8). */
@@ -22,11 +26,20 @@ __device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned 
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+#if __CUDA_ARCH__ >= 800
 __device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, float16) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+#else
+
+/* c += a b, of a (16 × 8) and b (8 × 8), as Turing's tensor cores have it. */
+__device__ inline void multiply_half(float (&c)[4], unsigned a0, unsigned a1, unsigned b, float16) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(b));
+}
+#endif
 
 /* Four matrices of 8 × 8 from shared memory. Thread n names row n % 8 of matrix n/8, 16 aligned bytes; of each
    matrix it gets of row lane/4 the numbers 2 (lane % 4) and the next, or transposed, of that column. */
@@ -43,6 +56,7 @@ __device__ inline void load_matrices_transposed(unsigned (&m)[4], const void* ro
 
 /* From global to shared memory while the thread goes on; zeros if not `there`. Done when it has waited for its
    copies, for others once they have met. Addresses are multiples of as many bytes. (PTX ISA, "cp.async".) */
+#if __CUDA_ARCH__ >= 800
 __device__ inline void copy_16_bytes(void* to, const void* from, bool there) {
     const unsigned place = __cvta_generic_to_shared(to);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
@@ -54,4 +68,20 @@ __device__ inline void copy_4_bytes(void* to, const void* from, bool there) {
                  :: "r"(place), "l"(__cvta_generic_to_global(from)), "r"(there ? 4 : 0) : "memory");
 }
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+#else                                                              /* Turing waits */
+__device__ inline void copy_16_bytes(void* to, const void* from, bool there) {
+    *static_cast<uint4*>(to) = there ? *static_cast<const uint4*>(from) : uint4{0, 0, 0, 0};
+}
+__device__ inline void copy_4_bytes(void* to, const void* from, bool there) {
+    *static_cast<unsigned*>(to) = there ? *static_cast<const unsigned*>(from) : 0;
+}
+__device__ inline void wait_for_copies() {}
+#endif
+#endif
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 800
+__device__ inline void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, float16) {
+    multiply_half(c, a[0], a[1], b0, float16());
+    multiply_half(c, a[2], a[3], b1, float16());
+}
 #endif
