@@ -175,5 +175,5 @@ class Module:
 
     def zero_grad(self) -> None:
         """Sets every gradient to zero (without touching its memory: see Parameter.unset)."""
-        for _, parameter in self.named_parameters():
+        for parameter in self.flat.parameters.values():
             parameter.unset = True
