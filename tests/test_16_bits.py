@@ -17,7 +17,7 @@ from npgpt import GPT, GPTConfig
 from npgpt.errors import ConfigError, DeviceError
 from npgpt.inspection.examples import OPS, Sizes
 from npgpt.ops.stochastic_rounding import stochastic_rounding
-from npgpt.tensor import Key, to_numpy
+from npgpt.tensor import Key, to_device, to_numpy
 from npgpt.tensor.precision import NARROW, arrays_in, map_arrays
 from npgpt.tensor.random import ROUNDING, rounding_bits
 from npgpt.training.checkpoint import load_latest
@@ -178,6 +178,18 @@ def test_stochastic_rounding_gives_a_neighbour_and_on_average_the_number(monkeyp
     step  = np.abs(above - below)
     np.testing.assert_array_less(np.abs(y.astype("f8").mean(0) - x), 0.02 * step + 1e-38)      # 5 σ
     assert (y.astype("bfloat16").astype("f4") == y).all()
+
+
+@pytest.mark.parametrize("bits", [0x7fffffff, 0xffffffff, 0x7fc00000])
+def test_nan_stays_nan_when_it_is_rounded(cupy, bits):
+    """A GPU computes the first, a CPU the last."""
+    nan = np.full(64, bits, "u4").view("f4")
+    assert np.isnan(to_numpy(stochastic_rounding(to_device(nan, "cuda"), Key(1)))).all()
+    model     = gpt("bfloat16")
+    optimizer = AdamW(model)
+    model.flat.grad[...] = to_device(np.full(model.flat.size, bits, "u4").view("f4"), "cuda")
+    optimizer.step()
+    assert np.isnan(to_numpy(optimizer.master)).all() and np.isnan(to_numpy(model.flat.data)).all()
 
 
 @pytest.mark.parametrize("first", [0, 1, 4095, 4096, 10_000])

@@ -5,6 +5,7 @@ one with the chance of how far it is on its way there.
 
 bfloat16 is the first half of a float32: the second half, as a number below 2¹⁶, is how far it is. Adding 16
 random bits to it carries into the first half just as often as it should, and then the second half is cut off.
+NaN stays NaN: to the bits of a GPU's, 0x7fffffff, a carry would make it −0.
 
 In words: rounded to nearest, a weight never moves by steps of less than half the gap between its neighbours;
 rounded so, it moves as far on average. There is no backward: this happens after the step.
@@ -22,4 +23,4 @@ def stochastic_rounding(x, key, first=0):
     """
     xp   = array_module(x)
     bits = x.view("uint32") + xp.asarray(rounding_bits(key, first, x.size))
-    return (bits & 0xffff0000).view("float32")
+    return xp.where(x == x, (bits & 0xffff0000).view("float32"), xp.nan)

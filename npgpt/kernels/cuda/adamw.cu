@@ -37,6 +37,7 @@ __global__ void adamw(T* w, const T* g, T* m, T* v, const T* grad_scale, long lo
 
 /* Where `bits` are random, to one of the two neighbours (npgpt/ops/stochastic_rounding.py); else the nearest. */
 __device__ inline bfloat16 rounded(float x, unsigned bits, bfloat16) {
+    if (x != x) return x;
     bfloat16 y;
     y.bits = (__float_as_uint(x) + bits) >> 16;
     return y;
