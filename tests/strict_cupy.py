@@ -39,7 +39,7 @@ class Machine:
     def __init__(self):
         self.launches = []                                   # (name, bytes read and written) of each kernel
         self.devices, self.current, self.free_bytes = 2, 0, float("inf")
-        self.capability = "90"                               # of each device
+        self.capability, self.allocated = "90", 0            # of each device; bytes, none of them ever freed
         self.in_step, self.order = False, "F"                # order: of what is computed
         self.uploads, self.downloads = [], 0                 # the shape and type of each; how many
 
@@ -54,6 +54,7 @@ class Machine:
     def allocate(self, array: np.ndarray) -> "ndarray":
         if array.nbytes > self.free_bytes:
             raise OutOfMemoryError(f"Out of memory allocating {array.nbytes} bytes")
+        self.allocated += array.nbytes
         return ndarray(array, self.current)
 
 
@@ -483,6 +484,7 @@ class StrictCupy(types.ModuleType):
         super().__init__(name)
         vars(self).update(FUNCTIONS)
         self.RawModule = cuda_on_cpu.RawModule
+        self.get_default_memory_pool = lambda: types.SimpleNamespace(total_bytes=lambda: machine.allocated)
         self.cuda = types.SimpleNamespace(
             Device=Device, memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             cublas=strict_cublas.module(machine), get_cublas_handle=lambda: strict_cublas.HANDLE,

@@ -53,6 +53,7 @@ def cupy(monkeypatch, tool):
     monkeypatch.setattr(twins, "GPT2", GPTConfig(65, 64, 1, 2, 64))
     monkeypatch.setattr(twins, "ADAMW", 4096)
     monkeypatch.setattr(twins, "ROUNDS", 3)
+    monkeypatch.setattr(twins, "LARGE", 64)
     monkeypatch.setattr(twins, "copy_bandwidth", lambda cupy: 1e9)
     yield module
     cuda_on_cpu.launcher.__init__()
@@ -80,6 +81,28 @@ def test_a_twin_that_moves_what_it_must_is_as_fast_as_a_copy(cupy, tool, capsys,
         assert twin == pytest.approx(arrays * size / 1e6, abs=1e-3) and share == pytest.approx(100, abs=7)
         assert ratio == pytest.approx(formula / twin, rel=0.1) and (ratio > 5 or name == "gelu_tanh_backward")
     assert {"layernorm_backward", "residual_layernorm_forward"} < set(table) and "adamw" not in table
+
+
+def test_a_twin_is_timed_behind_a_large_copy(cupy, tool):
+    """Which is not counted, and leaves Python time to queue what is."""
+    machine, array = strict_cupy.machine, cupy.zeros(1000, "float32")
+    assert tool("gpu_twins").seconds(cupy, lambda: machine.count("twin", array)) == 4000 / 1e9
+    assert [name for name, _ in machine.launches[-2:]] == ["copyto", "twin"]
+
+
+def test_twins_that_are_stopped_say_how_far_they_came(cupy, tool, monkeypatch, capsys):
+    tools   = tool("gpu_twins")
+    measure = tools.times_of
+
+    def stopped(cupy, call, bandwidth):
+        if call.op.__name__ == "layernorm_forward":
+            raise KeyboardInterrupt
+        return measure(cupy, call, bandwidth)
+
+    monkeypatch.setattr(tools, "times_of", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        tools.time_twins(["layernorm"], "float32", 1)
+    assert {"residual_layernorm_forward", "residual_layernorm_backward"} <= set(rows(capsys.readouterr().out))
 
 
 def test_a_twin_that_was_not_called_is_told_of(cupy, tool, capsys, monkeypatch):
@@ -117,6 +140,9 @@ def test_competitors_on_the_stand_in_say_what_their_library_holds(cupy, tool, mo
     monkeypatch.setitem(step.LARGE, "cuda", 16)
     monkeypatch.setattr(step, "TURN", 20.0)
     monkeypatch.setattr(step, "_seconds", lambda work, wait: (work(), 5.0)[1])
+    taken = iter([5_000_000_000, 7_000_000_000])            # the latter with the product's matrix
+    monkeypatch.setattr(cupy, "get_default_memory_pool",
+                        lambda: types.SimpleNamespace(total_bytes=lambda: next(taken)))
     step.compete("npgpt", "tiny", "bfloat16", 0.1)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"{5 / 4} {2 * 16**3 / 5} 5000000000"] * 2               # four steps in five seconds
@@ -178,8 +204,10 @@ def test_all_goes_on_after_what_fails_and_what_takes_too_long(tool, monkeypatch,
     monkeypatch.setattr(bench, "HERE", script)
     monkeypatch.setattr(bench, "PARTS", dict.fromkeys(bench.PARTS, 10) | {"step": 2})
     monkeypatch.setattr(sys, "argv", ["bench_gpu", "all", "--out", str(out), "--data", "t.txt",
-                                      "--parts", "tests", "step", "shakespeare"])
+                                      "--dtype", "float16", "--parts", "tests", "step", "shakespeare"])
     assert bench.main() == 1
     said = capsys.readouterr().out
     assert "tests: failed (1)" in said and "step: took too long" in said and "shakespeare: fine" in said
-    assert (out / "shakespeare.txt").read_text() == "['shakespeare', '--data', 't.txt']\n"
+    assert (out / "shakespeare.txt").read_text() \
+        == "['shakespeare', '--data', 't.txt', '--dtype', 'float16']\n"
+    assert (out / "tests.txt").read_text() == "['tests']\n"

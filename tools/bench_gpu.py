@@ -11,6 +11,7 @@ host CuPy over a pretended GPU.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -27,15 +28,20 @@ DTYPE = "bfloat16"
 PARTS = {                                   # of `all`, in its order: seconds at most
     "tests": 240, "step": 240, "profile": 60, "twins": 120, "losses": 180, "shakespeare": 300,
     "sanitize": 300}
+OF_A_TYPE = ("step", "profile", "twins", "shakespeare")
+GRACE     = 10                              # seconds to say what one that takes too long has found until then
 
 
 def main() -> int:
     options = parse()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return options.run(options)
     except (NpgptError, OSError) as error:
         print(f"bench_gpu: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def parse() -> argparse.Namespace:
@@ -65,6 +71,7 @@ def parse() -> argparse.Namespace:
     everything = part(run_all)
     everything.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made if need be")
     everything.add_argument("--data", help="the text for shakespeare, which is left out without")
+    dtype(everything)
     everything.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS),
                             help="only these")
     part(run_tests)
@@ -106,6 +113,7 @@ def run_all(options: argparse.Namespace) -> int:
             continue
         command = [sys.executable, str(HERE), name]
         command += ["--data", options.data] if name == "shakespeare" else []
+        command += ["--dtype", options.dtype] if name in OF_A_TYPE else []
         begun   = time.perf_counter()
         with (options.out / f"{name}.txt").open("w", encoding="utf-8") as file, \
                 subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
@@ -113,8 +121,12 @@ def run_all(options: argparse.Namespace) -> int:
             try:
                 ended = "fine" if process.wait(PARTS[name]) == 0 else f"failed ({process.returncode})"
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)                        # and all that it started
                 ended = "took too long"
+                os.killpg(process.pid, signal.SIGTERM)                        # and all that it started
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         failed |= ended != "fine"
         print(f"{name}: {ended}, {time.perf_counter() - begun:.0f} s, {options.out / name}.txt", flush=True)
     return int(failed)
@@ -187,7 +199,7 @@ def run_sanitize(options: argparse.Namespace) -> int:
         print("compute-sanitizer is not on the PATH: it comes with the CUDA toolkit")
         return 1
     found = [pytest(["-k", "gives_what_its_formula_gives"], "compute-sanitizer", "--tool", tool,
-                    "--error-exitcode", "9") for tool in ("memcheck", "racecheck", "synccheck")]
+                    "--error-exitcode", "9") for tool in ("racecheck", "memcheck", "synccheck")]
     return int(any(found))
 
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from npgpt import GPT
 from npgpt.cli.bench import training_step
 from npgpt.tensor import to_device, twins
-from npgpt.tensor.device import allow_tf32, check_device, empty, synchronize
+from npgpt.tensor.device import allow_tf32, bytes_held, check_device, empty, synchronize
 from npgpt.training.communication import Ranks
 
 SHAPES = {
@@ -53,7 +53,7 @@ def compare(shape: str, dtype: str, dropout: float, rounds: int) -> None:
     tool  = str(Path(__file__).with_name("bench_gpu.py"))
     model = ["--shape", shape, "--dtype", dtype, "--dropout", str(dropout)]
     turns = take_turns({name: [sys.executable, tool, "compete", name, *model] for name in (*OURS, *PYTORCH)},
-                       rounds, PYTORCH)
+                       rounds, (OURS[1], *PYTORCH))
     table_of(turns, shape, f"{name_of_gpu(cupy)}, {dtype}", dropout)
 
 
@@ -83,9 +83,9 @@ def compete(name: str, shape: str, dtype: str, dropout: float, device: str = "cu
     for _ in range(3):                                      # compiled, memory found
         first = _seconds(step, wait)
     count = max(3, round(TURN / first))
+    taken = held()                                          # before there is a large matrix
     while sys.stdin.readline():
         seconds = _seconds(lambda: [step() for _ in range(count)], wait) / count
-        taken   = held()                                    # before there is a large matrix
         limit   = 2 * LARGE[device]**3 / min(_seconds(product, wait) for _ in range(5))
         print(seconds, limit, taken, flush=True)
 
@@ -115,11 +115,8 @@ def npgpt_competitor(name: str, shape: Shape, dtype: str, dropout: float, device
         result[...] = to_device(np.random.default_rng(0).standard_normal((size, size), np.float32), device)
         return result
 
-    def held() -> int:
-        return sys.modules["cupy"].get_default_memory_pool().total_bytes() if device != "cpu" else 0
-
     return Competitor(training_step(config, model, Ranks()), lambda: synchronize(device),
-                      lambda: matrix() @ matrix(), held)
+                      lambda: matrix() @ matrix(), lambda: bytes_held(device) if device != "cpu" else 0)
 
 
 def torch_competitor(name: str, shape: Shape, dtype: str, dropout: float, device: str) -> Competitor:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from npgpt.inspection.metrics import read_metrics
-from npgpt.tensor.device import check_device
+from npgpt.tensor.device import AMPERE, capability, check_device, empty
 
 SHOWN = (1, 2, 10, 50, 100, 150, 200)
 NEAR  = 3e-4
@@ -29,6 +29,8 @@ def losses() -> bool:
     curves = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, options in RUNS.items():
+            if name == "bfloat16" and capability(empty(1, "float32", "cuda")) < AMPERE:
+                continue
             run = Path(folder, name)
             train(run, *options.split(), "--max-iters", steps, "--log-interval", "1",
                   "--eval-interval", steps, "--eval-iters", "5", "--sample-tokens", "0")

@@ -20,13 +20,14 @@ from npgpt.cli.arguments import parse, value_of
 from npgpt.errors import ConfigError
 from npgpt.generation.decoding import stream
 from npgpt.models import GPT
-from npgpt.tensor.device import check_device, to_device
+from npgpt.tensor.device import allow_tf32, bytes_held, check_device, to_device
 from npgpt.training.communication import Ranks
 from npgpt.training.config import TrainConfig, read_settings
 from npgpt.training.forks import run_on_processes
 from npgpt.training.trainer import Trainer, number_of_workers
 
 CHARACTERS = 65         # vocabulary of a character preset, which comes from the text: as in tinyshakespeare
+LARGE = {"cpu": 2000, "cuda": 8192}     # rows of a product whose speed is the limit
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(f"seconds must be above 0, not {options.seconds}")
     config  = replace(options.settings, gradient_accumulation_steps=1)
     check_device(config.device)
+    if config.tf32:
+        allow_tf32()
     shape   = config.model(CHARACTERS if config.tokenizer == "character" else config.vocab_size)
     model   = GPT(shape, config.seed, config.device, config.dtype)
     workers = number_of_workers(config)
@@ -73,8 +76,9 @@ def run(arguments: list[str]) -> int:
     rate   = 1 / statistics.median(tokens)
     table.add_row("generation", f"{rate:,.0f}", _spread(tokens), f"{1e3 / rate:,.2f} a token", "")
     console.print(table)
+    held = "training held at most" if config.device == "cpu" else "of the GPU's memory, training held"
     console.print(f"a large matrix product reaches {trained.product_rate / 1e9:,.0f} GFLOP/s; "
-                  f"training held at most {trained.memory / 1e6:,.0f} MB", markup=False)
+                  f"{held} {trained.memory / 1e6:,.0f} MB", markup=False)
     return 0
 
 
@@ -115,8 +119,10 @@ def _time_training(config: TrainConfig, models: list[GPT], seconds: float, ranks
     step()
     count = ranks.broadcast(max(3, round(seconds / (time.perf_counter() - begun))))
     times  = [_seconds(step) for _ in range(count)]
-    memory, = ranks.all_reduce(memory_held())
-    matrix = to_device(np.ones((2000, 2000), config.dtype), config.device)
+    on_cpu  = config.device == "cpu"
+    memory, = ranks.all_reduce(memory_held() if on_cpu else bytes_held(config.device))
+    rows    = LARGE["cpu" if on_cpu else "cuda"]
+    matrix  = to_device(np.ones((rows, rows), config.dtype), config.device)
     return _Training(times, memory, ranks.size * _product_rate(matrix))
 
 

@@ -96,6 +96,12 @@ def synchronize(device: str = "cpu") -> None:
         _cuda(device).cuda.Device().synchronize()
 
 
+def bytes_held(device: str) -> int:
+    """What CuPy has taken of a GPU's memory, and keeps for what comes."""
+    cupy = _cuda(device)
+    return cupy.get_default_memory_pool().total_bytes()
+
+
 def check_device(device: str) -> str:
     """The device's name, if arrays can be made there; else DeviceError in one sentence."""
     if device != "cpu":

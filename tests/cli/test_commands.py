@@ -15,8 +15,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import strict_cupy
 import tiny
 
+from npgpt.cli import bench
 from npgpt.cli.main import main
 from npgpt.data.plans import PrepareConfig
 from npgpt.layers import Block
@@ -266,6 +268,16 @@ def test_bench_times_the_model_it_was_told_to(folder, capsys):
     refused(capsys, 1, "unknown preset 'big'", "bench", "--preset", "big")
     refused(capsys, 1, "workers must be 1 to 3", "bench", *tiny.FLAGS, "--workers", "4",
             "--gradient-accumulation-steps", "1")
+
+
+def test_bench_of_a_gpu_tells_of_its_memory_and_heeds_tf32(folder, capsys, monkeypatch):
+    strict_cupy.install(monkeypatch)
+    monkeypatch.setenv("CUPY_TF32", "0")
+    monkeypatch.setitem(bench.LARGE, "cuda", 700)
+    assert main(["bench", *tiny.FLAGS, "--device", "cuda", "--tf32", "--seconds", "0.1"]) == 0
+    held = re.search(r"of the GPU's memory, training held (\d+) MB", capsys.readouterr().out)
+    assert held and 0 < int(held[1]) <= strict_cupy.machine.allocated / 1e6 - 700 * 700 * 4 / 1e6
+    assert os.environ["CUPY_TF32"] == "1"
 
 
 def test_gradcheck_shows_a_row_an_example_and_fails_on_a_wrong_gradient(capsys, monkeypatch):
