@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from npgpt.errors import CheckpointError
-from npgpt.tensor.device import array_module, empty, to_device
+from npgpt.tensor.device import array_module, check_device, empty, to_device
 from npgpt.tensor.precision import accumulator
 
 
@@ -43,6 +43,10 @@ class FlatParameters:
                                           self.views(self._grad).values(), strict=True):
             parameter.data, parameter.place, parameter._grad = data, place, None if first else place
             parameter.unset, parameter.frozen = True, False
+
+    def make_current(self) -> None:
+        """What is computed from here on is computed where these are: see npgpt/tensor/device.py."""
+        check_device(self.device)
 
     def views(self, *parts) -> dict[str, Any]:
         """name → what belongs to the parameter, in its shape, of a flat array of this layout.

@@ -80,6 +80,7 @@ class SequenceClassifier(Decoder):
 
     def backward_logits(self, dlogits, saved, after_block=None) -> None:
         """dlogits: (B, n_labels), saved: from `forward`, which is used up.  Adds to every gradient."""
+        self.flat.make_current()
         body, head, last, shape = saved
         xp = array_module(dlogits)
         dx = xp.zeros(shape, dlogits.dtype)                                   # no other place is read
@@ -99,6 +100,7 @@ class SequenceClassifier(Decoder):
     def backward(self, saved, dloss=1.0, after_block=None) -> None:
         """saved: from `loss`, which is used up.  Adds to every gradient.  after_block: as `body_backward`."""
         saved, s = saved
+        self.flat.make_current()
         dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
         self.backward_logits(cross_entropy_backward(dloss, s), saved, after_block)
 

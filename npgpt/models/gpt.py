@@ -65,6 +65,7 @@ class GPT(Decoder):
 
     def backward_logits(self, dlogits, saved) -> None:
         """dlogits: (B, T, vocab_size), saved: from `forward`, which is used up.  Adds to every gradient."""
+        self.flat.make_current()
         dx = self.lm_head.backward(dlogits, take(saved))
         self.body_backward(dx, take(saved))
 
@@ -83,6 +84,7 @@ class GPT(Decoder):
 
     def backward(self, saved, dloss=1.0, after_block=None) -> None:
         """saved: from `loss`, which is used up.  Adds to every gradient.  after_block: as `body_backward`."""
+        self.flat.make_current()
         dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
         dx    = self.lm_head.loss_backward(dloss, take(saved))
         self.body_backward(dx, take(saved), after_block)

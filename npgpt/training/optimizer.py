@@ -27,6 +27,7 @@ class AdamW:
         self.flat, self.ranks, self.seed = model.flat, ranks or Ranks(), seed
         self.part = self.ranks.part(self.flat.size)
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        self.flat.make_current()
         xp, mine = array_module(self.flat.data), self.flat.data[self.part]
         self.master     = mine.astype(accumulator(mine.dtype), copy=False)    # the model's own if not 16 bits
         self.exp_avg    = xp.zeros_like(self.master)                          # m
@@ -40,6 +41,7 @@ class AdamW:
         lr: of this step; None takes the optimiser's own.  grad_scale: the gradients are multiplied by it.
         """
         self.updates += 1
+        self.flat.make_current()
         grad, start, stop = self.flat.grad, self.part.start, self.part.stop
         vectors = min(max(self.flat.decayed, start), stop)                    # where they begin in this part
         for place, decay in ((slice(start, vectors), self.weight_decay), (slice(vectors, stop), 0.0)):
@@ -91,6 +93,7 @@ def clip_grad_norm(model: Module, max_norm: float):
     norm: √ of the sum of squares of all gradients, before scaling. Where it is NaN or Inf the gradients are
     left as they are, so that the tensor at fault can be found: look at the norm before updating.
     """
+    model.flat.make_current()
     grad = model.flat.grad
     norm = array_module(grad).sqrt(sum_of_squares(grad))
     grad *= clip_scale(norm, max_norm)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from npgpt import GPT, GPTConfig
+from npgpt import GPT, AdamW, GPTConfig, clip_grad_norm
 from npgpt.errors import DeviceError
 from npgpt.tensor import array_module, device_of, synchronize, to_device, to_numpy
 from npgpt.tensor.device import check_device, empty
@@ -72,6 +72,25 @@ def test_two_models_on_two_gpus_take_turns(gpus):
     first, second, here = (to_numpy(model.flat._grad) for model in models)
     np.testing.assert_allclose(first, here, atol=1e-14)
     np.testing.assert_allclose(second, here, atol=1e-14)
+
+
+def test_two_models_on_two_gpus_learn_in_turn(gpus):
+    """Each computes where it is, whichever was the last to."""
+    models = [GPT(TINY, device=device, dtype="float64") for device in ("cuda:0", "cuda:1", "cpu")]
+    tokens = np.array([[1, 2, 4]])
+    adams  = [AdamW(model) for model in models]
+    for _ in range(2):
+        saved = [model.loss(tokens, tokens)[1] for model in models]
+        for model, mine in zip(models, saved, strict=True):
+            model.backward(mine)
+        for model in models:
+            clip_grad_norm(model, 0.1)
+        for model, adam in zip(models, adams, strict=True):
+            adam.step()
+            model.zero_grad()
+    first, second, here = (to_numpy(model.flat.data) for model in models)
+    np.testing.assert_allclose(first, here, atol=1e-12)
+    np.testing.assert_allclose(second, here, atol=1e-12)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
