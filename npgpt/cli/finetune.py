@@ -47,6 +47,8 @@ def run(arguments: list[str]) -> int:
 
 def _run(arguments: list[str], ranks: Ranks) -> int:
     file, resume = (value_of(name, arguments) for name in ("config", "resume"))
+    if resume == "":
+        raise UsageError("--resume needs the folder of a fine-tuning")
     if resume and file:
         raise UsageError("--resume starts from a run's own settings: give no --config with it")
     base    = _base(file, resume)
@@ -54,6 +56,11 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
     config  = FinetuneConfig(**{f.name: getattr(given, f.name) for f in fields(FinetuneConfig)})
     console = Console(highlight=False, soft_wrap=True)
     check_device(config.device)
+    if resume:
+        if not config.max_iters:
+            raise ConfigError("epochs are counted when a fine-tuning begins: give max_iters "
+                              "to go on")
+        config = config.resolved(rows=0)
     path = Path(resume) if resume else None
     if ranks.rank == 0 and path:
         reopen(path, base, config)

@@ -33,6 +33,8 @@ class Options:
 def run(arguments: list[str]) -> int:
     options = parse(Options, "gradcheck", arguments)
     check_device(options.device)
+    if options.seed < 0:
+        raise ConfigError(f"seed must be at least 0, not {options.seed}")
     examples = [(kind, name, build) for kind, group in (("op", OPS), ("layer", LAYERS), ("model", MODELS))
                 for name, build in group.items()
                 if not options.names or any(part.lower() in name.lower() for part in options.names)]

@@ -37,6 +37,8 @@ def run(arguments: list[str]) -> int:
 
 def _run(arguments: list[str], ranks: Ranks) -> int:
     preset, file, resume = (value_of(name, arguments) for name in ("preset", "config", "resume"))
+    if resume == "":
+        raise UsageError("--resume needs the folder of a run")
     if resume and (preset or file):
         raise UsageError("--resume starts from a run's own settings: give no --preset or --config with it")
     base    = read_config(Path(resume)) if resume else read_settings(preset or "quick", file)

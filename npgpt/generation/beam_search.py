@@ -43,7 +43,7 @@ class Ended(NamedTuple):
 def beam_search(model: Model, tokens, mask, s: GenerationSettings, ending: Ending) -> GenerationOutput:
     """tokens: (B, T)  mask: bool (B, T) or None  →  the s.num_return_sequences best continuations of each"""
     (B, T), (_, most), K = tokens.shape, s.new_tokens(tokens.shape[1]), s.num_beams
-    rules     = processors(s, T)
+    rules     = processors(s, T, ending.tokenizer)
     sequences = Sequences(model, tokens, mask, T + most, s.use_cache)
     rows      = np.repeat(np.arange(B), K)                                    # K beams a prompt, side by side
     origins   = Columns(np.zeros((B * K, 0), np.int64))

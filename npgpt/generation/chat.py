@@ -11,7 +11,8 @@ with, and its answer ends where it would speak for the other side:
 import json
 from collections.abc import Generator, Iterator, Sequence
 from datetime import datetime
-from typing import Any, NoReturn, Protocol
+from functools import partial
+from typing import Any, ClassVar, NoReturn, Protocol
 
 import numpy as np
 
@@ -42,6 +43,7 @@ def chat_template(source: str | None, eos_token: str = "") -> Render:
     """
     try:
         from jinja2 import TemplateError
+        from jinja2.ext import Extension
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
         raise ConfigError("conversations need the package jinja2: pip install 'npgpt[chat]'") from error
@@ -49,12 +51,20 @@ def chat_template(source: str | None, eos_token: str = "") -> Render:
     def refuse(reason: str) -> NoReturn:
         raise TemplateError(reason)
 
+    class Generation(Extension):
+        """{% generation %} … {% endgeneration %}, which marks what an assistant says, and changes nothing."""
+
+        tags: ClassVar = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                                extensions=["jinja2.ext.loopcontrols"])
+                                                extensions=["jinja2.ext.loopcontrols", Generation])
     environment.globals |= {"raise_exception": refuse,
                             "strftime_now": lambda form: datetime.now().strftime(form)}
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False,
-                                                                          indent=indent)
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     try:
         template = environment.from_string(source or TRANSCRIPT)
     except (TemplateError, RecursionError) as error:
@@ -63,7 +73,7 @@ def chat_template(source: str | None, eos_token: str = "") -> Render:
     def render(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         try:
             return template.render(messages=list(messages), add_generation_prompt=add_generation_prompt,
-                                   bos_token="", eos_token=eos_token)
+                                   bos_token="", eos_token=eos_token, tools=None, documents=None)
         except Exception as error:      # a stranger's program: it may raise anything
             raise ConfigError(f"the model's chat template refuses the conversation: {error}") from error
 

@@ -21,7 +21,8 @@ def generate(model: Model, prompts, attention_mask=None, tokenizer: Any = None,
     """prompts: (B, T)  →  (B · num_return_sequences, T + new): prompts and continuations
 
     prompts: an array, or B lists of ids, of different lengths; see sequences.as_one_array.
-    settings: those of GenerationSettings.  tokenizer: for stop_strings.
+    settings: those of GenerationSettings.  tokenizer: for stop_strings; and an id that it has no token for
+    never comes.
     A sequence that has ended is filled up while others go on. With return_dict_in_generate=True the result is
     a GenerationOutput. Raises ConfigError.
     """
@@ -57,7 +58,7 @@ class _Step(NamedTuple):
 
 def _steps(model: Model, tokens, mask, s: GenerationSettings, ending: Ending) -> Iterator[_Step]:
     (B, T), (_, most) = tokens.shape, s.new_tokens(tokens.shape[1])
-    rules     = processors(s, T)
+    rules     = processors(s, T, ending.tokenizer)
     sequences = Sequences(model, tokens, mask, T + most, s.use_cache)
     rows      = np.repeat(np.arange(B), s.num_return_sequences)               # (R,)
     ended     = np.zeros(len(rows), bool)

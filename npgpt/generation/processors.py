@@ -6,7 +6,8 @@ Their order is transformers'.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +16,10 @@ from npgpt.generation.settings import GenerationSettings
 Processor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def processors(settings: GenerationSettings, prompt_length: int) -> list[Processor]:
-    """Those that the settings ask for."""
+def processors(settings: GenerationSettings, prompt_length: int, tokenizer: Any = None) -> list[Processor]:
+    """Those that the settings ask for; and only what the tokenizer, if one is given, has a token for."""
     s = settings
-    rules: list[Processor] = []
+    rules: list[Processor] = [] if tokenizer is None else [only_tokens_of(tokenizer)]
     least, _ = s.new_tokens(prompt_length)
     if s.repetition_penalty != 1:
         rules.append(partial(penalise_repetition, penalty=s.repetition_penalty))
@@ -36,6 +37,21 @@ def process(rules: list[Processor], sequences, scores) -> np.ndarray:
     for rule in rules:
         scores = rule(sequences, scores)
     return scores
+
+
+def only_tokens_of(tokenizer: Any) -> Processor:
+    """No id without a token: a model's vocabulary may be filled up, and a tokenizer's may have gaps"""
+    @cache
+    def absent(V: int) -> np.ndarray:
+        return np.array([id for id in range(V) if id not in tokenizer], np.int64)
+
+    def rule(sequences, scores):
+        if absent(scores.shape[1]).size:
+            scores = scores.copy()
+            scores[:, absent(scores.shape[1])] = -np.inf
+        return scores
+
+    return rule
 
 
 def penalise_repetition(sequences, scores, penalty: float) -> np.ndarray:

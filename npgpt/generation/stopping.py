@@ -16,7 +16,8 @@ from npgpt.generation.settings import GenerationSettings
 class Ending:
     """Whether a token ends the sequence that it is added to.
 
-    tokenizer: with token_bytes(id).  Raises ConfigError if there are stop strings and no tokenizer.
+    tokenizer: with token_bytes(id), and `id in tokenizer`.  Raises ConfigError if there are stop strings
+    and no tokenizer.
     """
 
     def __init__(self, settings: GenerationSettings, tokenizer: Any = None):
@@ -24,7 +25,7 @@ class Ending:
         self._stops = [text.encode() for text in settings.texts_to_stop_at]
         if self._stops and tokenizer is None:
             raise ConfigError("stop_strings need the tokenizer: pass tokenizer=")
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
 
     def __call__(self, sequences, rows, new) -> np.ndarray:
         """new[n] is added to sequences[rows[n]]: new, rows (N,), sequences (R, T)  →  bool (N,)"""
@@ -35,11 +36,11 @@ class Ending:
         return ended
 
     def _completes(self, sequence, token: int) -> bool:
-        newest = text = self._tokenizer.token_bytes(token)
+        newest = text = self.tokenizer.token_bytes(token)
         needed = len(newest) + max(map(len, self._stops)) - 1      # no string that ends in it began earlier
         for id in reversed(sequence):
             if len(text) >= needed or id < 0:                                 # id < 0: padding
                 break
-            text = self._tokenizer.token_bytes(int(id)) + text
+            text = self.tokenizer.token_bytes(int(id)) + text
         before = len(text) - len(newest)
         return any(text.find(stop, max(0, before - len(stop) + 1)) >= 0 for stop in self._stops)

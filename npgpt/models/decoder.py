@@ -148,7 +148,7 @@ class Decoder(Module):
         if mask.max() > 1:
             new     = np.diff(mask.astype(np.int64), axis=1, prepend=0) != 0  # where a text begins
             places -= np.maximum.accumulate(np.where(new, places, 0), 1)
-            return np.maximum(places, 0), None, to_device(mask, self.flat.device)
+            return np.maximum(places, 0)[:, held:], None, to_device(mask, self.flat.device)
         if mask.all():
             return np.arange(held, held + T), None, None
         return np.maximum(places, 0)[:, held:], to_device(mask.astype(bool), self.flat.device), None

@@ -94,6 +94,10 @@ class BPETokenizer:
         """The id of <|endoftext|>, or None if that is not one of the special tokens."""
         return self.special_tokens.get(END_OF_TEXT)
 
+    def __contains__(self, id: int) -> bool:
+        """Whether a token has this id."""
+        return id in self._bytes
+
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token stands for; for a special token, its text in UTF-8."""
         return look_up(self._bytes, [id])[0]

@@ -49,6 +49,10 @@ class CharacterTokenizer:
         """Always empty."""
         return {}
 
+    def __contains__(self, id: int) -> bool:
+        """Whether a character has this id."""
+        return 0 <= id < self.vocab_size
+
     def token_bytes(self, id: int) -> bytes:
         """The UTF-8 bytes of a token's character."""
         return self.decode([id]).encode()

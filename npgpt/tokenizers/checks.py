@@ -44,7 +44,7 @@ def look_up(table: Mapping[int, T], ids: Iterable[int]) -> list[T]:
     except (KeyError, TypeError):               # TypeError: a list or an array stands where a number should
         position, id = next((i, id) for i, id in enumerate(ids) if not _is_key(table, id))
         raise TokenizerError(f"token id {id!r} at position {position} is not in the vocabulary: "
-                             f"ids are whole numbers from 0 to {len(table) - 1}") from None
+                             f"ids are whole numbers from 0 to {max(table, default=-1)}") from None
 
 
 def _is_key(table: Mapping[int, T], id: object) -> bool:

@@ -43,7 +43,13 @@ def write_data(path: Path, config: Config, note: Note, start: Loaded | None) -> 
             raise ConfigError(f"block_size must be at most the model's {most}, not {config.block_size}")
     (path / "data").mkdir(exist_ok=True)
     sides = [read_records(Path(name)) for name in (config.data, config.val_data) if name.endswith(".jsonl")]
+    if config.val_data and is_prepared(Path(config.val_data)):
+        raise ConfigError(f"val_data cannot be a prepared folder, as {config.val_data} is: one given as data "
+                          "brings its own validation tokens")
     if is_prepared(Path(config.data)):
+        if config.val_data:
+            raise ConfigError(f"{config.data} is prepared, and brings its own validation tokens: leave "
+                              "val_data out, or prepare it with the val_fraction that is wanted")
         rows = _copy_prepared(path, config, note, start)
     elif not sides or all(isinstance(record, Text) for side in sides for record in side):
         rows = _encode_text(path, config, note, start)
@@ -179,9 +185,12 @@ def _save_tokens(path: Path, config: Config, tokenizer: Tokenizer, train: Iterab
     """Raises DataError where one side has less than a window."""
     counts = [write_shard(path / "data" / f"{name}.bin", chunks, tokenizer.vocab_size)
               for name, chunks in (("train", train), ("val", val))]
-    for name, count in zip(("training", "validation"), counts, strict=True):
+    for what, count in zip(("training", "validation"), counts, strict=True):
+        if not count and is_prepared(Path(config.data)):
+            raise DataError(f"{config.data} was prepared without {what} tokens: prepare it with a "
+                            "val_fraction between 0 and 1")
         if count <= config.block_size:
-            raise DataError(f"the {name} text has {count} tokens, but one window of block_size "
+            raise DataError(f"the {what} text has {count} tokens, but one window of block_size "
                             f"{config.block_size} needs {config.block_size + 1}: give more text, "
                             "a smaller block_size or another val_fraction")
     return counts

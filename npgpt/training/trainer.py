@@ -335,5 +335,5 @@ def sample_text(run: Run, model: Any, tokens: int | None = None) -> tuple[str, s
     else:
         prompt   = np.array([next(prompts_and_answers(run.val))[0]], np.int64)
         settings = {"do_sample": False, "eos_token_id": run.tokenizer.eos_token_id}
-    ids = model.generate(prompt, tokens, **settings)
+    ids = model.generate(prompt, tokens, tokenizer=run.tokenizer, **settings)
     return run.tokenizer.decode(prompt[0].tolist()), run.tokenizer.decode(ids[0, prompt.size:].tolist())

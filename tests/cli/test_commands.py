@@ -168,6 +168,7 @@ BAD_TRAIN = [
     (2, "n-layer", ["--n-layer"]),
     (2, "surplus", ["surplus"]),
     (2, "--resume .*--preset", ["--resume", "x", "--preset", "quick"]),
+    (2, "--resume needs the folder of a run", ["--resume", ""]),
     (1, "unknown preset 'huge'", ["--preset", "huge"]),
     (1, "broken.toml is not TOML", ["--config", "broken.toml"]),
     (1, "odd.toml: unknown setting 'layers'", ["--config", "odd.toml"]),
@@ -281,6 +282,7 @@ def test_bench_of_a_gpu_tells_of_its_memory_and_heeds_tf32(folder, capsys, monke
 
 
 def test_gradcheck_shows_a_row_an_example_and_fails_on_a_wrong_gradient(capsys, monkeypatch):
+    refused(capsys, 1, "seed must be at least 0, not -1", "gradcheck", "--seed", "-1")
     assert main(["gradcheck", "norm", "Relu"]) == 0
     said = capsys.readouterr().out
     assert "LayerNorm" in said and "relu" in said and "softmax" not in said and " 0 wrong" in said

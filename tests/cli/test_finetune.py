@@ -11,6 +11,7 @@ from npgpt import GPT
 from npgpt.cli.main import main
 from npgpt.models import SequenceClassifier
 from npgpt.training.loading import load_classifier, load_model
+from npgpt.training.runs import read_config
 
 FLAGS = ["--max-iters", "4", "--eval-interval", "2", "--batch-size", "2", "--learning-rate", "0.01",
          "--sample-tokens", "3"]
@@ -52,6 +53,8 @@ def test_a_run_learns_answers_goes_on_writes_and_is_exported(capsys):
     assert "next:  npgpt sample told --no-do-sample --prompt" in said
     assert finetune("--resume", "told", "--max-iters", "6") == 0
     assert "going on at step 4" in capsys.readouterr().out
+    assert finetune("--resume", "told", "--max-iters", "8", "--eval-interval", "0") == 0
+    assert read_config(Path("told")).eval_interval == 1                        # ten in all, or at each step
     assert main(["sample", "told", "--prompt", "1", "--max-new-tokens", "2"]) == 0
     assert main(["export", "told", "--out-dir", "exported"]) == 0
     ours, theirs = load_model(Path("told"), "best", "cpu", print).model, GPT.from_pretrained("exported")
@@ -93,6 +96,7 @@ def test_wrong_ways_are_told_in_one_sentence(capsys):
     assert "cannot read absent.jsonl" in refused(capsys, 1, "base", "--data", "absent.jsonl")
     assert "nearest known one is 'epochs'" in refused(capsys, 1, "base", "--config", written("epoch = 2"))
     assert "is no fine-tuning: go on with it by npgpt train" in refused(capsys, 1, "--resume", "base")
+    assert "--resume needs the folder of a fine-tuning" in refused(capsys, 2, "--resume", "")
     too_long = refused(capsys, 1, "base", "--data", "pairs.jsonl", "--block-size", 99)
     assert "block_size must be at most the model's 24, not 99" in too_long
 
@@ -116,6 +120,7 @@ def test_other_commands_say_what_a_fine_tuning_is_for(capsys):
             (1, ["export", "pairs", "--adapter", "--out-dir", "o"], "pairs has no adapters")):
         assert main(words) == status
         assert sentence in capsys.readouterr().err
+    assert "give max_iters to go on" in refused(capsys, 1, "--resume", "pairs", "--max-iters", "0")
     assert finetune("--resume", "pairs", "--lora-rank", "3") == 1
     assert "lora_rank cannot change when a run goes on" in capsys.readouterr().err
 

@@ -295,3 +295,15 @@ def test_after_a_pass_that_broke_off_the_cache_is_refused(monkeypatch):
     with pytest.raises(DataError, match="broke off with 3 positions in one layer .* 2 in another"):
         decode(x[:, :3])
     assert close(decoder(model)(x[:, :3]), model.next_logits(x[:, :3]))
+
+
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary", "none"])
+def test_several_texts_in_a_row_go_on_with_a_cache(position):
+    """attention_mask numbers the texts: a token sees only those of its own, and counts from its beginning."""
+    model, ids = gpt(position=position), tokens(B=2, T=8)
+    segments = np.array([[1, 1, 1, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 1, 1, 2]])
+    whole, _ = model.forward(ids, attention_mask=segments)
+    cache, parts = new_cache(model), []
+    for first, end in ((0, 5), (5, 7), (7, 8)):
+        parts.append(model.forward(ids[:, first:end], kv_cache=cache, attention_mask=segments[:, :end])[0])
+    assert close(np.concatenate(parts, 1), whole)

@@ -6,10 +6,12 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from npgpt import GPT, GPTConfig
 from npgpt.generation.processors import (
     forbid_before,
     forbid_repeated_ngrams,
     forbid_words,
+    only_tokens_of,
     penalise_repetition,
     process,
     processors,
@@ -17,6 +19,7 @@ from npgpt.generation.processors import (
 from npgpt.generation.sequences import PADDING
 from npgpt.generation.settings import GenerationSettings
 from npgpt.testing import seeds
+from npgpt.tokenizers import BPETokenizer, CharacterTokenizer
 
 V = 4
 
@@ -93,3 +96,20 @@ def test_all_rules_are_applied():
                                   min_new_tokens=4)
     scores = process(processors(settings, 1), np.array([[2]]), np.zeros((1, V)))
     assert scores.tolist() == [[-math.inf, -math.inf, -math.inf, 0]]
+
+
+def test_an_id_without_a_token_never_comes():
+    """Of a vocabulary that is filled up, or has gaps, as cl100k_base's."""
+    gaps = BPETokenizer((), {"<|endoftext|>": 300}, vocabulary={id: bytes([id]) for id in range(200)})
+    sequences, scores = np.zeros((2, 3), int), np.zeros((2, 304))
+    scores.flags.writeable = False
+    allowed = only_tokens_of(gaps)(sequences, scores)
+    assert (allowed[:, [*range(200), 300]] == 0).all() and (allowed[:, 200:300] == -np.inf).all()
+    assert (allowed[:, 301:] == -np.inf).all()
+    letters = CharacterTokenizer.train(["abcd"])
+    assert only_tokens_of(letters)(sequences, scores[:, :4]) is not None and 3 in letters and 4 not in letters
+    model = GPT(GPTConfig(vocab_size=9, block_size=8, n_layer=1, n_head=1, n_embd=8), seed=1)
+    model.parameters["wte.weight"].data[4:] *= 50                              # those would come
+    for settings in ({"do_sample": True, "seed": 3}, {}, {"num_beams": 3}):
+        new = model.generate(np.zeros((1, 1), int), 7, tokenizer=letters, **settings)
+        assert new.max() < 4 and letters.decode(new[0])

@@ -10,7 +10,7 @@ import tiny
 
 from npgpt.data.corpora import split_documents
 from npgpt.data.prepared import open_prepared
-from npgpt.errors import DataError, TrainingError
+from npgpt.errors import ConfigError, DataError, TrainingError
 from npgpt.tokenizers import BPETokenizer, load_tokenizer
 from npgpt.training.checkpoint import lock_run
 from npgpt.training.config import TrainConfig
@@ -93,6 +93,21 @@ def test_a_prepared_folder_brings_its_tokenizer_its_split_and_all_its_shards(tmp
     with pytest.raises(DataError, match=r"train-00000.bin.*No such file"):
         create_run(tmp_path / "again", config, said.append)
     assert not (tmp_path / "again").exists()
+
+
+def test_a_prepared_folder_validates_by_itself_or_not_at_all(tmp_path):
+    preparing.write_corpus(tmp_path / "texts")
+    preparing.run(tmp_path / "texts", prepared := tmp_path / "prepared")
+    preparing.run(tmp_path / "texts", alone := tmp_path / "alone", val_fraction=0.0)
+    for data, val_data, words in ((tmp_path / "texts", prepared, "val_data cannot be a prepared folder"),
+                                  (prepared, tmp_path / "texts", "is prepared, and brings its own"),
+                                  (prepared, prepared, "val_data cannot be a prepared folder")):
+        config = TrainConfig(**tiny.SETTINGS | {"data": str(data), "val_data": str(val_data)})
+        with pytest.raises(ConfigError, match=words):
+            create_run(tmp_path / "run", config, str)
+    with pytest.raises(DataError, match="alone was prepared without validation tokens: prepare it with"):
+        create_run(tmp_path / "run", TrainConfig(**tiny.SETTINGS | {"data": str(alone)}), str)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_texts_with_some_other_manifest_is_one_of_texts(tmp_path):
