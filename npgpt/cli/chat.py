@@ -53,9 +53,9 @@ def run(arguments: list[str]) -> int:
     loaded  = load_model(options.model, options.checkpoint, options.device, warn)
     conversation = Conversation(
         loaded.model, loaded.tokenizer, loaded.model.config.block_size, loaded.chat_template, options.system,
-        options.max_new_tokens, eos_token_id=loaded.eos_token_ids or None, do_sample=options.do_sample,
-        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p,
-        repetition_penalty=options.repetition_penalty, seed=options.seed)
+        options.max_new_tokens, loaded.named_tokens, eos_token_id=loaded.eos_token_ids or None,
+        do_sample=options.do_sample, temperature=options.temperature, top_k=options.top_k,
+        top_p=options.top_p, repetition_penalty=options.repetition_penalty, seed=options.seed)
     typed = sys.stdin.isatty()
     if typed:
         print(HELP, file=sys.stderr)

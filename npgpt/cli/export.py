@@ -9,8 +9,7 @@ import tyro
 from npgpt.cli.arguments import parse
 from npgpt.errors import ConfigError
 from npgpt.interop.classifiers import Labels
-from npgpt.interop.huggingface import CHAT_TEMPLATE
-from npgpt.interop.huggingface_writing import write_model
+from npgpt.interop.huggingface_writing import write_model, write_tokenizer
 from npgpt.interop.peft_files import write_adapter
 from npgpt.models import SequenceClassifier
 from npgpt.terminal import warn
@@ -43,17 +42,16 @@ def run(arguments: list[str]) -> int:
     options = parse(Options, "export", arguments)
     if options.adapter:
         return _adapter(options)
-    model, tokenizer, ends, chat_template = load_any(options.model, options.checkpoint, "cpu", warn)
+    loaded = load_any(options.model, options.checkpoint, "cpu", warn)
+    model  = loaded.model
 
     def beside(folder: Path) -> None:
-        tokenizer.save(folder)
-        if chat_template is not None:
-            (folder / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
+        write_tokenizer(folder, loaded.tokenizer, loaded.named_tokens, loaded.chat_template)
 
     labels = Labels(model.labels, model.pad_token_id) if isinstance(model, SequenceClassifier) else None
     arrays = {name: parameter.data for name, parameter in model.parameters.items()}
     write_model(options.out_dir, asdict(model.config), arrays, options.dtype or None, options.max_shard_size,
-                ends, exact=False, beside=beside, labels=labels)
+                loaded.eos_token_ids, loaded.bos_token_id, exact=False, beside=beside, labels=labels)
     print(f"model: {options.out_dir}")
     return 0
 

@@ -96,7 +96,7 @@ def run(arguments: list[str]) -> int:
 
 def _texts(loaded: Loaded, prompt, options: Options) -> Iterator[Iterable[int]]:
     """The new tokens of one text after the other, as they come."""
-    model, tokenizer, ends, _ = loaded
+    model, tokenizer, ends, *_ = loaded
     settings = {name: getattr(options, name) for name in (
         "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p",
         "repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty", "use_cache")}

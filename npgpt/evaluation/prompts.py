@@ -5,7 +5,7 @@ last message is the answer; what was said before it is written by the model's ch
 transcript, up to where the assistant is to speak. Later messages are passed over.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from npgpt.data.records import Dialogue, Message, Pair, Record
@@ -55,13 +55,13 @@ def make_prompts(records: Sequence[Record], tokenizer: Tokenizer, render: Render
                             "messages")
 
 
-def render_for(records: Sequence[Record], template: str | None, tokenizer: Tokenizer,
-               ends: Sequence[int]) -> Render | None:
+def render_for(records: Sequence[Record], template: str | None,
+               named_tokens: Mapping[str, str]) -> Render | None:
     """How conversations are written; None if there are none among the records. template: None for a
-    transcript.  ends: the first is what a template may put at an answer's end. Raises as `chat_template`."""
+    transcript.  named_tokens: what a template may write. Raises as `chat_template`."""
     if not any(isinstance(record, Dialogue) for record in records):
         return None
-    return chat_template(template, tokenizer.decode(ends[:1]) if template else "")
+    return chat_template(template, **named_tokens if template else {})
 
 
 def _to_the_answer(messages: Sequence[Message]) -> Sequence[Message]:

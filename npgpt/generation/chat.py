@@ -9,10 +9,10 @@ with, and its answer ends where it would speak for the other side:
 """
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
@@ -35,8 +35,9 @@ class Render(Protocol):
     def __call__(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str: ...
 
 
-def chat_template(source: str | None, eos_token: str = "") -> Render:
-    """source: the template, or None for a transcript.  eos_token: the text of the token that ends an answer.
+def chat_template(source: str | None, eos_token: str = "", bos_token: str = "") -> Render:
+    """source: the template, or None for a transcript.  eos_token, bos_token: the texts of the tokens that end
+    an answer, and begin a conversation, for the template to write where it will.
 
     Raises ConfigError if the template is wrong, or Jinja is missing; so does the function, if the template
     refuses the messages.
@@ -54,7 +55,7 @@ def chat_template(source: str | None, eos_token: str = "") -> Render:
     class Generation(Extension):
         """{% generation %} … {% endgeneration %}, which marks what an assistant says, and changes nothing."""
 
-        tags: ClassVar = {"generation"}
+        tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)
@@ -73,7 +74,7 @@ def chat_template(source: str | None, eos_token: str = "") -> Render:
     def render(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         try:
             return template.render(messages=list(messages), add_generation_prompt=add_generation_prompt,
-                                   bos_token="", eos_token=eos_token, tools=None, documents=None)
+                                   bos_token=bos_token, eos_token=eos_token, tools=None, documents=None)
         except Exception as error:      # a stranger's program: it may raise anything
             raise ConfigError(f"the model's chat template refuses the conversation: {error}") from error
 
@@ -83,16 +84,19 @@ def chat_template(source: str | None, eos_token: str = "") -> Render:
 class Conversation:
     """messages: what was said so far, the oldest first; a system message stays first.
 
-    model: for `stream`.  block_size: its context, in tokens.  settings: of generation; max_new_tokens is the
+    model: for `stream`.  block_size: its context, in tokens.  named_tokens: the template's bos_token and
+    eos_token, which by default is the first of eos_token_id.  settings: of generation; max_new_tokens is the
     most of an answer.
     """
 
     def __init__(self, model: Any, tokenizer: Any, block_size: int, template: str | None = None,
-                 system: str = "", max_new_tokens: int = 256, **settings):
+                 system: str = "", max_new_tokens: int = 256,
+                 named_tokens: Mapping[str, str] | None = None, **settings):
         self._model, self._tokenizer, self._block_size = model, tokenizer, block_size
         ends = settings.get("eos_token_id")
         ends = [ends] if isinstance(ends, int) else list(ends or ())
-        self._render = chat_template(template, tokenizer.decode(ends[:1]) if template else "")
+        named  = {"eos_token": tokenizer.decode(ends[:1])} | dict(named_tokens or {})
+        self._render = chat_template(template, **named if template else {})
         self._settings = settings | ({} if template else {"stop_strings": TRANSCRIPT_STOPS})
         self._max_new_tokens = min(max_new_tokens, block_size // 2)
         GenerationSettings.of(**self._settings)                               # what is wrong is told at once

@@ -50,6 +50,7 @@ class GGUFTokenizer(NamedTuple):
     merges: list[tuple[str, str]]
     pattern: str
     eos_token_id: int | None
+    bos_token_id: int | None
     chat_template: str | None
 
 
@@ -161,5 +162,5 @@ def _tokenizer(path: Path, entries: dict[str, Any]) -> GGUFTokenizer:
     special = {token: id for token, id in tokens.items() if id < len(kinds) and kinds[id] in SPECIAL}
     merges  = [(left, right) for left, _, right in (merge.partition(" ") for merge in entry("merges", []))]
     return GGUFTokenizer({token: id for token, id in tokens.items() if token not in special}, special, merges,
-                         PATTERNS[entry("pre")], entry("eos_token_id"),
+                         PATTERNS[entry("pre")], entry("eos_token_id"), entry("bos_token_id"),
                          entries.get("tokenizer.chat_template"))

@@ -142,6 +142,18 @@ def read_chat_template(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
+def read_named_tokens(folder: Path) -> dict[str, str]:
+    """What the tokenizer's files call bos_token and eos_token, by those names: the texts of the tokens that a
+    chat template may write where a conversation begins, and where an answer ends.
+    """
+    if not (folder / TOKENIZER_CONFIG).exists():
+        return {}
+    entries = read_json(member(folder, TOKENIZER_CONFIG))
+    texts   = {name: entry.get("content") if isinstance(entry := entries.get(name), dict) else entry
+               for name in ("bos_token", "eos_token")}
+    return {name: text for name, text in texts.items() if isinstance(text, str) and text}
+
+
 def _made(path: Path, make_config: Callable[..., C], settings: Settings) -> C:
     try:
         return make_config(**settings)

@@ -12,15 +12,33 @@ from npgpt.errors import CheckpointError, ConfigError
 from npgpt.files import atomic_folder
 from npgpt.interop.classifiers import OWN_CLASSIFIER, Labels, label_entries, with_score
 from npgpt.interop.families import FAMILIES, Settings, family_for
-from npgpt.interop.huggingface import CONFIG, EMBEDDING, GENERATION, OWN, OWN_SETTINGS, prefixed
+from npgpt.interop.huggingface import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    EMBEDDING,
+    GENERATION,
+    OWN,
+    OWN_SETTINGS,
+    TOKENIZER_CONFIG,
+    prefixed,
+)
 from npgpt.interop.layouts import taken_apart
-from npgpt.interop.safetensors_files import INDEX, MODEL, NAMES, SIZES, safetensors_pieces, stored_type
+from npgpt.interop.safetensors_files import (
+    INDEX,
+    MODEL,
+    NAMES,
+    SIZES,
+    read_json,
+    safetensors_pieces,
+    stored_type,
+)
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def write_model(path: str | Path, settings: Settings, arrays: Mapping[str, Any], dtype: str | None = None,
-                max_shard_size: int | str = "5GB", eos_token_ids: Sequence[int] = (), exact: bool = True,
+                max_shard_size: int | str = "5GB", eos_token_ids: Sequence[int] = (),
+                bos_token_id: int | None = None, exact: bool = True,
                 beside: Callable[[Path], None] | None = None, labels: Labels | None = None) -> None:
     """Writes a folder, whole or not at all.  settings: all of GPTConfig's fields.  arrays: by npgpt's names.
 
@@ -35,7 +53,8 @@ def write_model(path: str | Path, settings: Settings, arrays: Mapping[str, Any],
     kinds = {tensor.dtype.name for tensor in tensors.values()}
     config["torch_dtype"] = dtype or (kinds.pop() if len(kinds) == 1 else "float32")
     first, *others = (*eos_token_ids, None)                 # GPT-2 begins a text with what ends one
-    ends = {"bos_token_id": first, "eos_token_id": first if len(others) < 2 else [*eos_token_ids]}
+    ends = {"bos_token_id": first if bos_token_id is None else bos_token_id,
+            "eos_token_id": first if len(others) < 2 else [*eos_token_ids]}
     config |= ends
     generation = ends if eos_token_ids else {}
     try:
@@ -113,6 +132,16 @@ def _bytes(size: int | str) -> int:
     if not match or match[2] not in UNITS or int(match[1]) < 1:
         raise ConfigError(f"max_shard_size must be a number of bytes, or as 200MB or 5GB, not {size!r}")
     return int(match[1]) * UNITS[match[2]]
+
+
+def write_tokenizer(folder: Path, tokenizer: Any, named_tokens: Mapping[str, str],
+                    chat_template: str | None) -> None:
+    """tokenizer: with `save`.  named_tokens: as `read_named_tokens` gives them, and will again."""
+    tokenizer.save(folder)
+    config = folder / TOKENIZER_CONFIG
+    write_json(config, read_json(config) | dict(named_tokens))
+    if chat_template is not None:
+        (folder / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
 
 
 def write_file(path: Path, pieces: Iterator[bytes | memoryview]) -> None:

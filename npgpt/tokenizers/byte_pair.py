@@ -94,7 +94,7 @@ class BPETokenizer:
         """The id of <|endoftext|>, or None if that is not one of the special tokens."""
         return self.special_tokens.get(END_OF_TEXT)
 
-    def __contains__(self, id: int) -> bool:
+    def __contains__(self, id: object) -> bool:
         """Whether a token has this id."""
         return id in self._bytes
 

@@ -49,9 +49,9 @@ class CharacterTokenizer:
         """Always empty."""
         return {}
 
-    def __contains__(self, id: int) -> bool:
+    def __contains__(self, id: object) -> bool:
         """Whether a character has this id."""
-        return 0 <= id < self.vocab_size
+        return id in self._characters
 
     def token_bytes(self, id: int) -> bytes:
         """The UTF-8 bytes of a token's character."""

@@ -7,6 +7,7 @@ so that it depends on nothing outside. Its checkpoints hold what is learned and 
 
 import dataclasses
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,13 +27,19 @@ class Loaded(NamedTuple):
     """A model to use, or to begin from.
 
     model: a GPT, or from `load_any` a SequenceClassifier.  eos_token_ids: each ends a text.
-    chat_template: in Jinja, or None.
+    chat_template: in Jinja, or None.  named_tokens: the texts of the tokens that are its bos_token and its
+    eos_token, as far as there are such.
     """
 
     model: Any
     tokenizer: Tokenizer
     eos_token_ids: tuple[int, ...]
     chat_template: str | None
+    named_tokens: Mapping[str, str]
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self.tokenizer.special_tokens.get(self.named_tokens.get("bos_token", ""))
 
 
 @dataclass(frozen=True)

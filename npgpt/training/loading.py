@@ -7,7 +7,14 @@ from typing import Any
 
 from npgpt.errors import CheckpointError, ConfigError
 from npgpt.interop.gguf_files import is_gguf, read_gguf
-from npgpt.interop.huggingface import find_folder, is_classifier, is_model, read_chat_template, read_ends
+from npgpt.interop.huggingface import (
+    find_folder,
+    is_classifier,
+    is_model,
+    read_chat_template,
+    read_ends,
+    read_named_tokens,
+)
 from npgpt.layers import merge_lora
 from npgpt.models import GPT, GPTConfig, SequenceClassifier
 from npgpt.tensor.precision import accumulator
@@ -49,12 +56,18 @@ def load_any(path: Path, which: str, device: str, warn: Callable[[str], None]) -
         model, tokenizer, _ = load_run(path, which, device, warn)
         folder = tokenizer_folder(path)
         merge_lora(model)
-        return Loaded(model, tokenizer, read_ends(folder) or _ends(tokenizer), read_chat_template(folder))
+        return _loaded(model, tokenizer, folder)
     folder    = find_folder(str(path))
     tokenizer = load_tokenizer(folder)
     kind      = SequenceClassifier if is_classifier(folder) else GPT
-    return Loaded(kind.from_pretrained(folder, device), tokenizer,
-                  read_ends(folder) or _ends(tokenizer), read_chat_template(folder))
+    return _loaded(kind.from_pretrained(folder, device), tokenizer, folder)
+
+
+def _loaded(model: Any, tokenizer: Tokenizer, folder: Path) -> Loaded:
+    """With what the folder says of texts and conversations."""
+    ends  = read_ends(folder) or _ends(tokenizer)
+    named = {"eos_token": tokenizer.decode(ends[:1])} if ends and ends[0] in tokenizer else {}
+    return Loaded(model, tokenizer, ends, read_chat_template(folder), named | read_named_tokens(folder))
 
 
 def load_run(path: Path, which: str, device: str,
@@ -92,8 +105,10 @@ def _load_gguf(path: Path, device: str) -> Loaded:
     tokenizer = assemble_tokenizer(path, parts.tokens, parts.special, parts.merges, parts.pattern)
     model = GPT(config, None, device)
     model.flat.load(tensors)
-    return Loaded(model, tokenizer, _ends(tokenizer) if parts.eos_token_id is None else (parts.eos_token_id,),
-                  parts.chat_template)
+    ends  = _ends(tokenizer) if parts.eos_token_id is None else (parts.eos_token_id,)
+    named = {"bos_token": parts.bos_token_id, "eos_token": next(iter(ends), None)}
+    return Loaded(model, tokenizer, ends, parts.chat_template,
+                  {name: tokenizer.decode([id]) for name, id in named.items() if id in tokenizer})
 
 
 def _ends(tokenizer: Tokenizer) -> tuple[int, ...]:

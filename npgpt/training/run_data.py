@@ -18,8 +18,7 @@ from npgpt.data.shards import check_uncut, write_shard
 from npgpt.errors import ConfigError, DataError
 from npgpt.generation.chat import TRANSCRIPT, chat_template
 from npgpt.interop.classifiers import Labels
-from npgpt.interop.huggingface import CHAT_TEMPLATE
-from npgpt.interop.huggingface_writing import write_model
+from npgpt.interop.huggingface_writing import write_model, write_tokenizer
 from npgpt.models import SequenceClassifier
 from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
 from npgpt.tokenizers.files import Tokenizer
@@ -108,7 +107,9 @@ def _encode_examples(path: Path, config: Config, note: Note, start: Loaded | Non
         template = TRANSCRIPT
     tokenizer = _tokenizer(config, start, list(texts_of(records)), list(texts_of(train)))
     end       = start.eos_token_ids[0] if start and start.eos_token_ids else tokenizer.eos_token_id
-    render    = chat_template(template, "" if end is None else tokenizer.decode([end])) if template else None
+    named     = {} if end is None else {"eos_token": tokenizer.decode([end])}
+    render    = chat_template(template, **named | dict(start.named_tokens if start else {})) \
+        if template else None
     _save_tokenizer(path, tokenizer, start, template, labels, config.seed)
     note(f"{config.data}: {len(records):,} records; tokenizer: {_name(config)}, "
          f"{tokenizer.vocab_size:,} tokens")
@@ -165,10 +166,8 @@ def _save_tokenizer(path: Path, tokenizer: Tokenizer, start: Loaded | None, temp
                     labels: Sequence[str] = (), seed: int = 0) -> None:
     """Into tokenizer/, or into base/ with the model that is fine-tuned."""
     def beside(folder: Path) -> None:
-        tokenizer.save(folder)
-        chat = template or (start and start.chat_template)
-        if chat:
-            (folder / CHAT_TEMPLATE).write_text(chat, encoding="utf-8")
+        write_tokenizer(folder, tokenizer, start.named_tokens if start else {},
+                        template or (start.chat_template if start else None))
 
     if not start:
         beside(path / "tokenizer")
@@ -177,7 +176,8 @@ def _save_tokenizer(path: Path, tokenizer: Tokenizer, start: Loaded | None, temp
     arrays = {name: parameter.data for name, parameter in model.parameters.items()}
     first  = start.eos_token_ids[0] if start.eos_token_ids else None
     write_model(path / BASE, asdict(model.config), arrays, eos_token_ids=start.eos_token_ids,
-                beside=beside, labels=Labels(tuple(labels), first) if labels else None)
+                bos_token_id=start.bos_token_id, beside=beside,
+                labels=Labels(tuple(labels), first) if labels else None)
 
 
 def _save_tokens(path: Path, config: Config, tokenizer: Tokenizer, train: Iterable[np.ndarray],

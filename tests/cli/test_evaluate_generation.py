@@ -35,7 +35,7 @@ def test_generation(capsys):
     result = evaluate("run-bpe", "--task", "generation", "--data", data, "--max-new-tokens", 4,
                       "--predictions", "predictions.jsonl", "--batch-size", 2)
     said   = " ".join(capsys.readouterr().out.split())
-    model, tokenizer, ends, _ = load_model(Path("run-bpe"), "best", "cpu", print)
+    model, tokenizer, ends, *_ = load_model(Path("run-bpe"), "best", "cpu", print)
     rows   = lines_of("predictions.jsonl")
     assert [row["record"] for row in rows] == [1, 2, 3]
     for n, row in enumerate(rows):
@@ -67,7 +67,7 @@ def test_generation_by_beams_up_to_a_string(capsys):
     data = write_records({"prompt": "to", "completion": "x"}, {"prompt": "be", "completion": "y"})
     own  = ["run-bpe", "--task", "generation", "--data", data, "--predictions", "predictions.jsonl"]
     evaluate(*own, "--num-beams", 2)
-    model, tokenizer, ends, _ = load_model(Path("run-bpe"), "best", "cpu", print)
+    model, tokenizer, ends, *_ = load_model(Path("run-bpe"), "best", "cpu", print)
     rows = lines_of("predictions.jsonl")
     for row in rows:
         prompt = tokenizer.encode_ordinary(row["prompt"])
@@ -143,7 +143,7 @@ def test_answers_alone_are_scored(capsys):
     data   = write_records(*PAIRS[:2], LONG, {"prompt": "x", "completion": ""})
     result = evaluate("run-bpe", "--data", data, "--surprisal", "surprisal.jsonl")
     said   = capsys.readouterr().out
-    model, tokenizer, ends, _ = load_model(Path("run-bpe"), "best", "cpu", print)
+    model, tokenizer, ends, *_ = load_model(Path("run-bpe"), "best", "cpu", print)
     alone, masked, size, too_long = [], 0, 0, 0
     for record in (*PAIRS[:2], LONG):
         answer = record.get("completion") or record["completions"][0]

@@ -53,6 +53,7 @@ def write(path, arrays, kind="F32", **changes):
     writer.add_token_types([3, 3, *[1] * (len(TOKENS) - 2)])
     writer.add_token_merges(MERGES)
     writer.add_eos_token_id(1)
+    writer.add_bos_token_id(0)
     writer.add_chat_template(TEMPLATE)
     for name, array in arrays.items():
         stored = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
@@ -135,6 +136,7 @@ def test_the_tokenizer_and_the_chat_template_come_along(tmp_path):
     for path in ("model.gguf", "out"):
         loaded = load_model(tmp_path / path, "best", "cpu", print)
         assert loaded.eos_token_ids == (1,) and loaded.chat_template == TEMPLATE      # not <|endoftext|>
+        assert loaded.named_tokens == {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
         assert loaded.tokenizer.encode("hello<|im_end|>", allowed_special="all") == [TOKENS.index("hello"), 1]
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")

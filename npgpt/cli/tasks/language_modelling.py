@@ -87,7 +87,7 @@ def _answers(options: Options, loaded: Loaded, records: Sequence[Record], consol
         raise ConfigError("stride is of texts: leave it out with prompts and answers, which are read whole")
     tokenizer, context = loaded.tokenizer, context_of(options, loaded)
     end    = next(iter(loaded.eos_token_ids), None)
-    render = render_for(records, loaded.chat_template, tokenizer, loaded.eos_token_ids)
+    render = render_for(records, loaded.chat_template, loaded.named_tokens)
     examples, left_out = encode_records(records, tokenizer, context, end, render)
     answers = answers_of(examples, options.limit)
     with progress_bar() as progress:

@@ -1,0 +1,77 @@
+"""A template writes the tokens that begin and end, as the model's own files name them: as in transformers, in
+chat, in fine-tuning, and of what is exported.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from npgpt import GPT, GPTConfig
+from npgpt.cli.main import main
+from npgpt.data.examples import encode_records
+from npgpt.data.records import Dialogue
+from npgpt.evaluation.prompts import render_for
+from npgpt.generation.chat import Conversation
+from npgpt.training.finetuning import FinetuneConfig
+from npgpt.training.loading import load_model
+from npgpt.training.runs import create_run
+
+transformers = pytest.importorskip("transformers")
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
+
+TEMPLATE = ("{{- bos_token }}{%- for m in messages %}"
+            "{{- '<|h|>' + m['role'] + '<|/h|>' + m['content'] + eos_token }}"
+            "{%- endfor %}{%- if add_generation_prompt %}{{- '<|h|>assistant<|/h|>' }}{%- endif %}")
+ASK  = [{"role": "user", "content": "hi"}]
+TALK = [*ASK, {"role": "assistant", "content": "yo"}]
+
+
+@pytest.fixture
+def model(tmp_path):
+    """The folder of a model in Llama 3's manner: several tokens end a text, the first of them no answer."""
+    alphabet = {byte: id for id, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    pieces   = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces.decoder       = decoders.ByteLevel()
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=pieces, bos_token="<|begin|>", eos_token="<|eot|>",
+        extra_special_tokens=["<|end|>", "<|h|>", "<|/h|>"])
+    theirs.chat_template = TEMPLATE
+    GPT(GPTConfig(vocab_size=len(theirs), block_size=64, n_layer=1, n_head=2, n_embd=8, norm="rmsnorm",
+                  activation="swiglu", position="rotary", bias=False)).save_pretrained(tmp_path / "model")
+    theirs.save_pretrained(tmp_path / "model")
+    ends = {"bos_token_id": theirs.bos_token_id,
+            "eos_token_id": [theirs.convert_tokens_to_ids("<|end|>"), theirs.eos_token_id]}
+    for name in ("config.json", "generation_config.json"):
+        path = tmp_path / "model" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | ends))
+    return tmp_path / "model"
+
+
+def test_what_is_rendered_is_what_transformers_renders(model, tmp_path, monkeypatch):
+    theirs  = transformers.AutoTokenizer.from_pretrained(model)
+    asked   = theirs.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False)
+    told    = theirs.apply_chat_template(TALK, return_dict=False)
+    begin   = theirs.bos_token_id
+    assert asked[0] == told[0] == begin and told[-1] == theirs.eos_token_id
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(model), "--out-dir", "exported"]) == 0
+    Path("talk.jsonl").write_text(2 * (json.dumps({"messages": TALK}) + "\n"))
+    config = FinetuneConfig(model=str(model), data="talk.jsonl", val_data="talk.jsonl", batch_size=1)
+    run    = create_run(Path("run"), config, str, load_model(model, "best", "cpu", print))
+    assert run.train.tokens[:len(told)].tolist() == told
+    for folder in (model, Path("exported"), Path("run/base")):
+        loaded = load_model(folder, "best", "cpu", print)
+        assert loaded.named_tokens == {"bos_token": "<|begin|>", "eos_token": "<|eot|>"}
+        talk = Conversation(loaded.model, loaded.tokenizer, 64, loaded.chat_template, max_new_tokens=16,
+                            named_tokens=loaded.named_tokens, eos_token_id=loaded.eos_token_ids)
+        assert talk._prompt(ASK)[0] == asked
+        records = [Dialogue(tuple(TALK))]
+        render  = render_for(records, loaded.chat_template, loaded.named_tokens)
+        examples, _ = encode_records(records, loaded.tokenizer, 64, loaded.eos_token_ids[0], render)
+        assert examples.tokens.tolist() == told
+        again = transformers.AutoTokenizer.from_pretrained(folder)
+        assert (again.bos_token, again.eos_token) == ("<|begin|>", "<|eot|>")
+        assert again.apply_chat_template(TALK, return_dict=False) == told
+        assert json.loads((folder / "config.json").read_text())["bos_token_id"] == begin
