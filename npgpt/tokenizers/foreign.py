@@ -98,6 +98,9 @@ def _read_hugging_face(path: Path) -> BytePair:
         if ids.get(token, id) != id:
             raise refused(path, f"the token {token!r} has two ids, {ids[token]} and {id}")
     ids = {token: id for token, id in ids.items() if token not in special}
+    if model.get("unk_token") is not None and sum(len(token) == 1 for token in ids) < 256:
+        raise refused(path, f"it writes {str(model['unk_token'])[:80]!r} for bytes that no token stands for "
+                            "(unk_token), which npgpt leaves out")
     taken = set(ids.values())
     for token, id in special.items():
         if id in taken:
@@ -161,4 +164,4 @@ def _read_tiktoken(path: Path, pattern: str | None, special_tokens: Mapping[str,
               for cut in range(1, len(token)) if token[:cut] in ranks and token[cut:] in ranks]
     return BytePair(merges, known_special if special_tokens is None else special_tokens,
                     pattern or known_pattern, {rank: token for token, rank in ranks.items()},
-                    ignore_merges=True)
+                    ignore_merges=True, joint_ranks=True)

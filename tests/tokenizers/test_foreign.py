@@ -178,6 +178,34 @@ def test_a_token_is_made_from_any_two_that_give_its_bytes(tmp_path):
         assert ours.encode(text) == theirs.encode(text), text
 
 
+def test_merges_that_make_the_same_token_come_in_their_order(tmp_path):
+    """As in Hugging Face's tokenizers, and not all with the first, as in tiktoken; also once saved again."""
+    tokenizers, draw = pytest.importorskip("tokenizers"), random.Random(0)
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    differ   = 0
+    for _ in range(30):
+        ids, merges = {letter: id for id, letter in enumerate(alphabet)}, []
+        while len(merges) < 12:
+            pair = tuple(draw.choices(["a", "b", *(token for token in ids if len(token) > 1)], k=2))
+            if pair not in merges and len("".join(pair)) < 5:
+                merges.append(pair)
+                ids.setdefault("".join(pair), len(ids))
+        theirs = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=ids, merges=merges))
+        theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        theirs.save(str(tmp_path / "tokenizer.json"))
+        ours = load_tokenizer(tmp_path / "tokenizer.json")
+        ours.save(tmp_path / "saved")
+        again = load_tokenizer(tmp_path / "saved")
+        joint = BPETokenizer(ours.merges, (), vocabulary=ours.vocabulary, joint_ranks=True)
+        joint.save(tmp_path / "joint")
+        for _ in range(40):
+            text = "".join(draw.choices("ab", k=draw.randrange(1, 12)))
+            assert ours.encode(text) == again.encode(text) == theirs.encode(text).ids, (merges, text)
+            assert joint.encode(text) == load_tokenizer(tmp_path / "joint").encode(text)
+            differ += joint.encode(text) != ours.encode(text)
+    assert differ
+
+
 def test_a_tiktoken_file_of_another_name_needs_a_pattern(trained, tmp_path):
     write_tiktoken(tmp_path / "mine.tiktoken", trained)
     with pytest.raises(errors.TokenizerError, match="mine.tiktoken does not say how to split text: pass"):
@@ -187,6 +215,12 @@ def test_a_tiktoken_file_of_another_name_needs_a_pattern(trained, tmp_path):
 
 
 # What is refused
+
+def without_a_byte(data):
+    data["model"]["unk_token"] = "b"
+    del data["model"]["vocab"]["\u0100"]                     # how 0x00 is written
+    return data
+
 
 def change(**changes):
     """Sets entries of a tokenizer.json, of its model where the name begins with model_."""
@@ -205,6 +239,7 @@ REFUSED = {
     "another model": (change(model_type="Unigram"), "no byte-level BPE"),
     "no merges": (change(model_merges=None), "no byte-level BPE"),
     "byte fallback": (change(model_byte_fallback=True), "no byte-level BPE"),
+    "unknown bytes": (without_a_byte, "it writes 'b' for bytes that no token stands for"),
     "a normalizer": (change(normalizer={"type": "NFC"}), "changes the text before splitting it"),
     "a vocabulary that is a list": (change(model_vocab=[["a", 0]]), "not a JSON object of tokens"),
     "words": (change(model_vocab={"▁the": 0}), "'▁the' is not written in GPT-2's characters"),
