@@ -5,8 +5,10 @@ Exit status: 0 done, 1 an error (one line on stderr), 2 a wrong command line, 13
 
 import difflib
 import importlib
+import io
 import os
 import sys
+from pathlib import Path
 
 import npgpt
 from npgpt.errors import NpgptError, UsageError
@@ -31,6 +33,7 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command in `arguments` (by default the process's) and returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _prepare_streams()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0 if arguments else 2
@@ -57,6 +60,16 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail("out of memory: use a smaller model or batch", 1)
     except OSError as error:
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+
+
+def _prepare_streams() -> None:
+    """A closed one is one without anything, and what an encoding cannot show is shown as a question mark."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))                   # noqa: SIM115
+    for stream in sys.stdout, sys.stderr:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _fail(sentence: str, status: int) -> int:

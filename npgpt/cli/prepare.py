@@ -1,5 +1,6 @@
 """`npgpt prepare`: from text files to token shards, and what became of every document."""
 
+import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,7 @@ def run(arguments: list[str]) -> int:
     seconds, size = time.perf_counter() - begun, manifest["sources"]["bytes"] / 1e6
     console.print(f"{size:,.1f} MB in {seconds:,.1f} s, {size / seconds:,.2f} MB/s with {workers} "
                   f"worker{'s' * (workers != 1)}" if tasks else f"{options.out_dir} was finished before")
-    console.print(f"\nnext:  npgpt train --data {options.out_dir}", markup=False)
+    console.print(f"\nnext:  npgpt train --data {shlex.quote(str(options.out_dir))}", markup=False)
     return 0
 
 

@@ -18,6 +18,7 @@ from npgpt.errors import ConfigError, TokenizerError, UsageError
 from npgpt.terminal import printable
 from npgpt.tokenizers import BPETokenizer, load_tokenizer
 from npgpt.tokenizers.byte_pair import END_OF_TEXT
+from npgpt.tokenizers.formats import CONFIG
 from npgpt.workers import physical_cores
 
 COLOURS = [f"black on bright_{name}" for name in ("cyan", "yellow", "green", "magenta")]
@@ -93,6 +94,10 @@ def run(arguments: list[str]) -> int:
 def _train(options: Train) -> None:
     if options.workers is not None and options.workers < 1:
         raise ConfigError(f"workers must be at least 1, not {options.workers}")
+    if not options.data:
+        raise UsageError("no text is named (npgpt tokenizer train DATA … --out-dir FOLDER)")
+    if (options.out_dir / CONFIG).exists():
+        raise ConfigError(f"{options.out_dir} already holds a tokenizer: choose another --out-dir")
     console, begun, size = Console(stderr=True, highlight=False), time.perf_counter(), 0
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                   console=console, disable=not console.is_terminal) as progress:

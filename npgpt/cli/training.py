@@ -37,7 +37,8 @@ def go_on(path: Path, command: str, resume: bool, ranks: Ranks, console: Console
             _stop_on_signals(say=ranks.rank == 0) as stop:
         finished = train(opened, monitor, resume=resume, stop=stop, processes=ranks)
     if not finished:
-        console.print(f"stopped and saved; go on with:  npgpt {command} --resume {path}", markup=False)
+        console.print(f"stopped and saved; go on with:  npgpt {command} --resume {shlex.quote(str(path))}",
+                      markup=False)
         return 130
     if ranks.rank == 0:
         _show_result(path, opened, console)
@@ -66,15 +67,16 @@ def _show_result(path: Path, opened: Run, console: Console) -> None:
         after = "the first example" if isinstance(opened.val, Examples) else "the start"
         console.print(f"after {after} of the validation data it writes:\n")
         console.print(show_sample(*sample) + "\n")
+    name = shlex.quote(str(path))
     if sample is None:
-        following = f"evaluate {path} --task classification --data FILE.jsonl"
+        following = f"evaluate {name} --task classification --data FILE.jsonl"
     elif read_chat_template(tokenizer_folder(path)):
-        following = f"chat {path}"
+        following = f"chat {name}"
     elif isinstance(opened.val, Examples):
-        following = f"sample {path} --no-do-sample --prompt {shlex.quote(sample[0])}"
+        following = f"sample {name} --no-do-sample --prompt {shlex.quote(sample[0])}"
     else:
         prompt    = "The" if isinstance(opened.tokenizer, BPETokenizer) else "\\n"
-        following = f"sample {path} --prompt '{prompt}'"
+        following = f"sample {name} --prompt '{prompt}'"
     console.print(f"next:  npgpt {following}", markup=False)
 
 

@@ -156,14 +156,15 @@ def make_plan(paths: Sequence[Path], files: Sequence[Path], config: PrepareConfi
     """Everything that the prepared bytes depend on, as JSON can hold it; "modified" is true here alone."""
     config.cleaner()                                            # what is missing is said before the work
     stats = [file.stat() for file in files]
-    lines = [f"{file}\t{stat.st_size}\n" for file, stat in zip(files, stats, strict=True)]
+    lines = [f"{file}\t{stat.st_size}\n".encode(errors="surrogateescape")
+             for file, stat in zip(files, stats, strict=True)]
     packages = ["numpy", "regex", *["ftfy"] * config.repair]
     return {
         "options": {name: str(value) if isinstance(value, Path) else value
                     for name, value in dataclasses.asdict(config).items()},
         "sources": {
             "paths": [str(path) for path in paths], "files": len(files),
-            "bytes": sum(stat.st_size for stat in stats), "names and sizes": _hash("".join(lines).encode()),
+            "bytes": sum(stat.st_size for stat in stats), "names and sizes": _hash(b"".join(lines)),
             "stop words": _hash(_read(config.stop_words, "the stop words")) if config.stop_words else None,
             "tokenizer": (None if config.tokenizer in ("bpe", "character") else
                           folder_hash(Path(config.tokenizer))),
@@ -228,7 +229,8 @@ def folder_hash(folder: Path) -> str:
         files = [folder] if folder.is_file() else sorted(path for path in folder.iterdir() if path.is_file())
     except OSError as error:
         raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
-    return _hash(b"".join(f"{path.name}\t{_hash(_read(path, 'the file'))}\n".encode() for path in files))
+    return _hash(b"".join(f"{path.name}\t{_hash(_read(path, 'the file'))}\n".encode(errors="surrogateescape")
+                          for path in files))
 
 
 def _compare(out_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

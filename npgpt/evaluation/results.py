@@ -50,6 +50,6 @@ def _finite(value: Any) -> Any:
         return {name: _finite(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, str | Path):                      # a file's name may be no UTF-8
+        return str(value).encode(errors="backslashreplace").decode()
     return None if isinstance(value, float) and not math.isfinite(value) else value

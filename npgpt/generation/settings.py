@@ -77,7 +77,7 @@ class GenerationSettings:
             value = getattr(self, name)
             if not (_is_number(value) or (value is None and self._may_be_none(name))):
                 raise ConfigError(f"{name} must be a number, not {value!r}")
-        if self.temperature <= 0:
+        if self.temperature < 1e-30:                        # what float32 can divide logits by
             raise ConfigError(f"temperature must be above 0, not {self.temperature}; for the most likely "
                               "token turn sampling off (do_sample=False)")
         if not 0 < self.top_p <= 1:

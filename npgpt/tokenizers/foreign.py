@@ -46,12 +46,14 @@ SPELLINGS = {pattern: name for name, pattern in reversed(SPLIT_PATTERNS.items())
 
 def read_foreign(path: Path, pattern: str | None = None,
                  special_tokens: Mapping[str, int] | None = None) -> BytePair:
-    """path: a folder with such files, or a tokenizer.json or .tiktoken file.
+    """path: a folder with such files, or a tokenizer.json, .tiktoken or vocab.bpe file.
 
     pattern, special_tokens: instead of what the files say, or do not say.  Raises TokenizerError.
     """
     if path.is_file() and path.suffix == ".json":
         parts = _read_hugging_face(path)
+    elif path.is_file() and path.name == "vocab.bpe":      # by that name it can be GPT-2's alone
+        parts = _read_gpt2(path.parent)
     elif path.is_file():
         parts = _read_tiktoken(path, pattern, special_tokens)
     elif (path / HUGGING_FACE).is_file():

@@ -14,6 +14,7 @@ from typing import Any, Self
 from npgpt.errors import ConfigError
 from npgpt.models import GPTConfig
 from npgpt.tensor.precision import NARROW
+from npgpt.tokenizers.checks import has_surrogates
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Settings:
             if name not in fields:
                 near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
                 raise ConfigError(f"{source}: unknown setting {key!r}; the nearest known one is {near[0]!r}")
-            if fields[name] in (float, float | None) and type(value) is int:
+            if fields[name] in (float, float | None) and type(value) is int and abs(value) < 2**1000:
                 value = float(value)
             if type(value) not in (getattr(fields[name], "__args__", None) or (fields[name],)):
                 kind = str(getattr(fields[name], "__name__", fields[name])).replace(" | None", "")
@@ -43,9 +44,15 @@ class Settings:
         return dataclasses.replace(base or cls(), **changes)
 
     def to_toml(self) -> str:
-        """One line a setting; what is None is left out."""
-        return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
-                       for name, value in dataclasses.asdict(self).items() if value is not None)
+        """One line a setting; what is None is left out. Raises ConfigError for a text that is not UTF-8."""
+        lines = []
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, str) and has_surrogates(value):
+                raise ConfigError(f"{name} = {value!r} is no UTF-8, and cannot be kept with the settings: "
+                                  "give it another name")
+            if value is not None:
+                lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}\n".replace("\x7f", "\\u007f"))
+        return "".join(lines)
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,6 @@ def show_sample(prompt: str, text: str, margin: str = "") -> str:
 def _step(line: bytes) -> float:
     """The step of a line of metrics.jsonl; infinite for one that was cut short."""
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")

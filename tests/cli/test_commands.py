@@ -417,3 +417,25 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(folder):
     done = subprocess.run(f"{sys.executable} -m npgpt gradcheck | true; echo ${{PIPESTATUS[0]}}", shell=True,
                           executable="/bin/bash", capture_output=True, text=True, timeout=60)
     assert done.stdout == "1\n" and done.stderr == ""
+
+
+@pytest.mark.parametrize(("closed", "status"), [
+    ("gradcheck relu >&-", 0), ("tokenizer encode run/tokenizer <&-", 0), ("sample absent 2>&-", 1)])
+def test_a_closed_stream_is_one_without_anything(folder, closed, status):
+    assert main(["train", *tiny.FLAGS, "--out-dir", "run"]) == 0
+    done = subprocess.run(f"{sys.executable} -m npgpt {closed}", shell=True, capture_output=True, text=True)
+    assert done.returncode == status and not done.stderr
+
+
+def test_what_an_encoding_cannot_show_is_a_question_mark(folder):
+    done = subprocess.run([sys.executable, "-m", "npgpt", "sample", "ü😀"], capture_output=True, text=True,
+                          encoding="ascii", env=os.environ | {"PYTHONIOENCODING": "ascii:strict"})
+    assert done.returncode == 1 and done.stderr.startswith("npgpt: ") and "Traceback" not in done.stderr
+
+
+def test_a_line_of_the_metrics_without_a_number_is_dropped(folder):
+    assert main(["train", *tiny.FLAGS, "--out-dir", "run"]) == 0
+    with Path("run/metrics.jsonl").open("a") as file:
+        file.write('{"step": "x", "val_loss": 3}\n')
+    assert main(["train", "--resume", "run", "--max-iters", "25"]) == 0
+    assert '"x"' not in Path("run/metrics.jsonl").read_text()

@@ -48,6 +48,11 @@ def test_train_encode_decode(folder, capsys, monkeypatch):
     assert tokenizer.merges == BPETokenizer.train(texts, 285, "cl100k", ("<|endoftext|>", "<s>")).merges
     assert tokenizer.special_tokens == {"<|endoftext|>": 283, "<s>": 284} and tokenizer.pattern == "cl100k"
 
+    before = {path.name: path.read_bytes() for path in (folder / "tok").iterdir()}
+    refused(capsys, 1, "tok already holds a tokenizer", "train", "text.txt", "--out-dir", "tok")
+    refused(capsys, 2, "no text is named", "train", "--out-dir", "other")
+    assert {path.name: path.read_bytes() for path in (folder / "tok").iterdir()} == before
+
     (folder / "in.txt").write_bytes("to be<s> naïve\r\n".encode())
     ids = said(capsys, "encode", "tok", "in.txt")
     assert [int(id) for id in ids.split()] == tokenizer.encode_ordinary("to be<s> naïve\r\n")

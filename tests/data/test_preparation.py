@@ -392,3 +392,10 @@ def test_paths_are_read_in_the_order_given(tmp_path):
     paths = [tmp_path / f"{n:04}.txt" for n in (2, 0, 1)]
     prepare(paths, tmp_path / "out", PrepareConfig(vocab_size=257, val_fraction=0.0), 1)
     assert documents(tmp_path / "out", "train") == [texts[2], texts[0], texts[1]]
+
+
+def test_a_file_whose_name_is_no_utf_8_is_read_like_any_other(tmp_path):
+    preparing.write_corpus(tmp_path / "texts")
+    (tmp_path / "texts" / os.fsdecode(b"\xe9t\xe9.txt")).write_text("was it in summer or in winter\n" * 9)
+    preparing.run(tmp_path / "texts", tmp_path / "out")
+    assert sum(map(len, open_prepared(tmp_path / "out").train))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,12 @@ def test_the_hash_tells_models_apart():
 def test_a_result_is_json_whatever_the_numbers(tmp_path):
     path = tmp_path / "result.json"
     write_result(path, {"numbers": {"loss": 2000.0, "perplexity": math.inf},
-                        "intervals": [(1.0, math.nan), None], "model": Path("schön")})
+                        "intervals": [(1.0, math.nan), None], "model": Path("schön"),
+                        "data": os.fsdecode(b"\xe9")})
     assert json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name)) == {
         "npgpt": npgpt.__version__, "numbers": {"loss": 2000.0, "perplexity": None},
-        "intervals": [[1.0, None], None], "model": "schön"}
+        "intervals": [[1.0, None], None], "model": "schön",
+        "data": "\\udce9"}
 
 
 def test_a_failure_leaves_what_was_there(tmp_path):

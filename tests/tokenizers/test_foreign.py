@@ -50,6 +50,8 @@ def test_gpt2s_files_are_read_under_both_their_names(names, trained, tmp_path):
     assert (read.merges, read.special_tokens, read.pattern) == (trained.merges, {EOT: 899}, "gpt2")
     assert load_tokenizer(tmp_path, pattern="cl100k").encode(MIXED) == trained.encode(MIXED)
     assert load_tokenizer(tmp_path, special_tokens={"<s>": 901}).special_tokens == {"<s>": 901}
+    if names[1] == "vocab.bpe":
+        assert load_tokenizer(tmp_path / names[1]).encode(MIXED) == read.encode(MIXED)
 
 
 def test_gpt2s_own_files_give_tiktokens_ids(gpt2):

@@ -1,6 +1,7 @@
 """Settings: where they come from, in which order, and what is refused."""
 
 import dataclasses
+import os
 import tomllib
 
 import pytest
@@ -80,3 +81,14 @@ def test_files_that_are_no_configuration_are_refused(tmp_path):
             read_config_file(tmp_path / "bad.toml")
     with pytest.raises(ConfigError, match="unknown preset 'quik': use one of gpt2-124m, quick"):
         read_preset("quik")
+
+
+def test_odd_names_are_kept_or_refused(tmp_path):
+    """U+007F, which JSON leaves as it is and TOML forbids; and bytes of a name that are no UTF-8."""
+    config = TrainConfig(data="del\x7f \\ \"ü\n")
+    (tmp_path / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    assert TrainConfig.parse(read_config_file(tmp_path / "config.toml"), "") == config
+    with pytest.raises(ConfigError, match="is no UTF-8, and cannot be kept"):
+        TrainConfig(data=os.fsdecode(b"\xe9.txt")).to_toml()
+    with pytest.raises(ConfigError, match="learning_rate must be of type float"):
+        TrainConfig.parse({"learning_rate": 10**400}, "huge.toml")
