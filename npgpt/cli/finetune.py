@@ -10,12 +10,13 @@ from rich.console import Console
 from npgpt.cli.arguments import parse, value_of
 from npgpt.cli.training import go_on, reopen
 from npgpt.errors import ConfigError, UsageError
+from npgpt.models import SequenceClassifier
 from npgpt.tensor.device import check_device
 from npgpt.terminal import warn
 from npgpt.training.communication import Ranks, processes
 from npgpt.training.config import read_config_file
 from npgpt.training.finetuning import FinetuneConfig
-from npgpt.training.loading import load_model
+from npgpt.training.loading import load_any
 from npgpt.training.runs import create_run, new_run_path, read_config
 
 
@@ -58,8 +59,7 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
     check_device(config.device)
     if resume:
         if not config.max_iters:
-            raise ConfigError("epochs are counted when a fine-tuning begins: give max_iters "
-                              "to go on")
+            raise ConfigError("epochs are counted when a fine-tuning begins: give max_iters to go on")
         config = config.resolved(rows=0)
     path = Path(resume) if resume else None
     if ranks.rank == 0 and path:
@@ -85,6 +85,9 @@ def _create(config: FinetuneConfig, console: Console) -> Path:
     if not config.data:
         raise UsageError("say by --data what is to be learned (npgpt finetune MODEL --data FILE.jsonl)")
     path  = new_run_path(config, f"{Path(config.model).stem}-finetuned")
-    start = load_model(Path(config.model), config.checkpoint, "cpu", warn)
+    start = load_any(Path(config.model), config.checkpoint, "cpu", warn)
+    if isinstance(start.model, SequenceClassifier):
+        raise ConfigError(f"{config.model} is a classifier, and learns no further: begin from the model that "
+                          "it was made of")
     create_run(path, config, lambda text: console.print(text, markup=False), start)
     return path

@@ -113,7 +113,9 @@ class Conversation:
 
         Raises NpgptError, and nothing was said, if the text has a special token or the context is too short.
         """
-        self._tokenizer.encode(text)                       # refuses the text of special tokens
+        if special := [token for token in self._tokenizer.special_tokens if token in text]:
+            raise NpgptError(f"a message cannot have the special token {min(special, key=text.find)!r}: only "
+                             "the model's template may write it")
         messages = [*self.messages, {"role": "user", "content": text}]
         prompt, forgotten = self._prompt(messages)
         del messages[len(self._system):len(self._system) + forgotten]

@@ -113,7 +113,7 @@ def test_other_commands_say_what_a_fine_tuning_is_for(capsys):
     for status, words, sentence in (
             (1, ["sample", "kinds"], "kinds is a classifier, which writes no"),
             (1, ["chat", "kinds"], "kinds is a classifier, which writes no"),
-            (1, ["finetune", "kinds", "--data", "pairs.jsonl"], "kinds is a classifier, which writes no"),
+            (1, ["finetune", "kinds", "--data", "pairs.jsonl"], "kinds is a classifier, and learns no"),
             (1, ["evaluate", "pairs"], "pairs was trained on examples: say by --data"),
             (1, ["train", "--resume", "pairs"], "pairs is a fine-tuning: go on with it by npgpt finetune"),
             (1, ["train", "--data", "labels.jsonl"], "labels.jsonl has labels: classes are"),
