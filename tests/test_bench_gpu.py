@@ -187,6 +187,16 @@ def test_losses_that_are_apart_are_told(tool, capsys, drift, near):
     assert f"{drift:.1e}" in capsys.readouterr().out
 
 
+def test_losses_are_followed_in_the_types_that_the_gpu_has(cupy, tool, monkeypatch):
+    training, trained = tool("gpu_training"), []
+    monkeypatch.setattr(training, "train", lambda run, *options: trained.append(run.name))
+    monkeypatch.setattr(training, "read_metrics", lambda run: {"train_loss": None})
+    monkeypatch.setattr(training, "table_of_losses", lambda curves: True)
+    for strict_cupy.machine.capability in "75", "80":
+        training.losses()
+    assert trained.count("float16") == 2 and trained.count("bfloat16") == 1
+
+
 @pytest.mark.parametrize(("best", "good"), [(1.469, True), (1.47, True), (1.4701, False)])
 def test_shakespeares_best_loss_is_judged(cupy, tool, monkeypatch, capsys, best, good):
     training = tool("gpu_training")

@@ -60,7 +60,7 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
     if resume:
         if not config.max_iters:
             raise ConfigError("epochs are counted when a fine-tuning begins: give max_iters to go on")
-        config = config.resolved(rows=0)
+        config = config.resolved(rows=0)                   # of which only max_iters would depend on them
     path = Path(resume) if resume else None
     if ranks.rank == 0 and path:
         reopen(path, base, config)

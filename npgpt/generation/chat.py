@@ -85,8 +85,8 @@ class Conversation:
     """messages: what was said so far, the oldest first; a system message stays first.
 
     model: for `stream`.  block_size: its context, in tokens.  named_tokens: the template's bos_token and
-    eos_token, which by default is the first of eos_token_id.  settings: of generation; max_new_tokens is the
-    most of an answer.
+    eos_token; by default the latter alone, the first of eos_token_id.  settings: of generation;
+    max_new_tokens is the most of an answer.
     """
 
     def __init__(self, model: Any, tokenizer: Any, block_size: int, template: str | None = None,
@@ -95,8 +95,9 @@ class Conversation:
         self._model, self._tokenizer, self._block_size = model, tokenizer, block_size
         ends = settings.get("eos_token_id")
         ends = [ends] if isinstance(ends, int) else list(ends or ())
-        named  = {"eos_token": tokenizer.decode(ends[:1])} | dict(named_tokens or {})
-        self._render = chat_template(template, **named if template else {})
+        if named_tokens is None:
+            named_tokens = {"eos_token": tokenizer.decode(ends[:1])}
+        self._render = chat_template(template, **named_tokens if template else {})
         self._settings = settings | ({} if template else {"stop_strings": TRANSCRIPT_STOPS})
         self._max_new_tokens = min(max_new_tokens, block_size // 2)
         GenerationSettings.of(**self._settings)                               # what is wrong is told at once

@@ -50,7 +50,7 @@ class Settings:
             if isinstance(value, str) and has_surrogates(value):
                 raise ConfigError(f"{name} = {value!r} is no UTF-8, and cannot be kept with the settings: "
                                   "give it another name")
-            if value is not None:
+            if value is not None:                          # as in JSON, but that TOML forbids U+007F
                 lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}\n".replace("\x7f", "\\u007f"))
         return "".join(lines)
 

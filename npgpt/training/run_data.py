@@ -107,9 +107,8 @@ def _encode_examples(path: Path, config: Config, note: Note, start: Loaded | Non
         template = TRANSCRIPT
     tokenizer = _tokenizer(config, start, list(texts_of(records)), list(texts_of(train)))
     end       = start.eos_token_ids[0] if start and start.eos_token_ids else tokenizer.eos_token_id
-    named     = {} if end is None else {"eos_token": tokenizer.decode([end])}
-    render    = chat_template(template, **named | dict(start.named_tokens if start else {})) \
-        if template else None
+    named     = start.named_tokens if start else {} if end is None else {"eos_token": tokenizer.decode([end])}
+    render    = chat_template(template, **named) if template else None
     _save_tokenizer(path, tokenizer, start, template, labels, config.seed)
     note(f"{config.data}: {len(records):,} records; tokenizer: {_name(config)}, "
          f"{tokenizer.vocab_size:,} tokens")

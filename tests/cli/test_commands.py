@@ -433,6 +433,11 @@ def test_what_an_encoding_cannot_show_is_a_question_mark(folder):
     assert done.returncode == 1 and done.stderr.startswith("npgpt: ") and "Traceback" not in done.stderr
 
 
+def test_a_folder_with_a_space_in_its_name_is_quoted_where_it_is_to_be_typed(folder, capsys):
+    assert main(["train", *tiny.FLAGS, "--out-dir", "my run"]) == 0
+    assert "next:  npgpt sample 'my run' --prompt" in capsys.readouterr().out
+
+
 def test_a_line_of_the_metrics_without_a_number_is_dropped(folder):
     assert main(["train", *tiny.FLAGS, "--out-dir", "run"]) == 0
     with Path("run/metrics.jsonl").open("a") as file:

@@ -399,3 +399,6 @@ def test_a_file_whose_name_is_no_utf_8_is_read_like_any_other(tmp_path):
     (tmp_path / "texts" / os.fsdecode(b"\xe9t\xe9.txt")).write_text("was it in summer or in winter\n" * 9)
     preparing.run(tmp_path / "texts", tmp_path / "out")
     assert sum(map(len, open_prepared(tmp_path / "out").train))
+    tokenizer = tmp_path / "out" / "tokenizer"
+    (tokenizer / os.fsdecode(b"\xe9")).touch()
+    preparing.run(tmp_path / "texts", tmp_path / "again", tokenizer=str(tokenizer))

@@ -22,6 +22,7 @@ class Never:
 @pytest.mark.parametrize(("settings", "words"), [
     ({"temperature": 0}, "temperature must be above 0.*do_sample=False"),
     ({"temperature": -1.0}, "temperature must be above 0"),
+    ({"temperature": 1e-40}, "temperature must be above 0"),
     ({"temperature": float("nan")}, "temperature must be a number, not nan"),
     ({"top_k": -1}, "top_k must be at least 0"),
     ({"top_k": 1.5}, "top_k must be at least 0, a whole number, not 1.5"),

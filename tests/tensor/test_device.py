@@ -8,6 +8,7 @@ import pytest
 
 from npgpt import GPT, AdamW, GPTConfig, clip_grad_norm
 from npgpt.errors import DeviceError
+from npgpt.models import SequenceClassifier
 from npgpt.tensor import array_module, device_of, synchronize, to_device, to_numpy
 from npgpt.tensor.device import check_device, empty
 
@@ -91,6 +92,22 @@ def test_two_models_on_two_gpus_learn_in_turn(gpus):
     first, second, here = (to_numpy(model.flat.data) for model in models)
     np.testing.assert_allclose(first, here, atol=1e-12)
     np.testing.assert_allclose(second, here, atol=1e-12)
+
+
+def test_two_gpus_take_gradients_of_logits_and_of_classes(gpus):
+    tokens = np.array([[1, 2, 4]])
+    for kind, options, targets in ((GPT, (), tokens), (SequenceClassifier, (("a", "b"),), np.array([1]))):
+        models = [kind(TINY, *options, device=device, dtype="float64")
+                  for device in ("cuda:0", "cuda:1", "cpu")]
+        passes = [model.forward(tokens) for model in models]
+        for model, (logits, saved) in zip(models, passes, strict=True):
+            model.backward_logits(logits, saved)
+        losses = [model.loss(tokens, targets)[1] for model in models]
+        for model, saved in zip(models, losses, strict=True):
+            model.backward(saved)
+        first, second, here = (to_numpy(model.flat._grad) for model in models)
+        np.testing.assert_allclose(first, here, atol=1e-12)
+        np.testing.assert_allclose(second, here, atol=1e-12)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
