@@ -43,7 +43,6 @@ class BPETokenizer:
     GPT-2's order, and merge i makes the token 256 + i, of two that exist before it.
     ignore_merges: a piece that is a token as a whole becomes that at once, whatever the merges would make of
     it: the same, if they were learned as `byte_pair_training.py` does.
-    joint_ranks: of merges that make the same token none goes before another, as in tiktoken.
     A byte that no token stands for (SmolLM2's vocabulary has none for some control characters) is left out of
     what is encoded, as Hugging Face's tokenizers leave it out.
     Raises TokenizerError if these do not make a tokenizer.
@@ -51,16 +50,14 @@ class BPETokenizer:
 
     def __init__(self, merges: Iterable[Pair],
                  special_tokens: Sequence[str] | Mapping[str, int] = (END_OF_TEXT,), pattern: str = "gpt2",
-                 vocabulary: Mapping[int, bytes] | None = None, ignore_merges: bool = False,
-                 joint_ranks: bool = False):
-        self.pattern, self.ignore_merges, self.joint_ranks = pattern, ignore_merges, joint_ranks
+                 vocabulary: Mapping[int, bytes] | None = None, ignore_merges: bool = False):
+        self.pattern, self.ignore_merges = pattern, ignore_merges
         self.merges = tuple(merges)
         self._split = splitter(pattern)
         self.vocabulary = default_vocabulary(self.merges) if vocabulary is None else dict(vocabulary)
         self._ids = {data: id for id, data in self.vocabulary.items()}
         self._bits = max(self.vocabulary).bit_length()
-        self._byte_ids, self._ranks, self._made = tables(self.merges, self.vocabulary, self._ids, self._bits,
-                                                         joint_ranks)
+        self._byte_ids, self._ranks, self._made = tables(self.merges, self.vocabulary, self._ids, self._bits)
         self._absent = bytes(byte for byte, id in enumerate(self._byte_ids) if id == NO_TOKEN)
         check_special_tokens(special_tokens, self.vocabulary)
         first = max(self.vocabulary) + 1
@@ -249,7 +246,7 @@ class BPETokenizer:
         tokenizer_config.json. Makes the folder.
         """
         write_byte_pair(Path(folder), BytePair(self.merges, self.special_tokens, self.pattern,
-                                               self.vocabulary, self.ignore_merges, self.joint_ranks))
+                                               self.vocabulary, self.ignore_merges))
 
     @classmethod
     def load(cls, folder: str | Path) -> "BPETokenizer":

@@ -27,28 +27,22 @@ def default_vocabulary(merges: Sequence[Pair]) -> dict[int, bytes]:
 
 
 def tables(merges: Sequence[Pair], vocabulary: Mapping[int, bytes],
-            ids: Mapping[bytes, int], bits: int,
-            joint_ranks: bool) -> tuple[list[int], dict[int, int], list[int]]:
+            ids: Mapping[bytes, int], bits: int) -> tuple[list[int], dict[int, int], list[int]]:
     """byte → id, pair → rank, rank → id of the token it makes. A pair is one number here, which is found
-    faster: left · 2^bits + right.
-
-    joint_ranks: merges that make the same token have the rank of the first of them.
+    faster: left · 2^bits + right. Several merges may make the same token.
     """
     if len(ids) < len(vocabulary):
         twice = next(data for id, data in vocabulary.items() if ids[data] != id)
         raise TokenizerError(f"the token {twice!r} has two ids in the vocabulary")
     ranks: dict[int, int] = {}
     made: list[int] = []
-    rank_of_token: dict[int, int] = {}
     for number, (left, right) in enumerate(merges):
         token = vocabulary.get(left, b"") + vocabulary.get(right, b"")
         if left not in vocabulary or right not in vocabulary or token not in ids:
             raise TokenizerError(f"merge {number} joins the tokens {left} and {right} to {token!r}, which "
                                  "are not all in the vocabulary")
-        rank = rank_of_token.setdefault(ids[token], len(made)) if joint_ranks else len(made)
-        if rank == len(made):
-            made.append(ids[token])
-        ranks[left << bits | right] = rank
+        ranks[left << bits | right] = number
+        made.append(ids[token])
     return [ids.get(bytes([byte]), NO_TOKEN) for byte in range(256)], ranks, made
 
 

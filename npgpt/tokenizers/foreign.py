@@ -166,4 +166,4 @@ def _read_tiktoken(path: Path, pattern: str | None, special_tokens: Mapping[str,
               for cut in range(1, len(token)) if token[:cut] in ranks and token[cut:] in ranks]
     return BytePair(merges, known_special if special_tokens is None else special_tokens,
                     pattern or known_pattern, {rank: token for token, rank in ranks.items()},
-                    ignore_merges=True, joint_ranks=True)
+                    ignore_merges=True)

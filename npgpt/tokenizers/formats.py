@@ -1,8 +1,8 @@
 """What a tokenizer's folder holds, as plain data: written whole, believed only when every part is checked.
 
 tokenizer_config.json   {"kind": "bpe" or "character", "version": 1, "sha256": {name of other file: its sum}},
-                        and for bpe also "pattern", "special_tokens", "ignore_merges" and "joint_ranks";
-                        beside these what transformers' AutoTokenizer asks for, and npgpt does not read
+                        and for bpe also "pattern", "special_tokens" and "ignore_merges"; beside these what
+                        transformers' AutoTokenizer asks for, and npgpt does not read
 vocab.json              {token: id}; for bpe with each byte as GPT-2 writes it (`byte_alphabet.py`) and
                         special tokens as they are, as in GPT-2's encoder.json
 merges.txt              bpe only: "#version: 0.2", then a line for each merge, its two tokens with a space
@@ -42,7 +42,6 @@ class BytePair(NamedTuple):
     pattern: str
     vocabulary: Mapping[int, bytes]
     ignore_merges: bool = False
-    joint_ranks: bool = False
 
 
 def write_byte_pair(folder: Path, parts: BytePair) -> None:
@@ -51,7 +50,7 @@ def write_byte_pair(folder: Path, parts: BytePair) -> None:
     merges  = [f"{symbols[left]} {symbols[right]}" for left, right in parts.merges]
     config  = {"kind": "bpe", "version": VERSION, "pattern": parts.pattern,
                "special_tokens": list(parts.special_tokens), "ignore_merges": parts.ignore_merges,
-               "joint_ranks": parts.joint_ranks, **_for_transformers(parts)}
+               **_for_transformers(parts)}
     _write(folder, config, {HUGGING_FACE: _to_json(_for_hugging_face(parts, ids, merges)),
                             VOCABULARY: _to_json(ids | dict(parts.special_tokens)),
                             MERGES: "".join(line + "\n" for line in [MERGES_HEADER, *merges])})
@@ -60,15 +59,14 @@ def write_byte_pair(folder: Path, parts: BytePair) -> None:
 def read_byte_pair(folder: Path) -> BytePair:
     config = read_config(folder, "bpe")
     pattern, special_tokens = config.get("pattern"), config.get("special_tokens")
-    ignore_merges, joint_ranks = config.get("ignore_merges", False), config.get("joint_ranks", True)
+    ignore_merges = config.get("ignore_merges", False)
     if not isinstance(pattern, str) or pattern not in SPLIT_PATTERNS:
         known = ", ".join(SPLIT_PATTERNS)
         raise refused(folder / CONFIG, f"its split pattern is {pattern!r}; the known ones are {known}")
     if not isinstance(special_tokens, list) or not _are_special_tokens(special_tokens):
         raise refused(folder / CONFIG, "special_tokens is not a list of different, non-empty pieces of text")
-    for name, value in (("ignore_merges", ignore_merges), ("joint_ranks", joint_ranks)):
-        if not isinstance(value, bool):
-            raise refused(folder / CONFIG, f"{name} is {value!r}, not true or false")
+    if not isinstance(ignore_merges, bool):
+        raise refused(folder / CONFIG, f"ignore_merges is {ignore_merges!r}, not true or false")
     vocabulary, merges = folder / VOCABULARY, folder / MERGES
     ids = checked_ids(vocabulary, from_json(vocabulary, read_text(vocabulary, config)))
     for token in special_tokens:
@@ -83,7 +81,7 @@ def read_byte_pair(folder: Path) -> BytePair:
             raise refused(vocabulary, f"no line of {MERGES} makes its token {to_symbols(token)[:80]!r}")
     if HUGGING_FACE in config["sha256"]:                   # what others read here is this tokenizer too
         read_text(folder / HUGGING_FACE, config)
-    return parts._replace(joint_ranks=joint_ranks)         # of old, and so without a word, all had them
+    return parts
 
 
 def checked_byte_pair(path: Path, ids: Mapping[str, int], merges_path: Path,
