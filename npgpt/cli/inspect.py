@@ -46,7 +46,8 @@ def run(arguments: list[str]) -> int:
     page    = options.out.suffix.lower() == ".html"
     _check(options)
     loaded  = load_model(options.model, options.checkpoint, options.device, warn)
-    tokens  = loaded.tokenizer.encode_ordinary(options.text.replace("\\n", "\n"))
+    tokens  = [*loaded.tokenizer.prefix,
+               *loaded.tokenizer.encode_ordinary(options.text.replace("\\n", "\n"))]
     target  = len(tokens) if options.target is None else options.target
     with progress_bar() as progress:
         task   = progress.add_task("predictions explained", total=None)

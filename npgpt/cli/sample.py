@@ -84,7 +84,8 @@ def run(arguments: list[str]) -> int:
         loaded = loaded._replace(eos_token_ids=options.eos_token_id)
     tokenizer = loaded.tokenizer
     prompt    = unescaped(options.prompt)
-    ids  = tokenizer.encode_ordinary(prompt) or [tokenizer.eos_token_id or 0]     # 0 often is the newline
+    ids  = [*tokenizer.prefix, *tokenizer.encode_ordinary(prompt)] \
+        or [tokenizer.eos_token_id or 0]                                          # 0 often is the newline
     show = printable if sys.stdout.isatty() else str
     for n, tokens in enumerate(_texts(loaded, np.array([ids]), options)):
         print("\n---\n" if n else "", show(prompt), sep="", end="", flush=True)

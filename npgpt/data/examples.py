@@ -8,7 +8,9 @@
 An example is one row of a model's input: `block_size` tokens at most. What is longer, or has nothing to be
 taught, is left out and counted, never cut.
 
-Prompt and completion are encoded apart, for in generation too the prompt stands alone when it is encoded.
+Where the model's tokenizer begins every text with a token of its own (`prefix`), that stands in the place of
+the first end, and before prompt and labelled text; in a conversation the template writes it. Prompt and
+completion are encoded apart, for in generation too the prompt stands alone when it is encoded.
 """
 
 from collections import Counter
@@ -78,9 +80,10 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, block_size: 
     left_out: Counter[str] = Counter()
     for record in records:
         if isinstance(record, Labelled):
-            ids     = tokenizer.encode_ordinary(record.text)
+            text    = tokenizer.encode_ordinary(record.text)
+            ids     = [*tokenizer.prefix, *text]
             counted = [False] * len(ids)
-            reason  = "" if ids else NO_TEXT
+            reason  = "" if text else NO_TEXT
             if record.label not in numbers:
                 raise DataError(f"the label {record.label!r} is none of {', '.join(labels)}")
         elif end is None:
@@ -110,11 +113,9 @@ def _encoded(record: Record, tokenizer: Tokenizer, end: int,
         if render is None:
             raise DataError("conversations need a chat template")
         return _dialogue(record.messages, tokenizer, end, render)
-    if isinstance(record, Pair):
-        prompt = tokenizer.encode_ordinary(record.prompt) or [end]
-        answer = tokenizer.encode_ordinary(record.completions[0])
-    else:
-        prompt, answer = [end], tokenizer.encode_ordinary(record.text)
+    before, text = (record.prompt, record.completions[0]) if isinstance(record, Pair) else ("", record.text)
+    prompt = [*tokenizer.prefix, *tokenizer.encode_ordinary(before)] or [end]
+    answer = tokenizer.encode_ordinary(text)
     if not answer:
         return [], [], NO_ANSWER
     return [*prompt, *answer, end], [False] * len(prompt) + [True] * (len(answer) + 1), ""

@@ -182,13 +182,14 @@ def encode(task: EncodeTask) -> int:
     part = task.part
     if not task.file("train").exists():
         tokenizer = _load(task.tokenizer, task.version)
-        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        end = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         dtype = id_type(tokenizer.vocab_size)
         with atomic_write(task.file("train")) as train, atomic_write(task.file("val")) as val:
             for sides in part.documents(task.first, task.stop, task.offset):
                 for file, text in zip((train, val), sides, strict=True):
                     if text:
-                        file.write(np.array(tokenizer.encode_ordinary(text) + end, dtype).tobytes())
+                        ids = [*tokenizer.prefix, *tokenizer.encode_ordinary(text), *end]
+                        file.write(np.array(ids, dtype).tobytes())
     return task.size
 
 

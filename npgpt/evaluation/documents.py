@@ -1,12 +1,12 @@
 """What a language model is measured on: the token ids of documents, of texts or of token shards.
 
 A document's ids are those of its text and nothing else: in shards, where the end-of-text token follows each,
-the ids are cut apart there and that token is left out. So a text gives the same numbers as a file and as a
-prepared folder. Shards of a tokenizer without such a token are one document.
+or another stands before each, the ids are cut apart there and that token is left out. So a text gives the
+same numbers as a file and as a prepared folder. Shards of a tokenizer without such a token are one document.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -55,12 +55,12 @@ def read_prepared(folder: Path, tokenizer: Tokenizer) -> Documents:
             own.token_bytes(id) != tokenizer.token_bytes(id) for id in np.unique(stream).tolist()):
         raise DataError(f"{folder} was prepared with another tokenizer than the model's: prepare it with the "
                         "model's, or evaluate on the text itself")
-    return Documents(split(stream, tokenizer.eos_token_id), _hash(files), "prepared")
+    return Documents(split(stream, _separators(tokenizer)), _hash(files), "prepared")
 
 
-def read_stream(file: Path, stream: np.ndarray, tokenizer: Tokenizer) -> Documents:
-    """The documents in the ids of a run's own validation file."""
-    return Documents(split(stream, tokenizer.eos_token_id), _hash([file]), "run")
+def read_stream(file: Path, stream: np.ndarray, tokenizer: Tokenizer, ends: Sequence[int]) -> Documents:
+    """The documents in the ids of a run's own validation file.  ends: more ids that end one."""
+    return Documents(split(stream, {*_separators(tokenizer), *ends}), _hash([file]), "run")
 
 
 def read(source: str, tokenizer: Tokenizer, limit: int | None = None) -> Documents:
@@ -71,12 +71,14 @@ def read(source: str, tokenizer: Tokenizer, limit: int | None = None) -> Documen
     return read_texts(iterate_documents(source), tokenizer, limit)
 
 
-def split(stream: np.ndarray, end: int | None) -> list[np.ndarray]:
-    """The stretches between the ids `end`, without them and without empty ones: views."""
-    if end is None:
-        return [stream] if len(stream) else []
-    edges = [-1, *np.flatnonzero(stream == end).tolist(), len(stream)]
+def split(stream: np.ndarray, separators: Collection[int]) -> list[np.ndarray]:
+    """The stretches between these ids, without them and without empty ones: views."""
+    edges = [-1, *np.flatnonzero(np.isin(stream, [*separators])).tolist(), len(stream)]
     return [stream[left + 1:right] for left, right in pairwise(edges) if right > left + 1]
+
+
+def _separators(tokenizer: Tokenizer) -> set[int]:
+    return {id for id in (*tokenizer.prefix, tokenizer.eos_token_id) if id is not None}
 
 
 def limited(documents: Iterable[np.ndarray], limit: int | None, first_is_scored: bool) -> list[np.ndarray]:

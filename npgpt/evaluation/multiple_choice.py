@@ -108,7 +108,7 @@ def encode_pair(context: str, ending: str, tokenizer: Tokenizer) -> tuple[list[i
     """The ids of the context and of the ending after it, as lm-evaluation-harness cuts them."""
     bare   = context.rstrip()
     before = tokenizer.encode_ordinary(bare)
-    return before, tokenizer.encode_ordinary(context + ending)[len(before):]
+    return [*tokenizer.prefix, *before], tokenizer.encode_ordinary(context + ending)[len(before):]
 
 
 def _encoded(question: Question, number: int, tokenizer: Tokenizer, prefix: int | None, delimiter: str,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from npgpt.data.records import Dialogue, Message, Pair, Record
 from npgpt.errors import DataError
-from npgpt.generation.chat import Render, chat_template
+from npgpt.generation.chat import Render, chat_template, transcript
 from npgpt.tokenizers.files import Tokenizer
 
 
@@ -45,7 +45,7 @@ def make_prompts(records: Sequence[Record], tokenizer: Tokenizer, render: Render
             references = tuple(text for text in record.completions if text.strip())
             if not references:
                 continue
-            tokens = tokenizer.encode_ordinary(record.prompt)
+            tokens = [*tokenizer.prefix, *tokenizer.encode_ordinary(record.prompt)]
             if not tokens and prefix is None:
                 raise DataError(f"the prompt of {where} is empty, and the model has no token that stands "
                                 "before a text: leave the record out")
@@ -55,13 +55,13 @@ def make_prompts(records: Sequence[Record], tokenizer: Tokenizer, render: Render
                             "messages")
 
 
-def render_for(records: Sequence[Record], template: str | None,
-               named_tokens: Mapping[str, str]) -> Render | None:
+def render_for(records: Sequence[Record], template: str | None, named_tokens: Mapping[str, str],
+               tokenizer: Tokenizer) -> Render | None:
     """How conversations are written; None if there are none among the records. template: None for a
     transcript.  named_tokens: what a template may write. Raises as `chat_template`."""
     if not any(isinstance(record, Dialogue) for record in records):
         return None
-    return chat_template(template, **named_tokens if template else {})
+    return chat_template(template or transcript(tokenizer), **named_tokens if template else {})
 
 
 def _to_the_answer(messages: Sequence[Message]) -> Sequence[Message]:

@@ -35,9 +35,9 @@ class Render(Protocol):
     def __call__(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str: ...
 
 
-def chat_template(source: str | None, eos_token: str = "", bos_token: str = "") -> Render:
-    """source: the template, or None for a transcript.  eos_token, bos_token: the texts of the tokens that end
-    an answer, and begin a conversation, for the template to write where it will.
+def chat_template(source: str, eos_token: str = "", bos_token: str = "") -> Render:
+    """eos_token, bos_token: the texts of the tokens that end an answer, and begin a conversation, for the
+    template to write where it will.
 
     Raises ConfigError if the template is wrong, or Jinja is missing; so does the function, if the template
     refuses the messages.
@@ -67,7 +67,7 @@ def chat_template(source: str | None, eos_token: str = "", bos_token: str = "") 
                             "strftime_now": lambda form: datetime.now().strftime(form)}
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     try:
-        template = environment.from_string(source or TRANSCRIPT)
+        template = environment.from_string(source)
     except (TemplateError, RecursionError) as error:
         raise ConfigError(f"the model's chat template is no template: {error}") from error
 
@@ -79,6 +79,11 @@ def chat_template(source: str | None, eos_token: str = "", bos_token: str = "") 
             raise ConfigError(f"the model's chat template refuses the conversation: {error}") from error
 
     return render
+
+
+def transcript(tokenizer: Any) -> str:
+    """The template for a model without one: a text as others, and begun as they are."""
+    return tokenizer.decode(tokenizer.prefix) + TRANSCRIPT
 
 
 class Conversation:
@@ -97,7 +102,7 @@ class Conversation:
         ends = [ends] if isinstance(ends, int) else list(ends or ())
         if named_tokens is None:
             named_tokens = {"eos_token": tokenizer.decode(ends[:1])}
-        self._render = chat_template(template, **named_tokens if template else {})
+        self._render = chat_template(template or transcript(tokenizer), **named_tokens if template else {})
         self._settings = settings | ({} if template else {"stop_strings": TRANSCRIPT_STOPS})
         self._max_new_tokens = min(max_new_tokens, block_size // 2)
         GenerationSettings.of(**self._settings)                               # what is wrong is told at once

@@ -37,6 +37,7 @@ LAYER_TENSORS = {
 PATTERNS = {                # tokenizer.ggml.pre → how npgpt calls that way to split text
     "gpt-2": "gpt2", "smollm": "smollm", "llama-bpe": "llama3", "qwen2": "qwen2", "gpt-4o": "o200k",
 }
+BEGIN   = "llama-bpe"       # of these alone begins every text with bos_token where the file does not say
 SPECIAL = (3, 4)            # tokenizer.ggml.token_type: control and user-defined
 
 C = TypeVar("C")
@@ -51,6 +52,7 @@ class GGUFTokenizer(NamedTuple):
     pattern: str
     eos_token_id: int | None
     bos_token_id: int | None
+    prefix_token: str | None
     chat_template: str | None
 
 
@@ -161,6 +163,8 @@ def _tokenizer(path: Path, entries: dict[str, Any]) -> GGUFTokenizer:
     tokens  = {token: id for id, token in enumerate(entry("tokens"))}
     special = {token: id for token, id in tokens.items() if id < len(kinds) and kinds[id] in SPECIAL}
     merges  = [(left, right) for left, _, right in (merge.partition(" ") for merge in entry("merges", []))]
+    begin   = entry("bos_token_id") if entry("add_bos_token", entry("pre") == BEGIN) else None
+    prefix  = next((token for token, id in special.items() if id == begin), None)
     return GGUFTokenizer({token: id for token, id in tokens.items() if token not in special}, special, merges,
                          PATTERNS[entry("pre")], entry("eos_token_id"), entry("bos_token_id"),
-                         entries.get("tokenizer.chat_template"))
+                         prefix, entries.get("tokenizer.chat_template"))

@@ -7,7 +7,7 @@ ever unknown.
 Of all the pairs in a piece that can be merged, the one whose merge was learned first goes first. In
 tokenizers trained here the ids say so: the 256 bytes in GPT-2's order come first, then one id for each merge
 in order, then the special tokens. Tokenizers of others number their tokens as they like (`foreign.py`).
-Special tokens stand for no bytes of a text; whoever wants one between texts puts it there.
+Special tokens stand for no bytes of a text; whoever wants one before or between texts puts it there.
 """
 
 import codecs
@@ -43,6 +43,7 @@ class BPETokenizer:
     GPT-2's order, and merge i makes the token 256 + i, of two that exist before it.
     ignore_merges: a piece that is a token as a whole becomes that at once, whatever the merges would make of
     it: the same, if they were learned as `byte_pair_training.py` does.
+    prefix_token: the special token after which a model of this tokenizer expects every text, if there is one.
     A byte that no token stands for (SmolLM2's vocabulary has none for some control characters) is left out of
     what is encoded, as Hugging Face's tokenizers leave it out.
     Raises TokenizerError if these do not make a tokenizer.
@@ -50,8 +51,9 @@ class BPETokenizer:
 
     def __init__(self, merges: Iterable[Pair],
                  special_tokens: Sequence[str] | Mapping[str, int] = (END_OF_TEXT,), pattern: str = "gpt2",
-                 vocabulary: Mapping[int, bytes] | None = None, ignore_merges: bool = False):
-        self.pattern, self.ignore_merges = pattern, ignore_merges
+                 vocabulary: Mapping[int, bytes] | None = None, ignore_merges: bool = False,
+                 prefix_token: str | None = None):
+        self.pattern, self.ignore_merges, self.prefix_token = pattern, ignore_merges, prefix_token
         self.merges = tuple(merges)
         self._split = splitter(pattern)
         self.vocabulary = default_vocabulary(self.merges) if vocabulary is None else dict(vocabulary)
@@ -63,6 +65,8 @@ class BPETokenizer:
         first = max(self.vocabulary) + 1
         self.special_tokens = dict(special_tokens) if isinstance(special_tokens, Mapping) \
             else {token: first + i for i, token in enumerate(special_tokens)}
+        if prefix_token is not None and prefix_token not in self.special_tokens:
+            raise TokenizerError(f"the prefix token {prefix_token!r} is none of the special tokens")
         self._bytes = self.vocabulary | {id: token.encode() for token, id in self.special_tokens.items()}
         self._ids_of_piece = PieceCache(self._encode_piece)
 
@@ -93,6 +97,13 @@ class BPETokenizer:
     def eos_token_id(self) -> int | None:
         """The id of <|endoftext|>, or None if that is not one of the special tokens."""
         return self.special_tokens.get(END_OF_TEXT)
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The id that stands before every text that a model reads, as <|begin_of_text|> does for Llama 3;
+        none for GPT-2 and what is trained here. Encoding does not put it there.
+        """
+        return () if self.prefix_token is None else (self.special_tokens[self.prefix_token],)
 
     def __contains__(self, id: object) -> bool:
         """Whether a token has this id."""
@@ -246,7 +257,7 @@ class BPETokenizer:
         tokenizer_config.json. Makes the folder.
         """
         write_byte_pair(Path(folder), BytePair(self.merges, self.special_tokens, self.pattern,
-                                               self.vocabulary, self.ignore_merges))
+                                               self.vocabulary, self.ignore_merges, self.prefix_token))
 
     @classmethod
     def load(cls, folder: str | Path) -> "BPETokenizer":

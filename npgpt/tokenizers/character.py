@@ -45,6 +45,11 @@ class CharacterTokenizer:
         return None
 
     @property
+    def prefix(self) -> tuple[int, ...]:
+        """Always empty."""
+        return ()
+
+    @property
     def special_tokens(self) -> dict[str, int]:
         """Always empty."""
         return {}

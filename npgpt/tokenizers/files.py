@@ -19,6 +19,8 @@ class Tokenizer(Protocol):
     @property
     def eos_token_id(self) -> int | None: ...
     @property
+    def prefix(self) -> tuple[int, ...]: ...
+    @property
     def special_tokens(self) -> dict[str, int]: ...
     def __contains__(self, id: object) -> bool: ...
     def encode(self, text: str, allowed_special: str | Collection[str] = (),
@@ -53,14 +55,15 @@ def load_tokenizer(path: str | Path, pattern: str | None = None,
 
 
 def assemble_tokenizer(path: Path, tokens: Mapping[str, int], special_tokens: Mapping[str, int],
-                       merges: Iterable[tuple[str, str]], pattern: str) -> Tokenizer:
+                       merges: Iterable[tuple[str, str]], pattern: str,
+                       prefix_token: str | None = None) -> Tokenizer:
     """A byte-level BPE tokenizer whose parts came out of another file, `path`, as that of a model.
 
     tokens: all but the special ones, in GPT-2's characters for bytes.  Raises TokenizerError, naming it.
     """
     numbered = ((f"merge {number}", left, right) for number, (left, right) in enumerate(merges))
     return BPETokenizer(*checked_byte_pair(path, tokens, path, numbered, special_tokens, pattern,
-                                           ignore_merges=pattern == "llama3"))
+                                           ignore_merges=pattern == "llama3", prefix_token=prefix_token))
 
 
 def _is_own(path: Path) -> bool:

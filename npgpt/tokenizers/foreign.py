@@ -11,6 +11,7 @@ say how text is split: GPT-2's way, or that of the known file NAME, or as the ca
 import base64
 import binascii
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,9 @@ def read_foreign(path: Path, pattern: str | None = None,
         parts = _read_hugging_face(path / HUGGING_FACE)
     else:
         parts = _read_gpt2(path)
-    return parts._replace(pattern=pattern or parts.pattern,
-                          special_tokens=parts.special_tokens if special_tokens is None else special_tokens)
+    special_tokens = parts.special_tokens if special_tokens is None else special_tokens
+    return parts._replace(pattern=pattern or parts.pattern, special_tokens=special_tokens,
+                          prefix_token=parts.prefix_token if parts.prefix_token in special_tokens else None)
 
 
 def is_foreign(path: Path) -> bool:
@@ -109,7 +111,8 @@ def _read_hugging_face(path: Path) -> BytePair:
             raise refused(path, f"the id {id} of the token {token!r} is another token's too")
     return checked_byte_pair(path, ids, path, _hugging_face_merges(path, model["merges"]), special,
                              _hugging_face_pattern(path, data.get("pre_tokenizer")),
-                             model.get("ignore_merges") is True)
+                             model.get("ignore_merges") is True,
+                             _hugging_face_prefix(path, data.get("post_processor"), special))
 
 
 def _hugging_face_merges(path: Path, merges: list[Any]) -> Iterator[tuple[str, str, str]]:
@@ -123,20 +126,43 @@ def _hugging_face_merges(path: Path, merges: list[Any]) -> Iterator[tuple[str, s
 
 def _hugging_face_pattern(path: Path, splitter: Any) -> str:
     """npgpt's name for how a tokenizer.json splits text."""
-    many  = isinstance(splitter, dict) and splitter.get("type") == "Sequence"
-    steps = splitter.get("pretokenizers") if many else [splitter]
-    if isinstance(steps, list) and all(isinstance(step, dict) for step in steps):
-        match steps:
-            case [{"type": "ByteLevel", "add_prefix_space": False, **rest}] if rest.get("use_regex", True):
-                return "gpt2"
-            case [{"type": "Digits", "individual_digits": True},
-                  {"type": "ByteLevel", "add_prefix_space": False, **rest}] if rest.get("use_regex", True):
-                return "smollm"
-            case [{"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
-                  {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}] if regex in SPELLINGS:
-                return SPELLINGS[regex]
+    match _steps(splitter, "pretokenizers"):
+        case [{"type": "ByteLevel", "add_prefix_space": False, **rest}] if rest.get("use_regex", True):
+            return "gpt2"
+        case [{"type": "Digits", "individual_digits": True},
+              {"type": "ByteLevel", "add_prefix_space": False, **rest}] if rest.get("use_regex", True):
+            return "smollm"
+        case [{"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
+              {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}] if regex in SPELLINGS:
+            return SPELLINGS[regex]
     raise refused(path, "it splits text in a way that npgpt does not know (pre_tokenizer); the known ones "
                         f"are {', '.join(SPLIT_PATTERNS)}")
+
+
+def _hugging_face_prefix(path: Path, processor: Any, special: Mapping[str, int]) -> str | None:
+    """The token that a tokenizer.json puts before every text. What it would put after one is passed over: a
+    text that a model writes on does not end there.
+    """
+    before: list[tuple[str, Any]] = []
+    try:
+        for step in _steps(processor, "processors"):
+            if step.get("type") == "TemplateProcessing":
+                names   = [piece["SpecialToken"]["id"]
+                           for piece in takewhile(lambda piece: "SpecialToken" in piece, step["single"])]
+                before += [(name, step["special_tokens"][name]["ids"]) for name in names]
+    except (LookupError, TypeError):
+        raise refused(path, "its post_processor is no template") from None
+    if len(before) > 1 or not all(name in special and ids == [special[name]] for name, ids in before):
+        raise refused(path, f"it begins every text with {' and '.join(repr(name) for name, _ in before)} "
+                            "(post_processor), and npgpt with one of its added_tokens at most")
+    return before[0][0] if before else None
+
+
+def _steps(part: Any, name: str) -> list[dict[str, Any]]:
+    """A part of a tokenizer.json, which may be a sequence of others, in a list of that name."""
+    many  = isinstance(part, dict) and part.get("type") == "Sequence"
+    steps = part.get(name) if many else [part]
+    return steps if isinstance(steps, list) and all(isinstance(step, dict) for step in steps) else []
 
 
 def _read_tiktoken(path: Path, pattern: str | None, special_tokens: Mapping[str, int] | None) -> BytePair:

@@ -1,8 +1,8 @@
 """What a tokenizer's folder holds, as plain data: written whole, believed only when every part is checked.
 
 tokenizer_config.json   {"kind": "bpe" or "character", "version": 1, "sha256": {name of other file: its sum}},
-                        and for bpe also "pattern", "special_tokens" and "ignore_merges"; beside these what
-                        transformers' AutoTokenizer asks for, and npgpt does not read
+                        and for bpe also "pattern", "special_tokens", "ignore_merges" and "prefix_token";
+                        beside these what transformers' AutoTokenizer asks for, and npgpt does not read
 vocab.json              {token: id}; for bpe with each byte as GPT-2 writes it (`byte_alphabet.py`) and
                         special tokens as they are, as in GPT-2's encoder.json
 merges.txt              bpe only: "#version: 0.2", then a line for each merge, its two tokens with a space
@@ -42,6 +42,7 @@ class BytePair(NamedTuple):
     pattern: str
     vocabulary: Mapping[int, bytes]
     ignore_merges: bool = False
+    prefix_token: str | None = None
 
 
 def write_byte_pair(folder: Path, parts: BytePair) -> None:
@@ -50,7 +51,7 @@ def write_byte_pair(folder: Path, parts: BytePair) -> None:
     merges  = [f"{symbols[left]} {symbols[right]}" for left, right in parts.merges]
     config  = {"kind": "bpe", "version": VERSION, "pattern": parts.pattern,
                "special_tokens": list(parts.special_tokens), "ignore_merges": parts.ignore_merges,
-               **_for_transformers(parts)}
+               "prefix_token": parts.prefix_token, **_for_transformers(parts)}
     _write(folder, config, {HUGGING_FACE: _to_json(_for_hugging_face(parts, ids, merges)),
                             VOCABULARY: _to_json(ids | dict(parts.special_tokens)),
                             MERGES: "".join(line + "\n" for line in [MERGES_HEADER, *merges])})
@@ -59,7 +60,7 @@ def write_byte_pair(folder: Path, parts: BytePair) -> None:
 def read_byte_pair(folder: Path) -> BytePair:
     config = read_config(folder, "bpe")
     pattern, special_tokens = config.get("pattern"), config.get("special_tokens")
-    ignore_merges = config.get("ignore_merges", False)
+    ignore_merges, prefix_token = config.get("ignore_merges", False), config.get("prefix_token")
     if not isinstance(pattern, str) or pattern not in SPLIT_PATTERNS:
         known = ", ".join(SPLIT_PATTERNS)
         raise refused(folder / CONFIG, f"its split pattern is {pattern!r}; the known ones are {known}")
@@ -67,6 +68,8 @@ def read_byte_pair(folder: Path) -> BytePair:
         raise refused(folder / CONFIG, "special_tokens is not a list of different, non-empty pieces of text")
     if not isinstance(ignore_merges, bool):
         raise refused(folder / CONFIG, f"ignore_merges is {ignore_merges!r}, not true or false")
+    if prefix_token is not None and prefix_token not in special_tokens:
+        raise refused(folder / CONFIG, f"prefix_token is {prefix_token!r}, which is none of special_tokens")
     vocabulary, merges = folder / VOCABULARY, folder / MERGES
     ids = checked_ids(vocabulary, from_json(vocabulary, read_text(vocabulary, config)))
     for token in special_tokens:
@@ -74,7 +77,7 @@ def read_byte_pair(folder: Path) -> BytePair:
             raise refused(vocabulary, f"the special token {token!r} has no id")
     special = {token: ids.pop(token) for token in special_tokens}
     lines   = merge_lines(merges, read_text(merges, config))
-    parts   = checked_byte_pair(vocabulary, ids, merges, lines, special, pattern, ignore_merges)
+    parts   = checked_byte_pair(vocabulary, ids, merges, lines, special, pattern, ignore_merges, prefix_token)
     made    = {parts.vocabulary[left] + parts.vocabulary[right] for left, right in parts.merges}
     for token in () if ignore_merges else parts.vocabulary.values():
         if len(token) > 1 and token not in made:
@@ -86,7 +89,7 @@ def read_byte_pair(folder: Path) -> BytePair:
 
 def checked_byte_pair(path: Path, ids: Mapping[str, int], merges_path: Path,
                       merges: Iterable[tuple[str, str, str]], special_tokens: Mapping[str, int],
-                      pattern: str, ignore_merges: bool) -> BytePair:
+                      pattern: str, ignore_merges: bool, prefix_token: str | None = None) -> BytePair:
     """Tokens as they are written, made into what they mean.
 
     path, merges_path: the files, for errors.  ids: of all tokens but the special ones.  merges: (where it
@@ -108,7 +111,7 @@ def checked_byte_pair(path: Path, ids: Mapping[str, int], merges_path: Path,
         if pair in pairs:
             raise refused(merges_path, f"{place} joins {left[:80]!r} and {right[:80]!r} a second time")
         pairs[pair] = None
-    return BytePair(list(pairs), special_tokens, pattern, vocabulary, ignore_merges)
+    return BytePair(list(pairs), special_tokens, pattern, vocabulary, ignore_merges, prefix_token)
 
 
 def checked_ids(path: Path, ids: Any) -> dict[str, int]:
@@ -161,11 +164,22 @@ def _for_hugging_face(parts: BytePair, ids: Mapping[str, int], merges: Sequence[
             "added_tokens": [{"id": id, "content": token, "single_word": False, "lstrip": False,
                               "rstrip": False, "normalized": False, "special": True}
                              for token, id in parts.special_tokens.items()],
-            "normalizer": None, "post_processor": None, "decoder": gpt2,
+            "normalizer": None, "post_processor": _post_processor(parts), "decoder": gpt2,
             "pre_tokenizer": steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
             "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                       "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
                       "ignore_merges": parts.ignore_merges, "vocab": ids, "merges": merges}}
+
+
+def _post_processor(parts: BytePair) -> dict[str, Any] | None:
+    """What puts the prefix token before every text there."""
+    token = parts.prefix_token
+    if token is None:
+        return None
+    one, other = ([{"SpecialToken": {"id": token, "type_id": n}}, {"Sequence": {"id": text, "type_id": n}}]
+                  for n, text in enumerate("AB"))
+    return {"type": "TemplateProcessing", "single": one, "pair": one + other, "special_tokens": {
+        token: {"id": token, "ids": [parts.special_tokens[token]], "tokens": [token]}}}
 
 
 def _are_special_tokens(tokens: list[Any]) -> bool:

@@ -102,7 +102,8 @@ def _at_step(path: Path, step: int | str) -> Path:
 
 def _load_gguf(path: Path, device: str) -> Loaded:
     config, tensors, parts = read_gguf(path, GPTConfig)
-    tokenizer = assemble_tokenizer(path, parts.tokens, parts.special, parts.merges, parts.pattern)
+    tokenizer = assemble_tokenizer(path, parts.tokens, parts.special, parts.merges, parts.pattern,
+                                   parts.prefix_token)
     model = GPT(config, None, device)
     model.flat.load(tensors)
     ends  = _ends(tokenizer) if parts.eos_token_id is None else (parts.eos_token_id,)

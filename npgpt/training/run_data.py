@@ -16,7 +16,7 @@ from npgpt.data.prepared import is_prepared, open_prepared
 from npgpt.data.records import Dialogue, Labelled, Record, Text, read_records, texts_of
 from npgpt.data.shards import check_uncut, write_shard
 from npgpt.errors import ConfigError, DataError
-from npgpt.generation.chat import TRANSCRIPT, chat_template
+from npgpt.generation.chat import chat_template, transcript
 from npgpt.interop.classifiers import Labels
 from npgpt.interop.huggingface_writing import write_model, write_tokenizer
 from npgpt.models import SequenceClassifier
@@ -69,7 +69,9 @@ def _encode_text(path: Path, config: Config, note: Note, start: Loaded | None) -
         split_documents(documents, config.val_fraction, config.seed)
     tokenizer  = _tokenizer(config, start, [*train, *val], train)
     _save_tokenizer(path, tokenizer, start)
-    counts = _save_tokens(path, config, tokenizer, _encoded(train, tokenizer), _encoded(val, tokenizer))
+    end    = _end(tokenizer, start)
+    counts = _save_tokens(path, config, tokenizer, _encoded(train, tokenizer, end),
+                          _encoded(val, tokenizer, end))
     note(f"tokenizer: {_name(config)}, {tokenizer.vocab_size:,} tokens; "
          f"{counts[0]:,} to train on, {counts[1]:,} to validate")
     return counts[0] // config.block_size
@@ -102,10 +104,10 @@ def _encode_examples(path: Path, config: Config, note: Note, start: Loaded | Non
         raise ConfigError(f"{config.data} has labels: classes are learned by npgpt finetune")
     if labels and not all(isinstance(record, Labelled) for record in records):
         raise DataError("data and val_data must both have labels, or neither")
+    tokenizer = _tokenizer(config, start, list(texts_of(records)), list(texts_of(train)))
     template  = start.chat_template if start else None
     if template is None and any(isinstance(record, Dialogue) for record in records):
-        template = TRANSCRIPT
-    tokenizer = _tokenizer(config, start, list(texts_of(records)), list(texts_of(train)))
+        template = transcript(tokenizer)
     end       = start.eos_token_ids[0] if start and start.eos_token_ids else tokenizer.eos_token_id
     named     = start.named_tokens if start else {} if end is None else {"eos_token": tokenizer.decode([end])}
     render    = chat_template(template, **named) if template else None
@@ -123,6 +125,12 @@ def _encode_examples(path: Path, config: Config, note: Note, start: Loaded | Non
         save_examples(path / "data" / f"{name}.safetensors", examples)
         rows.append(len(pack(examples.inputs, config.block_size if config.packing and not labels else 0)))
     return rows[0]
+
+
+def _end(tokenizer: Tokenizer, start: Loaded | None) -> int | None:
+    """What ends a text: <|endoftext|>, or what does so for a model whose tokenizer has none."""
+    ends = (tokenizer.eos_token_id, *(start.eos_token_ids if start else ()))
+    return next((id for id in ends if id is not None), None)
 
 
 def _told(left_out: Counter[str]) -> str:
@@ -202,8 +210,8 @@ def _chunks(shards: Iterable[np.ndarray], size: int = 1 << 20) -> Iterator[np.nd
             yield shard[start:start + size]
 
 
-def _encoded(documents: list[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Each document's ids, with the end-of-text id after it where the tokenizer has one."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+def _encoded(documents: list[str], tokenizer: Tokenizer, end: int | None) -> Iterator[np.ndarray]:
+    """Each document's ids, after what begins a text and before what ends one, where there are such."""
+    after = () if end is None else (end,)
     for document in documents:
-        yield np.array(tokenizer.encode_ordinary(document) + end, np.int64)
+        yield np.array([*tokenizer.prefix, *tokenizer.encode_ordinary(document), *after], np.int64)

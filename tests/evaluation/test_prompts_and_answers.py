@@ -26,7 +26,7 @@ def talk(*words):
 
 
 def prompts(*records, template=TEMPLATE, prefix=END, tokenizer=TOKENIZER):
-    render = render_for(records, template, {"eos_token": tokenizer.decode([TURN])})
+    render = render_for(records, template, {"eos_token": tokenizer.decode([TURN])}, tokenizer)
     return list(make_prompts(records, tokenizer, render, prefix, "f.jsonl"))
 
 
@@ -93,7 +93,7 @@ PAIRS  = [Pair("2+2=", ("4",)), Pair("a", ("bé", "x")), Pair("", ("word",)),
 
 
 def encoded(*records, context=24, limit=None):
-    render = render_for(records, TEMPLATE, {"eos_token": TOKENIZER.decode([END])})
+    render = render_for(records, TEMPLATE, {"eos_token": TOKENIZER.decode([END])}, TOKENIZER)
     examples, left_out = encode_records(records, TOKENIZER, context, END, render)
     return answers_of(examples, limit), left_out
 

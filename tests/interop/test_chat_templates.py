@@ -68,7 +68,7 @@ def test_what_is_rendered_is_what_transformers_renders(model, tmp_path, monkeypa
                             named_tokens=loaded.named_tokens, eos_token_id=loaded.eos_token_ids)
         assert talk._prompt(ASK)[0] == asked
         records = [Dialogue(tuple(TALK))]
-        render  = render_for(records, loaded.chat_template, loaded.named_tokens)
+        render  = render_for(records, loaded.chat_template, loaded.named_tokens, loaded.tokenizer)
         examples, _ = encode_records(records, loaded.tokenizer, 64, loaded.eos_token_ids[0], render)
         assert examples.tokens.tolist() == told
         again = transformers.AutoTokenizer.from_pretrained(folder)

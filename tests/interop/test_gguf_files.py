@@ -43,7 +43,8 @@ def write(path, arrays, kind="F32", **changes):
                "rope.freq_base": 500.0, "attention.layer_norm_rms_epsilon": 1e-5} | changes
     for name, value in entries.items():
         if value is not None:
-            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+                   bool: writer.add_bool}[type(value)]
             add(f"llama.{name}" if not name.startswith("tokenizer") else name, value)
     if "tokenizer.ggml.model" not in changes:
         writer.add_tokenizer_model("gpt2")
@@ -142,6 +143,17 @@ def test_the_tokenizer_and_the_chat_template_come_along(tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in ("hello hello\x04hello", "a\x04b ünïcode 123", "héllo\n"):
         assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode_ordinary(text), text
+
+
+@pytest.mark.parametrize("pre, add, prefix", [
+    ("smollm", None, ()), ("smollm", True, (0,)), ("llama-bpe", None, (0,)), ("llama-bpe", False, ())])
+def test_a_text_begins_as_llama_cpp_begins_it(pre, add, prefix, tmp_path):
+    """Where the file does not say, llama.cpp has Llama 3's texts begin with a token, and no others."""
+    entries = {"tokenizer.ggml.pre": pre, "tokenizer.ggml.add_bos_token": add}
+    write(tmp_path / "model.gguf", weights(tied=True), **entries)
+    assert main(["export", str(tmp_path / "model.gguf"), "--out-dir", str(tmp_path / "out")]) == 0
+    for name in ("model.gguf", "out"):
+        assert load_model(tmp_path / name, "best", "cpu", print).tokenizer.prefix == prefix
 
 
 def without(name):

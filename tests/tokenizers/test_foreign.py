@@ -244,6 +244,13 @@ def change(**changes):
     return changed
 
 
+def template(*tokens, id=899):
+    """A post_processor that puts tokens before a text."""
+    return {"type": "TemplateProcessing", "single": [*({"SpecialToken": {"id": token}} for token in tokens),
+                                                     {"Sequence": {"id": "A"}}],
+            "special_tokens": {token: {"id": token, "ids": [id]} for token in tokens}}
+
+
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 REFUSED = {
     "a list": (lambda data: [], "no byte-level BPE"),
@@ -269,6 +276,14 @@ REFUSED = {
     "added tokens without content": (change(added_tokens=[{"id": 3}]), "added_tokens are not a list"),
     "an added token without an id": (change(added_tokens=[{"content": "<s>"}]), "'<s>' has the id None"),
     "an added token with two ids": (change(added_tokens=[{"content": "a", "id": 3}]), "'a' has two ids"),
+    "two tokens before a text": (change(post_processor=template("<|endoftext|>", "<|endoftext|>")),
+                                 "begins every text with '<|endoftext|>' and '<|endoftext|>'"),
+    "an unknown token before a text": (change(post_processor=template("<s>")), "every text with '<s>'"),
+    "another id before a text": (change(post_processor=template("<|endoftext|>", id=7)), "begins every text"),
+    "a template without tokens": (change(post_processor={"type": "TemplateProcessing", "single": [
+        {"SpecialToken": {"id": "<s>"}}]}), "its post_processor is no template"),
+    "a template without pieces": (change(post_processor={"type": "TemplateProcessing", "single": 3}),
+                                  "its post_processor is no template"),
     "an added token with another's id": (change(added_tokens=[{"content": "<s>", "id": 3}]),
                                          "the id 3 of the token '<s>' is another token's too"),
 }

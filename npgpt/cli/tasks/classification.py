@@ -83,9 +83,10 @@ def _numbers_of_labels(records: Sequence[Record], known: Sequence[str], source: 
 def _encoded(records: Sequence[Record], tokenizer: Tokenizer, block_size: int,
              source: str) -> tuple[list[list[int]], int]:
     """The first block_size tokens of each text, and how many texts have more."""
-    every = [tokenizer.encode_ordinary(record.text) for record in records if isinstance(record, Labelled)]
-    if not all(every):
-        raise DataError(f"record {every.index([]) + 1} of {source} has an empty text: leave it out")
+    texts = [tokenizer.encode_ordinary(record.text) for record in records if isinstance(record, Labelled)]
+    if not all(texts):
+        raise DataError(f"record {texts.index([]) + 1} of {source} has an empty text: leave it out")
+    every = [[*tokenizer.prefix, *ids] for ids in texts]
     return [ids[:block_size] for ids in every], sum(len(ids) > block_size for ids in every)
 
 

@@ -37,7 +37,7 @@ def run(options: Options, console: Console) -> None:
     loaded  = load_model(options.model, options.checkpoint, options.device, warn)
     most    = _new_tokens(options, loaded.model.config.block_size)
     records = read_records(Path(options.data))[:options.limit]
-    render  = render_for(records, loaded.chat_template, loaded.named_tokens)
+    render  = render_for(records, loaded.chat_template, loaded.named_tokens, loaded.tokenizer)
     prompts = list(make_prompts(records, loaded.tokenizer, render, prefix_of(loaded), options.data))
     room    = loaded.model.config.block_size - most
     asked   = [prompt for prompt in prompts if len(prompt.tokens) <= room]

@@ -52,7 +52,7 @@ def _texts(options: Options, loaded: Loaded, records: Sequence[str], console: Co
     elif options.data:
         data = documents.read(options.data, tokenizer, options.limit)
     else:
-        data = _own_documents(options.model, tokenizer)
+        data = _own_documents(options.model, loaded)
     kept   = documents.limited(data.tokens, options.limit, prefix is not None)
     with progress_bar() as progress:
         task   = progress.add_task("tokens scored", total=None)
@@ -87,7 +87,7 @@ def _answers(options: Options, loaded: Loaded, records: Sequence[Record], consol
         raise ConfigError("stride is of texts: leave it out with prompts and answers, which are read whole")
     tokenizer, context = loaded.tokenizer, context_of(options, loaded)
     end    = next(iter(loaded.eos_token_ids), None)
-    render = render_for(records, loaded.chat_template, loaded.named_tokens)
+    render = render_for(records, loaded.chat_template, loaded.named_tokens, loaded.tokenizer)
     examples, left_out = encode_records(records, tokenizer, context, end, render)
     answers = answers_of(examples, options.limit)
     with progress_bar() as progress:
@@ -119,11 +119,11 @@ def _answers(options: Options, loaded: Loaded, records: Sequence[Record], consol
     print_bootstrap(options, "records", count, console)
 
 
-def _own_documents(path: Path, tokenizer: Tokenizer) -> documents.Documents:
+def _own_documents(path: Path, loaded: Loaded) -> documents.Documents:
     val = open_run(path).val
     if isinstance(val, Examples):
         raise ConfigError(f"{path} was trained on examples: say by --data what to evaluate it on")
-    return documents.read_stream(path / "data" / "val.bin", val, tokenizer)
+    return documents.read_stream(path / "data" / "val.bin", val, loaded.tokenizer, loaded.eos_token_ids)
 
 
 def _surprisal_rows(tokens: Sequence[np.ndarray], scored: Sequence[np.ndarray],

@@ -29,9 +29,10 @@ def context_of(options: Options, loaded: Loaded) -> int:
 
 
 def prefix_of(loaded: Loaded) -> int | None:
-    """What stands before a text that has nothing before it: the end of another."""
-    ends = [id for id in (loaded.tokenizer.eos_token_id, *loaded.eos_token_ids) if id is not None]
-    return ends[0] if ends else None
+    """What stands before a text that has nothing before it: what begins every text, or the end of another."""
+    tokenizer = loaded.tokenizer
+    own = (*tokenizer.prefix, tokenizer.eos_token_id, *loaded.eos_token_ids)
+    return next((id for id in own if id is not None), None)
 
 
 def write_out(options: Options, model: Any, data: Mapping[str, Any], numbers: Mapping[str, Any],
