@@ -10,9 +10,18 @@ are one number. The left is measured with forward alone, by a central difference
 
     ⟨dy, forward(x + h v) − forward(x − h v)⟩ / 2h            with h = 10⁻⁵ ‖x‖, ‖v‖ = 1
 
-The difference errs by about h²/6 times the third derivative, and by rounding, at most 64 u Σ |dy y| / h, u =
-2⁻⁵³. A wrong element of the gradient shows in ⟨·, v⟩ only as far as v reaches into it, so every |vᵢ| is at
-least 0.1/√n. Each input and each parameter is checked by itself, so that none hides behind a larger one.
+The difference errs by about h²/6 times the third derivative: where the two sides are apart, one of h/16 tells
+whether it was that. And it errs by rounding, for which 64 u Σ |dy y| / h is allowed, u = 2⁻⁵³.
+
+A wrong element of the gradient shows in ⟨·, v⟩ only as far as v reaches into it, so every |vᵢ| is at least
+0.1/√n; and it shows beside all others, which come to about ‖gradient‖/√n, so of that a millionth is allowed,
+and not of ‖gradient‖. Each input and each parameter is checked by itself, so that none hides behind a larger
+one.
+
+Two things look like a wrong gradient and are none. A kink between x − h v and x + h v, as ReLU's at 0; and
+numbers within forward that are much larger than y, or inputs much larger than the differences between them
+on which y depends (a LayerNorm of 1000 and 1001): they are rounded, or jumped over by h. Inputs of order 1
+around 0, none of them at a kink, have neither.
 """
 
 import inspect
@@ -26,8 +35,8 @@ from npgpt.errors import NpgptError
 from npgpt.tensor import array_module, to_numpy
 
 STEP = 1e-5             # h, relative to ‖x‖
-TOLERANCE = 1e-6        # relative to the larger of the measured number and the gradient's norm
-LOCATED = 4096          # of a wrong gradient, so many elements at most are measured one by one
+TOLERANCE = 1e-6        # relative to the larger of the measured number and ‖gradient‖/√n
+LOCATED = 64            # of a wrong gradient, so many elements at most are measured one by one
 
 
 class GradientError(NpgptError):
@@ -43,33 +52,66 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
     backward(dy, saved) → the gradients of the float arrays among the inputs, in order: one array, a tuple,
         or None where there are no such inputs
     parameters: name → npgpt.layers.Parameter (a module's `.parameters`), whose gradients backward adds to
-    `.grad`.
+    `.grad`.  directions: pairs of v and dy to try, at least 1.
+
+    Give inputs of order 1 around 0, none of them at a kink: see the module.
 
     Returns, for each input (by its name in forward) and parameter, the worst error on a scale on which
     TOLERANCE is allowed: relative to the gradient, less what is rounding. Raises GradientError, which names
-    the first gradient that is wrong and the element where it is worst; also if an input is not float64, is
-    modified, or y not finite.
+    the first gradient that is wrong and an element where it is; also if an input is not float64, if an input
+    or dy is modified, a parameter's gradient set instead of added to, or y not finite.
     """
+    if directions < 1:
+        raise GradientError(f"directions must be at least 1, not {directions}")
     parameters = parameters or {}
     rng = np.random.default_rng(seed)
+    inputs = _apart(inputs)
     variables = _variables(forward, inputs, parameters)
-    before = {name: array.copy() for name, array in variables.items()}
+    watched = {f"input {n}": value for n, value in enumerate(inputs) if hasattr(value, "dtype")
+               and not any(value is array for array in variables.values())} | variables
+    before = {name: array.copy() for name, array in watched.items()}
     y = _call(forward, inputs)[0]
     errors = dict.fromkeys(variables, 0.0)
     for direction in range(directions):
         dy = _like(rng.standard_normal(y.shape), y)
         if direction % 2:
             dy = dy.T.copy().T                                # the same values, not C-contiguous
-        gradients = _gradients(forward, backward, inputs, parameters, variables, dy)
-        for name, x in variables.items():                     # all of them before any is measured
-            if not bool((x == before[name]).all()):
+        given = dy.copy(order="K")
+        gradients = _gradients(forward, backward, inputs, parameters, variables, given)
+        for name, x in watched.items():                       # all of them before any is measured
+            if not _same(x, before[name]):
                 raise GradientError(f"forward or backward modified {name}, which it was only given to read")
+        if not _same(given, dy):
+            raise GradientError("backward modified dy, which it was only given to read")
         for name, x in variables.items():
-            error, allowed = _error(forward, inputs, y, dy, x, gradients[name], rng)
+            v = _direction(x, rng)
+            error, allowed = _error(forward, inputs, y, dy, x, v, gradients[name], STEP)
+            if not error <= allowed:                          # by backward, or because forward bends?
+                error, allowed = _error(forward, inputs, y, dy, x, v, gradients[name], STEP / 16)
             if not error <= allowed < math.inf:               # NaN and Inf are errors too
                 raise GradientError(_describe(name, forward, inputs, dy, x, gradients[name], error, allowed))
             errors[name] = max(errors[name], TOLERANCE * error / (allowed or 1))   # none allowed: it is 0
+        if not direction and parameters:
+            _check_adding(forward, backward, inputs, parameters, dy)
     return errors
+
+
+def _apart(inputs: tuple) -> tuple:
+    """The inputs, those copied that cannot be moved, or of which another would be moved with them."""
+    apart: list[Any] = []
+    for value in inputs:
+        if getattr(getattr(value, "dtype", None), "kind", "") == "f":
+            others = [other for other in apart if hasattr(other, "dtype")]
+            if not getattr(value.flags, "writeable", True) or any(
+                    array_module(value).shares_memory(value, other) for other in others):
+                value = value.copy()
+        apart.append(value)
+    return tuple(apart)
+
+
+def _same(one, other) -> bool:
+    """Whether all elements are equal, NaN to NaN."""
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _call(forward: Callable, inputs: tuple) -> tuple[Any, Any]:
@@ -89,7 +131,10 @@ def _variables(forward: Callable, inputs: tuple, parameters: Mapping[str, Any]) 
         names = []
     variables = {}
     for n, value in enumerate(inputs):
-        if getattr(value, "dtype", None) is not None and value.dtype.kind == "f":
+        if hasattr(value, "dtype") and not hasattr(value.dtype, "kind"):
+            raise GradientError(f"input {n} is a {type(value).__name__} of {type(value).__module__}: pass "
+                                "arrays of NumPy or CuPy")
+        if hasattr(value, "dtype") and value.dtype.kind == "f":
             name = names[n] if n < len(names) and names[n] not in ("args", "kwargs") else f"input {n}"
             variables[name] = value
     variables |= {name: parameter.data for name, parameter in parameters.items()}
@@ -108,7 +153,8 @@ def _gradients(forward, backward, inputs, parameters, variables, dy) -> dict[str
         raise GradientError("forward gives NaN or Inf for these inputs")
     returned = backward(dy, saved)
     returned = list(returned) if isinstance(returned, (tuple, list)) else [returned]
-    returned = [gradient for gradient in returned if gradient is not None]
+    returned = [gradient if hasattr(gradient, "shape") else np.asarray(gradient)
+                for gradient in returned if gradient is not None]
     names = [name for name in variables if name not in parameters]
     if len(returned) != len(names):
         raise GradientError(f"backward returns {len(returned)} gradients for {len(names)} inputs "
@@ -122,17 +168,32 @@ def _gradients(forward, backward, inputs, parameters, variables, dy) -> dict[str
     return gradients
 
 
-def _error(forward, inputs, y, dy, x, gradient, rng) -> tuple[float, float]:
-    """How far ⟨gradient, v⟩ is from the difference along a random v, and how far it may be."""
+def _check_adding(forward, backward, inputs, parameters, dy) -> None:
+    """Another backward must add the same once more to each parameter's gradient."""
+    once = {name: parameter.grad.copy() for name, parameter in parameters.items()}
+    backward(dy.copy(order="K"), _call(forward, inputs)[1])
+    for name, parameter in parameters.items():
+        if not _norm(parameter.grad - 2 * once[name]) <= 1e-9 * _norm(once[name]):
+            raise GradientError(f"backward sets the gradient of {name} and does not add to it: called twice, "
+                                "it does not leave twice as much")
+
+
+def _direction(x, rng) -> Any:
+    """A random v of norm 1, none of whose elements is small."""
     v = rng.standard_normal(x.shape)
     floor = 0.1 * math.sqrt(float((v * v).sum()) / max(v.size, 1))
     v = np.where(abs(v) < floor, np.where(v < 0, -floor, floor), v)
-    v = _like(v / max(float(np.sqrt((v * v).sum())), 1e-300), x)
-    h = STEP * (_norm(x) or math.sqrt(max(x.size, 1)))
+    return _like(v / max(float(np.sqrt((v * v).sum())), 1e-300), x)
+
+
+def _error(forward, inputs, y, dy, x, v, gradient, step: float) -> tuple[float, float]:
+    """How far ⟨gradient, v⟩ is from the difference along v, and how far it may be."""
+    h = step * (_norm(x) or math.sqrt(max(x.size, 1)))
     measured = _difference(forward, inputs, dy, x, v, h)
     claimed  = _number((gradient * v).sum())
     rounding = 64 * 2.0**-53 * _number(abs(dy * y).sum()) / h
-    return abs(claimed - measured), TOLERANCE * max(abs(measured), _norm(gradient)) + rounding
+    scale    = max(abs(measured), _norm(gradient) / math.sqrt(max(x.size, 1)))
+    return abs(claimed - measured), TOLERANCE * scale + rounding
 
 
 def _difference(forward, inputs, dy, x, v, h: float) -> float:
@@ -148,25 +209,41 @@ def _difference(forward, inputs, dy, x, v, h: float) -> float:
 
 
 def _describe(name, forward, inputs, dy, x, gradient, error, allowed) -> str:
-    """What is wrong with a gradient, and where most: its elements measured one by one."""
+    """What is wrong with a gradient, and where: of a large one the half that is further off is halved, and
+    so on, until its elements can be measured one by one.
+    """
     text = (f"the gradient of {name} is wrong: off by {error:.2g} along a random direction, "
             f"where {allowed:.1g} is allowed")
-    places = np.arange(x.size)
-    if x.size > LOCATED:
-        places = np.random.default_rng(0).choice(x.size, LOCATED, replace=False)
+    places, rng = np.arange(x.size), np.random.default_rng(0)
+    while places.size > LOCATED:
+        halves = np.array_split(rng.permutation(places), 2)
+        places = max(halves, key=lambda half: _off_along(forward, inputs, dy, x, gradient, half, rng))
     worst: tuple[float, tuple[int, ...], float, float] = (-1.0, (), 0.0, 0.0)
-    for place in places:
+    for place in np.sort(places):
         index = tuple(int(i) for i in np.unravel_index(place, x.shape))
         e = np.zeros(x.shape)
         e[index] = 1
         h = STEP * max(abs(_number(x[index])), _norm(x) / math.sqrt(x.size), 1e-3)
         measured, claimed = _difference(forward, inputs, dy, x, _like(e, x), h), _number(gradient[index])
-        if not abs(measured - claimed) <= worst[0]:
-            worst = (abs(measured - claimed), index, measured, claimed)
+        off = abs(measured - claimed) if math.isfinite(measured - claimed) else math.inf
+        if off > worst[0]:
+            worst = (off, index, measured, claimed)
     _, index, measured, claimed = worst
-    among = f" of {LOCATED} elements tried" if x.size > LOCATED else ""
-    return (f"{text}; worst{among} at {name}{list(index)}: "
+    return (f"{text}; {'for one' if x.size > LOCATED else 'worst'} at {name}{list(index)}: "
             f"backward says {claimed:.6g}, measured {measured:.6g}")
+
+
+def _off_along(forward, inputs, dy, x, gradient, places, rng) -> float:
+    """How far backward and difference are apart along a direction that reaches these elements alone; Inf
+    where one of the two is no number.
+    """
+    signs = rng.choice([-1.0, 1.0], places.size)
+    v = np.zeros(x.size)
+    v[places] = signs
+    h = STEP * max(_norm(x) / math.sqrt(x.size), 1e-3)
+    claimed = _number((gradient.reshape(-1)[_like(places, x)] * _like(signs, x)).sum())
+    off = abs(claimed - _difference(forward, inputs, dy, x, _like(v.reshape(x.shape), x), h))
+    return off if math.isfinite(off) else math.inf
 
 
 def _norm(x) -> float:

@@ -148,11 +148,21 @@ def test_one_wrong_element_of_a_large_gradient_is_caught_and_located(place):
     assert f"weight{list(place)}" in text and said != measured
 
 
-def test_in_a_gradient_too_large_to_try_every_element_some_are_tried():
+@pytest.mark.parametrize("wrong", [0, np.nan])
+@pytest.mark.parametrize("seed", range(5))
+def test_one_wrong_element_of_a_million_is_caught_and_located(seed, wrong):
+    x = normal(1000, 1000, seed=9)
+    place = tuple(np.random.default_rng(seed).integers(0, 1000, 2).tolist())
+    x[place] = 1.5                                       # so that its gradient is like others'
+
     def backward(dy, saved):
-        return dy * saved[0] * (1.01 - 0.02 * (np.arange(10000) % 2))
-    text = message_of(ops.relu_forward, backward, 1 + abs(normal(10000)))
-    assert "worst of 4096 elements tried" in text
+        dx = 2 * dy * saved
+        dx[place] *= wrong
+        return dx
+
+    text = message_of(lambda x: (x * x, x), backward, x, seed=seed)
+    said, measured = re.search(r"for one at x(\[.*\]): backward says (\S+), measured", text).groups()
+    assert said == str(list(place)) and measured in ("0", "-0", "nan")
 
 
 @pytest.mark.parametrize("factor", [1.00001, 0.99999, -1, 0, 2, np.nan, np.inf])
@@ -226,6 +236,26 @@ class Twice(Module):
         return self.linear.backward(dh, saved[0])
 
 
+class Overwriting(Module):
+    """Right once, but another backward loses what the first one left."""
+
+    def __init__(self):
+        self.scale = Parameter(4, constant=1.0)
+
+    def forward(self, x):
+        return x * self.scale.data, x
+
+    def backward(self, dy, x):
+        self.scale.grad[...] = (dy * x).sum(0)
+        return dy * self.scale.data
+
+
+def test_a_gradient_that_is_set_instead_of_added_to_is_caught_and_named():
+    layer = Overwriting().initialise(dtype="float64")
+    text  = message_of(layer.forward, layer.backward, normal(3, 4), parameters=layer.parameters)
+    assert "backward sets the gradient of scale and does not add to it" in text
+
+
 def test_forgotten_accumulation_is_caught_and_named():
     for accumulates in (True, False):
         layer = Twice(accumulates).initialise(dtype="float64")
@@ -256,6 +286,57 @@ def test_a_backward_that_modifies_its_input_is_caught():
         weight *= 2
         return dx, dweight
     assert "modified weight" in message_of(ops.linear_forward, backward, normal(2, 3), normal(3, 4))
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_backward_that_modifies_dy_is_caught_whether_its_gradient_is_right_or_wrong(factor):
+    """Measured by the changed dy it would be the right one that looks wrong."""
+    def backward(dy, saved):
+        dy *= saved * factor
+        return dy * 2
+    text = message_of(lambda x: (x * x, x), backward, normal(3, 4))
+    assert text == "backward modified dy, which it was only given to read"
+
+
+def test_whole_numbers_that_are_modified_are_noticed():
+    def forward(x, tokens):
+        tokens += 1
+        return x * 2, ()
+    text = message_of(forward, lambda dy, saved: dy * 2, normal(3), np.array([1, 2]))
+    assert "modified input 1" in text
+
+
+def test_one_array_may_be_several_inputs_and_need_not_be_writable():
+    x = normal(2, 2, 3, 4)
+    errors = check_gradients(ops.attention_forward, ops.attention_backward, x, x, x[...])
+    assert list(errors) == ["q", "k", "v"]
+    fixed = np.broadcast_to(normal(4), (3, 4))
+    check_gradients(ops.linear_forward, ops.linear_backward, fixed, normal(4, 2))
+
+
+def test_a_place_that_is_not_looked_at_may_be_nan():
+    x, seen = normal(4), np.array([1.0, 0, 1, 1])
+    x[1] = np.nan
+    check_gradients(lambda x, seen: (np.where(seen > 0, x, 0) ** 2, (x, seen)), lambda dy, saved:
+                    (np.where(saved[1] > 0, 2 * saved[0] * dy, 0), 0 * saved[1]), np.nan_to_num(x), seen)
+    text = message_of(lambda x: (np.nan_to_num(x), ()), lambda dy, saved: dy, x)
+    assert "modified" not in text
+
+
+def test_arrays_of_another_library_are_refused():
+    class Tensor:
+        dtype, shape, requires_grad = "float64", (3,), False
+    assert "input 0 is a Tensor of" in message_of(ops.relu_forward, ops.relu_backward, Tensor())
+
+
+def test_a_gradient_may_be_a_plain_number():
+    check_gradients(lambda x: (2 * x.sum(), ()), lambda dy, saved: float(dy) * 2, np.array(3.0))
+    assert "has shape" in message_of(lambda x: (2 * x, ()), lambda dy, saved: 2.0, normal(3))
+
+
+def test_without_a_direction_nothing_would_be_checked():
+    assert message_of(ops.relu_forward, lambda dy, saved: 3 * dy, 1 + abs(normal(3)), directions=0) \
+        == "directions must be at least 1, not 0"
 
 
 def test_a_backward_that_takes_dy_for_contiguous_is_caught():
