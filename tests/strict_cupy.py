@@ -120,9 +120,9 @@ class ndarray:
     def swapaxes(self, axis1, axis2):
         return self._view(self._host.swapaxes(axis1, axis2))
 
-    def copy(self):
+    def copy(self, order="C"):
         machine.count("copy", self, self)
-        return machine.allocate(_operand(self).copy("C"))
+        return machine.allocate(_operand(self).copy(order))
 
     def view(self, dtype):
         return self._view(self._host.view(dtype))
@@ -416,6 +416,10 @@ def asnumpy(values):
     return values._host.copy()
 
 
+def may_share_memory(one, other):
+    return np.may_share_memory(one._host, other._host)
+
+
 def empty(shape, dtype=float):
     """Filled with what must not be read."""
     host = np.empty(shape, dtype)
@@ -469,8 +473,8 @@ class Device:
 
 
 ELEMENTWISE = ("exp", "isfinite", "log", "maximum", "minimum", "sign", "sqrt", "tanh")
-MADE_HERE   = (arange, argsort, asarray, asnumpy, concatenate, empty, full, matmul, ndarray, ones, stack,
-               where, zeros)
+MADE_HERE   = (arange, argsort, asarray, asnumpy, concatenate, empty, full, matmul, may_share_memory,
+               ndarray, ones, stack, where, zeros)
 FUNCTIONS   = {f.__name__: f for f in MADE_HERE} \
     | {name: _elementwise(getattr(np, name)) for name in ELEMENTWISE} \
     | {"add": add, "zeros_like": lambda a: zeros(a.shape, a.dtype)} \

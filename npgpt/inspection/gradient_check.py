@@ -20,7 +20,7 @@ one.
 
 Two things look like a wrong gradient and are none. A kink between x − h v and x + h v, as ReLU's at 0; and
 numbers within forward that are much larger than y, or inputs much larger than the differences between them
-on which y depends (a LayerNorm of 1000 and 1001): they are rounded, or jumped over by h. Inputs of order 1
+on which y depends (a LayerNorm of 10⁵ and 10⁵ + 1): they are rounded, or jumped over by h. Inputs of order 1
 around 0, none of them at a kink, have neither.
 """
 
@@ -103,7 +103,7 @@ def _apart(inputs: tuple) -> tuple:
         if getattr(getattr(value, "dtype", None), "kind", "") == "f":
             others = [other for other in apart if hasattr(other, "dtype")]
             if not getattr(value.flags, "writeable", True) or any(
-                    array_module(value).shares_memory(value, other) for other in others):
+                    array_module(value).may_share_memory(value, other) for other in others):
                 value = value.copy()
         apart.append(value)
     return tuple(apart)

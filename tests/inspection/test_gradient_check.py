@@ -71,6 +71,15 @@ def test_the_scale_of_the_input_does_not_matter(size):
         check_gradients(ops.linear_forward, scaled(ops.linear_backward, 0, 1.0001), x, normal(4, 2))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_where_forward_bends_within_the_step_a_smaller_one_tells(seed):
+    """h goes by the size of x, 300, and not by what x is a LayerNorm or softmax of: differences of 1."""
+    x, gamma, beta = 300 + normal(3, 8, seed=seed), normal(8, seed=10 + seed), normal(8, seed=20 + seed)
+    check_gradients(layernorm_forward, layernorm_backward, x, gamma, beta, seed=seed)
+    check_gradients(ops.softmax_forward, ops.softmax_backward, x, seed=seed)
+    message_of(layernorm_forward, scaled(layernorm_backward, 0, 1.0001), x, gamma, beta, seed=seed)
+
+
 def test_whole_numbers_and_settings_have_no_gradient():
     errors = check_gradients(ops.embedding_forward, ops.embedding_backward, np.array([1, 0, 1]), normal(3, 2))
     assert list(errors) == ["weight"]
