@@ -1,9 +1,11 @@
 """AdamW over the flat parameters, and clipping by the global norm."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from npgpt.errors import CheckpointError
+from npgpt.errors import CheckpointError, ConfigError
+from npgpt.layers.flat import FlatParameters
 from npgpt.layers.module import Module
 from npgpt.ops.adamw import adamw
 from npgpt.ops.sum_of_squares import sum_of_squares
@@ -20,11 +22,18 @@ class AdamW:
     ranks: each of several updates its own part of the flat parameters, and keeps the moments of that alone.
     Of a model of 16 bits it also keeps float32 weights, `master`, which are what it updates; the model's are
     these rounded, to bfloat16 by random bits under `seed`.
+    Raises ConfigError for what is no model, or a number that cannot be.
     """
 
     def __init__(self, model: Module, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.95),
                  eps: float = 1e-8, weight_decay: float = 0.1, ranks: Ranks | None = None, seed: int = 0):
-        self.flat, self.ranks, self.seed = model.flat, ranks or Ranks(), seed
+        for name, value, below in (("lr", lr, math.inf), ("betas[0]", betas[0], 1), ("betas[1]", betas[1], 1),
+                                   ("eps", eps, math.inf), ("weight_decay", weight_decay, math.inf)):
+            if not 0 <= value < below:
+                raise ConfigError(f"{name} must be at least 0 and {'finite' if below > 1 else 'below 1'}, "
+                                  f"not {value}")
+        self.model, self.flat = model, _flat(model, "AdamW")
+        self.ranks, self.seed = ranks or Ranks(), seed
         self.part = self.ranks.part(self.flat.size)
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.flat.make_current()
@@ -39,7 +48,11 @@ class AdamW:
         """Updates every parameter from its gradient; a meeting of the ranks, which have added up theirs.
 
         lr: of this step; None takes the optimiser's own.  grad_scale: the gradients are multiplied by it.
+        Raises ConfigError if since it was made other parameters are learned.
         """
+        if self.model.flat is not self.flat:
+            raise ConfigError("the optimiser is older than what was frozen, or the LoRA that was added: make "
+                              "another, for what is learned now")
         self.updates += 1
         self.flat.make_current()
         grad, start, stop = self.flat.grad, self.part.start, self.part.stop
@@ -93,11 +106,19 @@ def clip_grad_norm(model: Module, max_norm: float):
     norm: √ of the sum of squares of all gradients, before scaling. Where it is NaN or Inf the gradients are
     left as they are, so that the tensor at fault can be found: look at the norm before updating.
     """
-    model.flat.make_current()
-    grad = model.flat.grad
+    flat = _flat(model, "clip_grad_norm")
+    flat.make_current()
+    grad = flat.grad
     norm = array_module(grad).sqrt(sum_of_squares(grad))
     grad *= clip_scale(norm, max_norm)
     return norm
+
+
+def _flat(model: Module, asked: str) -> FlatParameters:
+    if not isinstance(getattr(model, "flat", None), FlatParameters):
+        raise ConfigError(f"{asked} takes a model, initialised, and not a {type(model).__name__}"
+                          f"{' that is not' if isinstance(model, Module) else ''}")
+    return model.flat
 
 
 def clip_scale(norm, max_norm: float):

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from npgpt.errors import ConfigError
+from npgpt.layers import Linear, add_lora
 from npgpt.models import GPT, GPTConfig
 from npgpt.training.optimizer import AdamW, clip_grad_norm
 from npgpt.training.schedule import learning_rate
@@ -69,6 +71,39 @@ def test_a_norm_that_is_not_finite_is_told_and_touches_nothing(value):
     before = model.flat.grad.copy()
     assert not math.isfinite(clip_grad_norm(model, 1.0))
     np.testing.assert_array_equal(model.flat.grad, before)
+
+
+@pytest.mark.parametrize("settings", [
+    {"lr": -1e-2}, {"lr": math.nan}, {"lr": math.inf}, {"betas": (0.9, 1.0)}, {"betas": (1.0, 0.9)},
+    {"betas": (-0.1, 0.9)}, {"eps": -1e-8}, {"weight_decay": -0.1}])
+def test_numbers_that_cannot_be_are_refused_as_pytorch_refuses_them(settings):
+    name, = settings
+    with pytest.raises(ConfigError, match=rf"^{name}(\[\d\])? must be at least 0 and (finite|below 1), not"):
+        AdamW(model_with_gradients(), **settings)
+    AdamW(model_with_gradients(), lr=0, betas=(0, 0), eps=0, weight_decay=0)
+
+
+def test_what_is_no_model_is_refused():
+    model = model_with_gradients()
+    for function in (AdamW, lambda wrong: clip_grad_norm(wrong, 1.0)):
+        with pytest.raises(ConfigError, match="takes a model, initialised, and not a dict$"):
+            function(model.parameters)
+        with pytest.raises(ConfigError, match="and not a Linear that is not$"):
+            function(Linear(2, 3))
+
+
+@pytest.mark.parametrize("change", [lambda model: model.freeze(lambda name: name.startswith("h.1.")),
+                                    lambda model: add_lora(model, 2, 4.0, ("c_attn",))])
+def test_an_optimiser_that_does_not_know_what_is_learned_refuses_to_step(change):
+    model = model_with_gradients()
+    optimizer = AdamW(model)
+    change(model)
+    with pytest.raises(ConfigError, match="the optimiser is older than what was frozen"):
+        optimizer.step()
+    before = model.flat.data.copy()
+    model.flat.grad[...] = 1
+    AdamW(model, lr=0.1).step()
+    assert (model.flat.data != before).all()
 
 
 def test_gradients_never_written_count_as_zero():
