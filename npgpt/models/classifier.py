@@ -16,7 +16,7 @@ from npgpt.interop.huggingface import find_folder, read_classifier
 from npgpt.interop.huggingface_writing import write_model
 from npgpt.layers import Linear, lora_layers
 from npgpt.models.config import GPTConfig
-from npgpt.models.decoder import IGNORE_INDEX, Decoder
+from npgpt.models.decoder import IGNORE_INDEX, Decoder, take
 from npgpt.models.gpt import GPT
 from npgpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from npgpt.tensor import array_module, to_device, to_numpy
@@ -32,8 +32,9 @@ class SequenceClassifier(Decoder):
 
     def __init__(self, config: GPTConfig, labels: Sequence[str], seed: int | None = 1337,
                  device: str = "cpu", dtype: str = "float32", pad_token_id: int | None = None):
-        if len(labels) < 2 or len(set(labels)) < len(labels):
-            raise ConfigError(f"a classifier takes at least 2 labels, each another: not {', '.join(labels)}")
+        if not isinstance(labels, Sequence) or len(labels) < 2 or len(set(labels)) < len(labels) \
+                or not all(isinstance(label, str) for label in labels):
+            raise ConfigError(f"a classifier takes at least 2 labels, each another text: not {labels!r}")
         super().__init__(config)
         self.labels, self.pad_token_id = tuple(labels), pad_token_id
         self.score = Linear(config.n_embd, len(labels), bias=False)
@@ -76,16 +77,16 @@ class SequenceClassifier(Decoder):
         last    = self._last(tokens.shape, attention_mask)                    # (B,)
         x, body = self.body_forward(tokens, key, None, attention_mask)        # (B, T, C)
         logits, head = self.score.forward(x[array_module(x).arange(len(x)), last])
-        return logits, (body, head, last, x.shape)
+        return logits, [body, (head, last, x.shape)]
 
     def backward_logits(self, dlogits, saved, after_block=None) -> None:
         """dlogits: (B, n_labels), saved: from `forward`, which is used up.  Adds to every gradient."""
         self.flat.make_current()
-        body, head, last, shape = saved
+        head, last, shape = take(saved)
         xp = array_module(dlogits)
         dx = xp.zeros(shape, dlogits.dtype)                                   # no other place is read
         dx[xp.arange(len(dx)), last] = self.score.backward(dlogits, head)
-        self.body_backward(dx, body, after_block)
+        self.body_backward(dx, take(saved), after_block)
 
     def loss(self, tokens, targets, key=None, num_items_in_batch: int | None = None, attention_mask=None):
         """tokens: (B, T)  targets: numbers of labels, (B,)  →  mean cross-entropy: 0-d, nats; for `backward`
@@ -94,15 +95,15 @@ class SequenceClassifier(Decoder):
         """
         logits, saved = self.forward(tokens, key, attention_mask)
         targets = self._checked_targets(targets, len(logits))
-        loss, s = cross_entropy_forward(logits, targets, num_items_in_batch, IGNORE_INDEX)
-        return loss, (saved, s)
+        loss, s = cross_entropy_forward(logits, targets, num_items_in_batch and int(num_items_in_batch),
+                                        IGNORE_INDEX)
+        return loss, [*saved, s]
 
     def backward(self, saved, dloss=1.0, after_block=None) -> None:
         """saved: from `loss`, which is used up.  Adds to every gradient.  after_block: as `body_backward`."""
-        saved, s = saved
         self.flat.make_current()
         dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
-        self.backward_logits(cross_entropy_backward(dloss, s), saved, after_block)
+        self.backward_logits(cross_entropy_backward(dloss, take(saved)), saved, after_block)
 
     def _last(self, shape, attention_mask):
         """Where the last real token of each row stands: (B,), on the model's device."""

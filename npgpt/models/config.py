@@ -1,6 +1,8 @@
 """The shape of a GPT, and the options by which its descendants differ from it."""
 
+import math
 from dataclasses import dataclass
+from numbers import Integral
 
 from npgpt.errors import ConfigError
 from npgpt.layers.feed_forward import ACTIVATIONS
@@ -62,10 +64,15 @@ class GPTConfig:
     def __post_init__(self):
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "head_dim",
                      "n_inner", "rope_original_block_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is None and name in ("n_kv_head", "head_dim", "n_inner"):
+                continue
+            if not isinstance(value, Integral):
+                raise ConfigError(f"{name} must be a whole number, not {value!r}")
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}")
         for name in ("norm_eps", "rope_theta", "rope_factor"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -85,7 +92,7 @@ class GPTConfig:
         if not self.rope_low_freq_factor < self.rope_high_freq_factor:
             raise ConfigError(f"rope_low_freq_factor must be below rope_high_freq_factor, not "
                               f"{self.rope_low_freq_factor} and {self.rope_high_freq_factor}")
-        if self.logit_softcap < 0:
+        if not 0 <= self.logit_softcap < math.inf:
             raise ConfigError(f"logit_softcap must be at least 0, not {self.logit_softcap}")
 
     @property

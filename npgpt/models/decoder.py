@@ -37,7 +37,7 @@ from npgpt.layers import (
     lora_layers,
 )
 from npgpt.models.config import GPTConfig
-from npgpt.tensor import array_module, to_device, to_numpy
+from npgpt.tensor import Key, array_module, to_device, to_numpy
 
 IGNORE_INDEX = -100         # a target that does not count, as in PyTorch
 
@@ -85,6 +85,8 @@ class Decoder(Module):
 
     def body_forward(self, tokens, key=None, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T), as `_checked` gives them  →  x: (B, T, C), saved for `body_backward`"""
+        if key is not None and not isinstance(key, Key):
+            raise ConfigError(f"key must be a npgpt.tensor.Key, which turns dropout on, or None, not {key!r}")
         places, key_mask, segments = self._places(tokens.shape, kv_cache.length if kv_cache else 0,
                                                   attention_mask)
         s_wpe = s_ln_f = rotation = None

@@ -79,7 +79,7 @@ class GPT(Decoder):
         if tokens.shape != targets.shape:
             raise DataError(f"targets must have the shape of tokens, {tokens.shape}, not {targets.shape}")
         x, body = self.body_forward(tokens, key, None, attention_mask)
-        loss, head = self.lm_head.loss(x, targets, num_items_in_batch)
+        loss, head = self.lm_head.loss(x, targets, num_items_in_batch and int(num_items_in_batch))
         return loss, [body, head]
 
     def backward(self, saved, dloss=1.0, after_block=None) -> None:

@@ -17,6 +17,7 @@ from npgpt.tensor import accelerated, array_module
 def cross_entropy_forward(logits, targets, num_items_in_batch=None, ignore_index=-100):
     """logits: (..., V)  targets: integers (...)  →  loss: 0-d, nats
 
+    Targets must lie in [0, V) or be ignore_index: check them on the host, here −1 would be the last class.
     num_items_in_batch: N, where the batch is part of a larger one; None counts the targets of this one.
     """
     xp = array_module(logits)
@@ -25,9 +26,10 @@ def cross_entropy_forward(logits, targets, num_items_in_batch=None, ignore_index
     top  = z.max(-1, keepdims=True)
     lse  = top + xp.log(xp.exp(z - top).sum(-1, keepdims=True))               # ℓ   (N, 1)
     hit  = z[xp.arange(t.size), xp.where(counts, t, 0)]                       # zₙ,ₜₙ   (N,)
+    nats = xp.where(counts, lse[:, 0] - hit, 0)                               # not · counts: ∞ · 0 is NaN
     n    = max(num_items_in_batch, 1) if num_items_in_batch is not None \
         else xp.maximum(counts.sum(dtype=z.dtype), 1)
-    return ((lse[:, 0] - hit) * counts).sum() / n, (logits, targets, lse, n, ignore_index)
+    return nats.sum() / n, (logits, targets, lse, n, ignore_index)
 
 
 @accelerated
@@ -37,7 +39,7 @@ def cross_entropy_backward(dloss, saved):
     xp = array_module(logits)
     z, t = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     counts = t != ignore_index
-    dz = xp.exp(z - lse)                                                      # p   (N, V)
-    dz[xp.arange(t.size), xp.where(counts, t, 0)] -= 1              # one place a row: no index repeats
-    dz *= counts[:, None] * (dloss / n)
+    dz = xp.where(counts[:, None], xp.exp(z - lse), 0)                        # p   (N, V)
+    dz[xp.arange(t.size), xp.where(counts, t, 0)] -= counts         # one place a row: no index repeats
+    dz *= dloss / n
     return dz.reshape(logits.shape)

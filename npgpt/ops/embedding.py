@@ -15,7 +15,8 @@ from npgpt.tensor import accelerated, array_module
 def embedding_forward(tokens, weight):
     """tokens: integers (...)  weight: (V, C)  →  y: (..., C)
 
-    Tokens must lie in [0, V): check them on the host, a GPU wraps a wrong index silently.
+    Tokens must lie in [0, V): check them on the host. NumPy takes −1 for the last row, a GPU any number for
+    some row.
     """
     return weight[tokens], (tokens, weight.shape)
 

@@ -52,7 +52,7 @@ def linear_cross_entropy_backward(dloss, saved, out=None, learned=True):
     xp = array_module(x)
     flat_x, t = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     if dz is not None:                                   # dloss/N goes to the two small factors, not to dz
-        scale = (dloss / n).astype(x.dtype)
+        scale = xp.asarray(dloss / n, x.dtype)
         dx = ((dz @ weight) * scale).reshape(x.shape)
         return dx, weight_gradient(dz, flat_x * scale, out) if learned else None
     dx, dweight = xp.empty(flat_x.shape, x.dtype), None

@@ -7,14 +7,13 @@ Backward.  y' is 1 where x > 0 and 0 where x < 0; at 0 there is no derivative, a
 In words: a gate, open or shut; where it is shut nothing comes back.
 """
 
-from npgpt.tensor import accelerated
+from npgpt.tensor import accelerated, array_module
 
 
 @accelerated
 def relu_forward(x):
     """x: (...)  →  y: (...)"""
-    positive = x > 0
-    return x * positive, (positive,)
+    return array_module(x).maximum(x, 0), (x > 0,)
 
 
 @accelerated

@@ -12,9 +12,12 @@ instead of stored, and a resumed run needs no generator state.
 """
 
 import hashlib
-from typing import NamedTuple
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from npgpt.errors import ConfigError
 
 # The streams. npgpt/data knows no tensors, and names its three, BATCH_ORDER and the two splits, by number.
 INITIAL_VALUES, DROPOUT, BATCH_ORDER, SAMPLING, DOCUMENT_SPLIT, BOOTSTRAP, RECORD_SPLIT, ROUNDING = range(8)
@@ -78,14 +81,16 @@ def rounding_bits(key: Key, first: int, size: int) -> np.ndarray:
     return bits.reshape(-1)[start:start + size].astype(np.uint32)
 
 
-def initial_normal(seed: int, name: str, shape: tuple[int, ...], std: float) -> np.ndarray:
+def initial_normal(seed: Any, name: str, shape: tuple[int, ...], std: float) -> np.ndarray:
     """Normal(0, std²) initial values of the parameter called `name`, in float64.
 
     They depend on the seed and the name alone: a float32 and a float64 model of the same seed start alike,
-    and adding a layer changes no other.
+    and adding a layer changes no other. Raises ConfigError for a seed that is none.
     """
+    if not (isinstance(seed, Integral) and 0 <= int(seed) < 2**64):
+        raise ConfigError(f"seed must be a whole number, at least 0 and below 2⁶⁴, not {seed!r}")
     site = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-    generator = np.random.Generator(Key(seed, INITIAL_VALUES, site=site).philox())
+    generator = np.random.Generator(Key(int(seed), INITIAL_VALUES, site=site).philox())
     return generator.standard_normal(shape) * std
 
 

@@ -31,7 +31,7 @@ def accelerated(formula: Callable | None = None, *, takes_16_bits: bool = False)
 
     @functools.wraps(formula)
     def op(*args: Any, **kwargs: Any) -> Any:
-        on_cpu = array_module(next(arrays_in(args), None)) is np
+        on_cpu = array_module(next(arrays_in((args, *kwargs.values())), None)) is np
         twin   = find_twin(formula, "cpu" if on_cpu else "cuda")
         result = twin(*args, **kwargs) if twin else NotImplemented
         if result is not NotImplemented:

@@ -152,7 +152,7 @@ def test_logits_that_do_not_fit_at_once_are_left_to_the_formula():
 
 
 def test_gelu_far_from_zero_is_exact_and_does_not_warn():
-    x = np.array([-1e4, -50, -12, 12, 50, 1e4], np.float32)
+    x = np.array([-1e4, -50, -12, 12, 50, 1e4, 1e18], np.float32)
     y, (slope,) = ops.gelu_tanh_forward(x)
     assert np.array_equal(y, np.where(x > 0, x, 0)) and np.array_equal(slope, x > 0)
 
@@ -167,6 +167,10 @@ def test_the_twin_of_adamw_leaves_other_places_to_the_formula():
     assert_same(ops.adamw(w, g.T.copy().T, m, v, 1, 0.1, out=(w, m, v)), expected, 0)
 
 
+FLOAT32 = np.linspace(-1, 2, 12, dtype=np.float32).reshape(4, 3)
+WHOLE   = np.arange(12).reshape(4, 3), np.arange(1, 4)
+
+
 @pytest.mark.parametrize(("name", "arguments"), [
     ("gelu_tanh_forward", (np.ones((3, 4)).T,)),
     ("attention_forward", (np.ones((1, 1, 3, 2)), np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2)))),    # blind
@@ -176,6 +180,17 @@ def test_the_twin_of_adamw_leaves_other_places_to_the_formula():
     ("swiglu_backward", (np.ones((3, 4)).T, ops.swiglu_forward(np.ones((4, 6)))[1])),
     ("layernorm_forward", (np.ones((3, 4)).T, np.ones(3))),
     ("layernorm_forward", (np.ones((0, 4)), np.ones(4))),
+    ("layernorm_forward", (FLOAT32, np.linspace(0.1, 2, 3))),
+    ("layernorm_forward", WHOLE),
+    ("rmsnorm_forward", (FLOAT32, np.linspace(0.1, 2, 3))),
+    ("rmsnorm_forward", WHOLE),
+    ("gelu_tanh_forward", WHOLE[:1]),
+    ("swiglu_forward", (np.arange(24).reshape(3, 8),)),
+    ("swiglu_backward", (np.ones((3, 2)) / 3, ops.swiglu_forward(np.ones((3, 4), np.float32))[1])),
+    ("attention_forward", (FLOAT32[None, None], FLOAT32[None, None], np.ones((1, 1, 4, 3)) / 3)),
+    ("attention_forward", (np.arange(12).reshape(1, 1, 4, 3) % 5,) * 3),
+    ("attention_backward", (np.linspace(0, 1, 12).reshape(1, 1, 4, 3),
+                            ops.attention_forward(*[FLOAT32[None, None]] * 3)[1])),
     ("layernorm_backward", (np.ones((3, 4)).T, ops.layernorm_forward(np.ones((4, 3)), np.ones(3))[1])),
 ])
 def test_what_a_twin_does_not_cover_it_leaves_to_the_formula(name, arguments):

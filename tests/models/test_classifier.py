@@ -219,8 +219,25 @@ def test_what_backward_has_used_up_is_refused():
     model = classifier()
     _, saved = model.loss(tokens(), TARGETS)
     model.backward(saved)
+    once = model.flat.grad.copy()
     with pytest.raises(DataError, match="a backward has used this `saved` up already"):
         model.backward(saved)
+    _, saved = model.forward(tokens())
+    model.zero_grad()
+    model.backward_logits(np.ones((3, 4)), saved)
+    with pytest.raises(DataError, match="a backward has used this `saved` up already"):
+        model.backward_logits(np.ones((3, 4)), saved)
+    assert once.any() and model.flat.grad.any() and not np.array_equal(model.flat.grad, once)
+
+
+def test_a_backward_that_is_refused_has_added_nothing():
+    model = classifier()
+    _, saved = model.loss(tokens(), TARGETS)
+    model.backward(saved)
+    once = model.flat.grad.copy()
+    with pytest.raises(DataError):
+        model.backward(saved)
+    assert np.array_equal(model.flat.grad, once)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -325,7 +342,7 @@ def test_a_model_with_lora_is_not_saved_as_if_it_had_none(tmp_path):
 
 # ---- errors ----
 
-@pytest.mark.parametrize("labels", [("one",), (), ("a", "b", "a")])
+@pytest.mark.parametrize("labels", [("one",), (), ("a", "b", "a"), 3, (0, 1)])
 def test_labels_must_be_two_or_more_and_differ(labels):
     with pytest.raises(ConfigError, match="at least 2 labels"):
         SequenceClassifier(CONFIG, labels)

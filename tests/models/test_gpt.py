@@ -311,6 +311,8 @@ def test_an_attention_mask_must_be_of_the_shape_of_the_tokens(mask):
     ({"vocab_size": 0}, "vocab_size must be at least 1"),
     ({"block_size": 0}, "block_size must be at least 1"),
     ({"n_layer": 0}, "n_layer must be at least 1"),
+    ({"n_layer": None}, "n_layer must be a whole number, not None"),
+    ({"vocab_size": 11.0}, "vocab_size must be a whole number, not 11.0"),
     ({"n_head": 0}, "n_head must be at least 1"),
     ({"n_embd": -8}, "n_embd must be at least 1"),
     ({"n_embd": 9}, "9 is no multiple of 2"),
@@ -327,12 +329,28 @@ def test_an_attention_mask_must_be_of_the_shape_of_the_tokens(mask):
     ({"rope_factor": -1.0}, "rope_factor must be above 0"),
     ({"rope_low_freq_factor": 4.0}, "rope_low_freq_factor must be below"),
     ({"logit_softcap": -1.0}, "logit_softcap must be at least 0"),
+    ({"logit_softcap": float("nan")}, "logit_softcap must be at least 0"),
+    ({"norm_eps": float("inf")}, "norm_eps must be above 0"),
     ({"activation": "swish"}, "gelu_tanh or gelu_erf or relu or swiglu, not 'swish'"),
     ({"position": "alibi"}, "learned or sinusoidal or rotary or none, not 'alibi'"),
 ])
 def test_a_configuration_that_cannot_be_is_refused(options, words):
     with pytest.raises(ConfigError, match=words):
         dataclasses.replace(CONFIG, **options)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "1"])
+def test_a_seed_that_cannot_be_is_refused(seed):
+    with pytest.raises(ConfigError, match="seed must be a whole number, at least 0 and below 2⁶⁴, not"):
+        GPT(CONFIG, seed=seed)
+
+
+def test_a_key_that_is_none_is_refused_and_numpys_numbers_widen_nothing():
+    model, tokens = GPT(CONFIG), np.zeros((1, 4), int)
+    with pytest.raises(ConfigError, match="key must be a npgpt.tensor.Key"):
+        model.loss(tokens, tokens, key=3)
+    loss, _ = model.loss(tokens, tokens, num_items_in_batch=np.int64(4))
+    assert loss.dtype == "float32" and loss == model.loss(tokens, tokens)[0]
 
 
 @pytest.mark.parametrize(("bad", "words"), [

@@ -64,9 +64,13 @@ def test_layernorm_gives_rows_of_mean_zero_and_variance_one(inputs):
     assert np.allclose(y.var(-1), variance / (variance + 1e-5), rtol=1e-12)
 
 
-def test_layernorm_of_a_constant_row_is_beta_and_finite():
-    x, gamma, beta = np.full((2, 4), 3.0), normal(4), normal(4, seed=1)
-    y, saved = ops.layernorm_forward(x, gamma, beta)
+@pytest.mark.parametrize("function", [ops.layernorm_forward, ops.layernorm_forward.reference])
+@pytest.mark.parametrize("value", [1, 3, 100, 1000])
+@pytest.mark.parametrize("C", [4, 768])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_layernorm_of_a_constant_row_is_beta_and_finite(function, value, C, dtype):
+    x, gamma, beta = np.full((2, C), value, dtype), normal(C).astype(dtype), normal(C, seed=1).astype(dtype)
+    y, saved = function(x, gamma, beta)
     assert np.array_equal(y, np.broadcast_to(beta, y.shape))
     assert all(np.isfinite(gradient).all() for gradient in ops.layernorm_backward(np.ones_like(x), saved))
 
@@ -80,6 +84,11 @@ def test_erf_is_that_of_the_c_library_to_1e_14():
 def test_gelu_is_the_identity_far_right_and_zero_far_left(gelu):
     y, (dy_dx,) = gelu(np.array([-40.0, 40.0]))
     assert np.allclose(y, [0, 40], atol=1e-300) and np.allclose(dy_dx, [0, 1], atol=1e-300)
+
+
+def test_relu_of_minus_infinity_is_zero_and_of_nan_nan():
+    y, _ = ops.relu_forward(np.array([-np.inf, -1, np.inf, np.nan]))
+    assert np.array_equal(y, [0, 0, np.inf, np.nan], equal_nan=True)
 
 
 def test_relu_has_gradient_zero_at_zero():
@@ -237,6 +246,18 @@ def test_an_ignored_row_does_not_matter():
     loss, saved = ops.cross_entropy_forward(logits, targets)
     assert np.isclose(loss, ops.cross_entropy_forward(logits[::2], targets[::2])[0], rtol=1e-14)
     assert not ops.cross_entropy_backward(np.asarray(1.0), saved)[1::2].any()
+    logits[1, 0], logits[3, 1] = -np.inf, np.nan              # whatever it holds: a vocabulary may be masked
+    same, saved = ops.cross_entropy_forward(logits, targets)
+    assert same == loss and not ops.cross_entropy_backward(np.asarray(1.0), saved)[1::2].any()
+
+
+def test_dloss_and_the_number_of_items_may_be_plain_numbers():
+    x, weight, targets = normal(2, 3, 4), normal(5, 4, seed=1), np.array([[0, 1, 2], [3, 4, 0]])
+    for rows in (None, 2):
+        _, saved = ops.linear_cross_entropy_forward(x, weight, targets, 3, rows=rows)
+        plain  = ops.linear_cross_entropy_backward(1.0, saved)
+        others = ops.linear_cross_entropy_backward(np.asarray(1.0), saved)
+        assert all(np.array_equal(one, other) for one, other in zip(plain, others, strict=True))
 
 
 def test_cross_entropy_of_uniform_logits_is_the_logarithm_of_the_vocabulary():

@@ -86,6 +86,7 @@ def test_the_kind_follows_the_first_array(package, monkeypatch):
     assert thing.thing_forward(there, 2) == ("cuda", there, 2, 0)
     assert thing.thing_forward(X)[0] == thing.thing_forward(X, there)[0] == "cpu"
     assert thing.thing_forward(there, 3)[0] == "formula"
+    assert thing.thing_forward(x=there, scale=2)[0] == "cuda" and thing.thing_forward(x=X)[0] == "cpu"
 
 
 def test_reference_is_the_formula_and_the_name_stays(package):

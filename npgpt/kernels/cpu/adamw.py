@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from npgpt.kernels.cpu.tiles import flat_tiles
+from npgpt.kernels.cpu.tiles import are_plain, flat_tiles
 
 
 def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, grad_scale=1.0, out=None,
@@ -19,7 +19,7 @@ def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, 
         return NotImplemented
     if out is None or any(new is not old for new, old in zip(out, (w, m, v), strict=True)):
         return NotImplemented
-    if not all(array.flags.c_contiguous for array in (w, g, m, v)):
+    if not are_plain(w, g, m, v):
         return NotImplemented
     b = math.sqrt(1 - beta2 ** t)
     for w_, g_, m_, v_ in flat_tiles(w, g, m, v):

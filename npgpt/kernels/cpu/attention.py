@@ -3,7 +3,7 @@ keys after the block's last query are never touched, nearly half of all; nor are
 the keys before the block's first. The row sum divides y, which has D columns, instead of the probabilities,
 which have S. Of dropout there is the mask of a few examples at a time, a byte for each probability.
 
-Left to the formula: causal attention of more queries than keys.
+Left to the formula: causal attention of more queries than keys, and arrays of different types.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ QUERIES = 64        # of a block; more skips less of the upper triangle, fewer m
 
 def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropout=0.0, dropout_key=None):
     B, H, T, D = q.shape
-    if not _covered(q, k, causal):
+    if not _covered(q, k, v, causal):
         return NotImplemented
     share = share_kept(dropout) if dropout and dropout_key else 1
     y   = np.empty((B, T, H, D), q.dtype).swapaxes(1, 2)                      # so that merging heads is free
@@ -47,7 +47,7 @@ def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropou
 
 def attention_backward(dy, saved):
     q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse = saved
-    if not _covered(q, k, causal):
+    if not _covered(q, k, v, causal) or dy.dtype != q.dtype:
         return NotImplemented
     share = share_kept(dropout) if dropout and dropout_key else 1
     dq, dk, dv = side_by_side(q, k, v)
@@ -73,8 +73,9 @@ def attention_backward(dy, saved):
     return dq, dk, dv
 
 
-def _covered(q, k, causal) -> bool:
-    return not (causal and k.shape[2] < q.shape[2]) and q.size > 0 and k.size > 0
+def _covered(q, k, v, causal) -> bool:
+    return not (causal and k.shape[2] < q.shape[2]) and q.size > 0 and k.size > 0 and \
+        q.dtype.kind == "f" and q.dtype == k.dtype == v.dtype
 
 
 def _blocks(q, k, causal, segments, share, dropout_key):

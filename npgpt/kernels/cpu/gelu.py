@@ -5,12 +5,12 @@ The gate ½ (1 + tanh u) is made as 1/(1 + e^(−2u)), which is the same, for ex
 
 import numpy as np
 
-from npgpt.kernels.cpu.tiles import flat_tiles
+from npgpt.kernels.cpu.tiles import are_plain, flat_tiles
 from npgpt.ops.gelu import SQRT_2_OVER_PI, A
 
 
 def gelu_tanh_forward(x):
-    if not x.flags.c_contiguous:
+    if not are_plain(x):
         return NotImplemented
     y, dy_dx = np.empty_like(x), np.empty_like(x)
     with np.errstate(over="ignore"):                       # far to the left e^(−2u) is ∞, and s = 1/∞ = 0
@@ -25,7 +25,7 @@ def gelu_tanh_forward(x):
             np.multiply(x_, s, out=y_)
             d_ *= -3
             d_ -= 4 * SQRT_2_OVER_PI                                          # 2u' = −3 (−2u/x) − 4 √(2/π)
+            d_ *= 1 - s                                    # first: far to the right u' y alone would overflow
             d_ *= y_
-            d_ *= 1 - s
             d_ += s
     return y, (dy_dx,)

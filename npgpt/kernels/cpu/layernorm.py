@@ -4,25 +4,26 @@ which BLAS does several times faster than NumPy reduces. Both take what residual
 
 import numpy as np
 
-from npgpt.kernels.cpu.tiles import row_tiles
+from npgpt.kernels.cpu.tiles import are_plain, row_tiles
 
 
 def layernorm_forward(x, gamma, beta=None, eps=1e-5, h=None):
     """h: (..., C), added to x first; then that sum is returned with y."""
     C = x.shape[-1]
     added = x if h is None else h
-    if not (x.flags.c_contiguous and added.flags.c_contiguous) or x.size == 0:
+    if not are_plain(x, added, gamma) or x.size == 0:
         return NotImplemented
     s    = x if h is None else np.empty_like(x)
     y    = np.empty_like(x)
     mean = np.empty((*x.shape[:-1], 1), x.dtype)
     rstd = np.empty_like(mean)
-    average = np.full((C, 1), 1 / C, x.dtype)
+    ones = np.ones((C, 1), x.dtype)
     for x_, added_, s_, y_, mean_, rstd_ in row_tiles(*(array.reshape(-1, array.shape[-1]) for array in (
             x, added, s, y, mean, rstd))):
         if h is not None:
             np.add(x_, added_, out=s_)
-        np.matmul(s_, average, out=mean_)
+        np.matmul(s_, ones, out=mean_)
+        mean_ /= C                       # not a product with 1/C: in a row of 1000s it would not be 1000
         np.subtract(s_, mean_, out=y_)
         variance = np.vecdot(y_, y_)[:, None] / C
         np.power(variance + eps, -0.5, out=rstd_)
@@ -38,7 +39,7 @@ def layernorm_backward(dy, saved, past=None):
     x, gamma, has_beta, mean, rstd = saved
     C = x.shape[-1]
     road = dy if past is None else past
-    if not all(array.flags.c_contiguous for array in (x, dy, road)) or x.size == 0:
+    if not are_plain(x, dy, road, gamma) or x.size == 0:
         return NotImplemented
     dx = np.empty_like(x)
     dgamma, dbeta = np.zeros_like(gamma), np.zeros_like(gamma)

@@ -29,5 +29,5 @@ def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ig
         np.add(top, np.log(total), out=lse_)
         z *= factor_ / total                                                  # p
         z[np.arange(len(z)), place[:, 0]] -= factor_[:, 0]
-    loss = ((lse - hit)[:, 0] * counts).sum() / n
+    loss = np.where(counts, (lse - hit)[:, 0], 0).sum() / n
     return loss, (x, weight, targets, dz, lse, n, ignore_index, t.size)

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from npgpt.kernels.cpu.tiles import row_tiles
+from npgpt.kernels.cpu.tiles import are_plain, row_tiles
 
 
 def rmsnorm_forward(x, gamma, eps=1e-5, h=None):
     """h: (..., C), added to x first; then that sum is returned with y."""
     C = x.shape[-1]
     added = x if h is None else h
-    if not (x.flags.c_contiguous and added.flags.c_contiguous) or x.size == 0:
+    if not are_plain(x, added, gamma) or x.size == 0:
         return NotImplemented
     s = x if h is None else np.empty_like(x)
     y, rstd = np.empty_like(x), np.empty((*x.shape[:-1], 1), x.dtype)
@@ -28,7 +28,7 @@ def rmsnorm_backward(dy, saved, past=None):
     x, gamma, rstd = saved
     C = x.shape[-1]
     road = dy if past is None else past
-    if not all(array.flags.c_contiguous for array in (x, dy, road)) or x.size == 0:
+    if not are_plain(x, dy, road, gamma) or x.size == 0:
         return NotImplemented
     dx, dgamma   = np.empty_like(x), np.zeros_like(gamma)
     gamma_column = (gamma / C)[:, None]

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from npgpt.kernels.cpu.tiles import row_tiles
+from npgpt.kernels.cpu.tiles import are_plain, row_tiles
 
 
 def swiglu_forward(x):
-    if not x.flags.c_contiguous or x.size == 0:
+    if not are_plain(x) or x.size == 0:
         return NotImplemented
     F = x.shape[-1] // 2
     y, s = np.empty((2, *x.shape[:-1], F), x.dtype)
@@ -23,7 +23,7 @@ def swiglu_forward(x):
 
 def swiglu_backward(dy, saved):
     x, s = saved
-    if not (x.flags.c_contiguous and dy.flags.c_contiguous and s.flags.c_contiguous) or x.size == 0:
+    if not are_plain(x, dy, s) or x.size == 0:
         return NotImplemented
     F  = x.shape[-1] // 2
     dx = np.empty_like(x)

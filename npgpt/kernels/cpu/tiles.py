@@ -7,6 +7,12 @@ import numpy as np
 TILE_BYTES = 512 * 1024        # of one array; smaller tiles lose more to Python than they gain in cache
 
 
+def are_plain(*arrays: np.ndarray) -> bool:
+    """Whether all are contiguous, and of one and the same type of real numbers."""
+    dtype = arrays[0].dtype
+    return dtype.kind == "f" and all(array.dtype == dtype and array.flags.c_contiguous for array in arrays)
+
+
 def flat_tiles(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
     """The same piece of each of several contiguous arrays of one size, as flat views, from first to last."""
     flat = [array.reshape(-1) for array in arrays]
