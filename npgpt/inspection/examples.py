@@ -5,6 +5,7 @@ draw.py, which cannot hide a bug.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -57,6 +58,7 @@ def _pair(forward: Callable, backward: Callable, inputs: Callable[[Sizes, Any], 
 
     function: Any = functools.partial(stacked, forward)
     function.op, function.__name__ = forward, getattr(forward, "__name__", "")
+    function.__signature__ = inspect.signature(forward)                       # for the inputs' names
     function.reference = functools.partial(stacked, getattr(forward, "reference", forward))
     return _op(function, backward, inputs)
 
