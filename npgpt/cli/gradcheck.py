@@ -39,8 +39,9 @@ def run(arguments: list[str]) -> int:
                 for name, build in group.items()
                 if not options.names or any(part.lower() in name.lower() for part in options.names)]
     if not examples:
+        known = dict.fromkeys(name.split(",")[0] for name in [*OPS, *LAYERS, *MODELS])
         raise ConfigError(f"no op, layer or model is called like {' or '.join(options.names)}: "
-                          f"there are {', '.join([*OPS, *LAYERS, *MODELS])}")
+                          f"there are {', '.join(known)}")
     table = Table("kind", "name", "checked", "worst error", f"{TOLERANCE:.0e} allowed", box=box.SIMPLE_HEAD)
     console, wrong, begun = Console(highlight=False), [], time.perf_counter()
     for kind, name, build in examples:

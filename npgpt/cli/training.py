@@ -60,10 +60,10 @@ def _show_result(path: Path, opened: Run, console: Console) -> None:
     """The last words: how good the best checkpoint is, what it writes, and the next command to type."""
     model, _, checkpoint = load_run(path, "best", opened.config.device, lambda text: None)
     loss   = checkpoint.state["best_val_loss"]
-    sample = sample_text(opened, model, 256)
+    sample = sample_text(opened, model, 256 if opened.config.sample_tokens else 0)
     what   = "text" if sample is None else f"token (perplexity {math.exp(loss):.1f})"
     console.print(f"\nbest validation loss {loss:.4f} nats a {what} at step {checkpoint.step}", markup=False)
-    if sample:
+    if sample and sample[1]:
         after = "the first example" if isinstance(opened.val, Examples) else "the start"
         console.print(f"after {after} of the validation data it writes:\n")
         console.print(show_sample(*sample) + "\n")

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -37,6 +37,7 @@ class GenerationSettings:
     repetition_penalty: float = 1.0             # above 1: less of the tokens that were there
     no_repeat_ngram_size: int = 0               # no n tokens in a row come twice; 0: they may
     bad_words_ids: Sequence[Sequence[int]] | None = None        # sequences of tokens that never come
+    logits_processor: Sequence[Callable] = ()   # rules of one's own, after these: see processors.py
 
     # one by chance
     do_sample: bool = False                     # draw; else the most likely
@@ -100,6 +101,10 @@ class GenerationSettings:
                    and all(_is_whole(id) and id >= 0 for id in word) for word in words):
             raise ConfigError("bad_words_ids must be a list of lists of ids, none empty, "
                               f"not {self.bad_words_ids!r}")
+
+        if not all(callable(rule) for rule in self.logits_processor):
+            raise ConfigError("logits_processor must be functions of (sequences, scores) that give scores, "
+                              f"not {self.logits_processor!r}")
 
     def _check_together(self) -> None:
         if self.num_return_sequences > 1 and not self.do_sample and self.num_beams == 1:

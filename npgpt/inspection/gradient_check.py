@@ -52,7 +52,7 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
     backward(dy, saved) → the gradients of the float arrays among the inputs, in order: one array, a tuple,
         or None where there are no such inputs
     parameters: name → npgpt.layers.Parameter (a module's `.parameters`), whose gradients backward adds to
-    `.grad`.  directions: pairs of v and dy to try, at least 1.
+    `.grad`; frozen ones have none, and are passed over.  directions: pairs of v and dy to try, at least 1.
 
     Give inputs of order 1 around 0, none of them at a kink: see the module.
 
@@ -63,7 +63,10 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
     """
     if directions < 1:
         raise GradientError(f"directions must be at least 1, not {directions}")
-    parameters = parameters or {}
+    if not isinstance(parameters or {}, Mapping):
+        raise GradientError(f"parameters must be name → Parameter, a module's .parameters, and not a "
+                            f"{type(parameters).__name__}")
+    parameters = {name: p for name, p in (parameters or {}).items() if not p.frozen}
     rng = np.random.default_rng(seed)
     inputs = _apart(inputs)
     variables = _variables(forward, inputs, parameters)
@@ -71,6 +74,8 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
                and not any(value is array for array in variables.values())} | variables
     before = {name: array.copy() for name, array in watched.items()}
     y = _call(forward, inputs)[0]
+    if not _same(y, _call(forward, inputs)[0]):
+        raise GradientError("forward gives another y each time: let what is random depend on a seed or key")
     errors = dict.fromkeys(variables, 0.0)
     for direction in range(directions):
         dy = _like(rng.standard_normal(y.shape), y)
@@ -135,8 +140,8 @@ def _variables(forward: Callable, inputs: tuple, parameters: Mapping[str, Any]) 
             raise GradientError(f"input {n} is a {type(value).__name__} of {type(value).__module__}: pass "
                                 "arrays of NumPy or CuPy")
         if hasattr(value, "dtype") and value.dtype.kind == "f":
-            name = names[n] if n < len(names) and names[n] not in ("args", "kwargs") else f"input {n}"
-            variables[name] = value
+            named = n < len(names) and names[n] not in ("args", "kwargs", *parameters)
+            variables[names[n] if named else f"input {n}"] = value
     variables |= {name: parameter.data for name, parameter in parameters.items()}
     for name, array in variables.items():
         if array.dtype != np.float64:

@@ -53,10 +53,14 @@ def find_folder(path_or_name: str | Path) -> Path:
     """The folder itself, or that of a model which is fetched by its name. Raises CheckpointError."""
     folder = Path(path_or_name)
     if folder.is_dir():
+        if (folder / "config.toml").is_file() and not is_model(folder):
+            raise CheckpointError(f"{folder} is a run's folder, which npgpt.load reads, and of which npgpt "
+                                  "export makes a model's")
         return folder
     if isinstance(path_or_name, str) and is_name(path_or_name) and not folder.exists():
         return fetch(path_or_name)
-    raise CheckpointError(f"{folder} is no folder: give that of a model, with a {CONFIG} and a {MODEL}")
+    raise CheckpointError(f"{folder} is no folder: give that of a run, or of a model with a {CONFIG} and a "
+                          f"{MODEL}")
 
 
 def is_model(folder: Path) -> bool:

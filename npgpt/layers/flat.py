@@ -41,8 +41,20 @@ class FlatParameters:
         self._grad: Any = first._grad if first else empty(self.size, accumulator(dtype), device)
         for parameter, data, place in zip(self.parameters.values(), self.views(self.data).values(),
                                           self.views(self._grad).values(), strict=True):
-            parameter.data, parameter.place, parameter._grad = data, place, None if first else place
+            parameter._data, parameter.place, parameter._grad = data, place, None if first else place
             parameter.unset, parameter.frozen = True, False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_parts": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy's parameters, deep or pickled, are views into its arrays as the first's are into its own."""
+        vars(self).update(state)
+        for parameter, data, place in zip(self.parameters.values(), self.views(self.data).values(),
+                                          self.views(self._grad).values(), strict=True):
+            if parameter._grad is parameter.place:
+                parameter._grad = place
+            parameter._data, parameter.place = data, place
 
     def make_current(self) -> None:
         """What is computed from here on is computed where these are: see npgpt/tensor/device.py."""
@@ -63,12 +75,6 @@ class FlatParameters:
             whole = pieces[0] if len(pieces) == 1 else array_module(*pieces).concatenate(pieces)
             views[name] = whole.reshape(self.parameters[name].shape)
         return views
-
-    def fill(self, seed: int) -> None:
-        """Sets every parameter to its initial value."""
-        for name, parameter in self.parameters.items():
-            values = parameter.initial(seed, name).astype(self.data.dtype)
-            parameter.data[...] = to_device(values, self.device)
 
     @property
     def grad_dtype(self):

@@ -78,7 +78,7 @@ def add_lora(model: Any, rank: int, alpha: float, targets: Sequence[str], seed: 
             for added in ADDED:
                 parameter = getattr(layer, added)
                 values = parameter.initial(seed, f"{name}.{added}").astype(flat.data.dtype)
-                parameter.data = to_device(values, flat.device)
+                parameter._data = to_device(values, flat.device)
             setattr(owner, attribute, layer)
     model.freeze(lambda name: name.endswith(ADDED) or also(name))
 

@@ -1,7 +1,7 @@
 """Parameter and Module: what owns the numbers that are learned, and how they are found by name.
 
 A layer is a Module with `forward(x) -> y, saved` and `backward(dy, saved) -> dx`. Its parameters and parts
-are plain attributes; a list of modules counts as parts too. Names come from the attributes:
+are plain attributes; the modules in a list or a dict count as parts too. Names come from the attributes:
 `h.0.attn.c_attn.weight`. A new layer's parameters are shapes only; `initialise` makes the arrays, where and
 how the caller says:
 
@@ -12,13 +12,14 @@ Forward changes nothing of a layer, backward only adds to the gradients of its p
 
 import copy
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
 
-from npgpt.errors import ConfigError
+from npgpt.errors import ConfigError, DataError
 from npgpt.layers.flat import FlatParameters
-from npgpt.tensor import array_module
+from npgpt.tensor import array_module, to_device, to_numpy
 from npgpt.tensor.precision import NARROW, accumulator
 from npgpt.tensor.random import initial_normal
 
@@ -27,18 +28,21 @@ class Parameter:
     """An array that is learned, and its gradient.
 
     shape; std: initial values are Normal(0, std²), or all `constant` where std is None.
-    `data` and `grad` are views into the module's flat arrays (npgpt/layers/flat.py); a replica's gradient is
-    an array of its own, until `settle` adds it there. A parameter that is frozen is not learned, and has no
-    gradient (`Module.freeze`).
+    `data` and `grad` are views into the module's flat arrays (npgpt/layers/flat.py), and stay there: what is
+    assigned to `data` is written into it. A replica's gradient is an array of its own, until `settle` adds it
+    there. A parameter that is frozen is not learned, and has no gradient (`Module.freeze`).
+    Raises ConfigError for a shape that is none, and where there is no array yet.
     """
 
-    data: Any = None
     frozen = False
+    _data: Any = None
     place: Any = None   # of the gradient in the flat array
     _grad: Any = None   # what backward adds to: that place, or a replica's own array, None before it is made
     unset = True        # the gradient is zero and its memory not written yet: the first to add writes it
 
     def __init__(self, *shape: int, std: float | None = None, constant: float = 0.0):
+        if not all(isinstance(size, Integral) for size in shape):
+            raise ConfigError(f"a parameter's shape is given as whole numbers, Parameter(3, 4), not {shape}")
         self.shape, self.std, self.constant = shape, std, constant
 
     def initial(self, seed: int, name: str):
@@ -46,6 +50,18 @@ class Parameter:
         if self.std is None:
             return np.full(self.shape, self.constant)
         return initial_normal(seed, name, self.shape, self.std)
+
+    @property
+    def data(self):
+        """The values; of the module's type, in its shape."""
+        if self._data is None:
+            raise ConfigError("a parameter has no array yet: initialise() of the outermost module makes all")
+        return self._data
+
+    @data.setter
+    def data(self, values) -> None:
+        if values is not self._data:
+            self.data[...] = values
 
     @property
     def grad(self):
@@ -71,6 +87,8 @@ class Parameter:
         """grad += what one backward computed; that may stand in `unwritten_grad` already. Not if frozen."""
         if self.frozen:
             return
+        if grad.shape != self.shape:
+            raise DataError(f"a parameter of shape {self.shape} cannot have a gradient of shape {grad.shape}")
         if not self.unset:
             self._grad += grad
         elif self._grad is None:
@@ -90,6 +108,17 @@ class Parameter:
             self._grad, self.unset = None, True
 
 
+def _named(place: str, value: Any) -> Iterator[tuple[str, Parameter]]:
+    """The parameters in what stands under that name."""
+    if isinstance(value, Parameter):
+        yield place, value
+    elif isinstance(value, Module):
+        yield from value.named_parameters(place + ".")
+    elif isinstance(value, (list, tuple, dict)):
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _named(f"{place}.{name}", part)
+
+
 class Module:
     """Something with parameters, of its own or in its parts."""
 
@@ -98,13 +127,7 @@ class Module:
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """Every parameter with its name, in the order in which the attributes were made."""
         for name, value in vars(self).items():
-            parts = enumerate(value) if isinstance(value, (list, tuple)) else [(None, value)]
-            for number, part in parts:
-                place = f"{prefix}{name}" if number is None else f"{prefix}{name}.{number}"
-                if isinstance(part, Parameter):
-                    yield place, part
-                elif isinstance(part, Module):
-                    yield from part.named_parameters(place + ".")
+            yield from _named(prefix + name, value)
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -115,7 +138,8 @@ class Module:
 
     def initialise(self, seed: int | None = 0, device: str = "cpu", dtype: str = "float32") -> Self:
         """Makes the arrays of all parameters, laid flat. Initial values depend on seed and name alone;
-        a seed of None leaves them undefined, for who sets them all at once.
+        a seed of None leaves them undefined, for who sets them all at once. Parts that have their arrays, as
+        a pretrained model on which another is built, keep their values, and lie in this one's from then on.
 
         dtype: "float32", or "float64" for checking; on a GPU also "bfloat16" and "float16"
         (npgpt/tensor/precision.py).  Raises ConfigError, DeviceError.
@@ -124,9 +148,13 @@ class Module:
             raise ConfigError(f"dtype must be float32, float64, bfloat16 or float16, not {dtype!r}")
         if dtype in NARROW and device == "cpu":
             raise ConfigError(f"dtype {dtype} needs a GPU: on the CPU use float32")
+        values = {name: parameter._data for name, parameter in self.parameters.items()}
         self.flat = FlatParameters(self.parameters, device, dtype)
-        if seed is not None:
-            self.flat.fill(seed)
+        for name, parameter in self.flat.parameters.items():
+            if values[name] is not None:
+                parameter.data = to_device(to_numpy(values[name]).astype(self.flat.data.dtype), device)
+            elif seed is not None:
+                parameter.data = to_device(parameter.initial(seed, name).astype(self.flat.data.dtype), device)
         return self
 
     def freeze(self, trained: Callable[[str], bool]) -> None:
@@ -160,7 +188,7 @@ class Module:
         """
         flat   = self.flat
         shared = [flat, *(array for _, parameter in self.named_parameters()
-                          for array in (parameter.data, parameter.place, parameter._grad))]
+                          for array in (parameter._data, parameter.place, parameter._grad))]
         module = copy.deepcopy(self, {id(array): array for array in shared})
         parameters  = module.parameters
         module.flat = FlatParameters({name: parameters[name] for name in flat.parameters}, flat.device,

@@ -86,7 +86,7 @@ class Decoder(Module):
     def body_forward(self, tokens, key=None, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T), as `_checked` gives them  →  x: (B, T, C), saved for `body_backward`"""
         if key is not None and not isinstance(key, Key):
-            raise ConfigError(f"key must be a npgpt.tensor.Key, which turns dropout on, or None, not {key!r}")
+            raise ConfigError(f"key must be an npgpt.Key, which turns dropout on, or None, not {key!r}")
         places, key_mask, segments = self._places(tokens.shape, kv_cache.length if kv_cache else 0,
                                                   attention_mask)
         s_wpe = s_ln_f = rotation = None
@@ -179,6 +179,9 @@ class Decoder(Module):
 
 def take(saved: list):
     """The last of what forward saved; from then on it is only the caller's. Raises DataError."""
+    if not isinstance(saved, list):
+        raise DataError(f"backward takes `saved`, the second thing that forward or loss gives, and not a "
+                        f"{type(saved).__name__}")
     if not saved:
         raise DataError("a backward has used this `saved` up already: let forward or loss make another")
     return saved.pop()

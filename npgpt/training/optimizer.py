@@ -33,6 +33,7 @@ class AdamW:
                 raise ConfigError(f"{name} must be at least 0 and {'finite' if below > 1 else 'below 1'}, "
                                   f"not {value}")
         self.model, self.flat = model, _flat(model, "AdamW")
+        self._check_that_it_is_the_models()
         self.ranks, self.seed = ranks or Ranks(), seed
         self.part = self.ranks.part(self.flat.size)
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
@@ -43,6 +44,19 @@ class AdamW:
         self.exp_avg_sq = xp.zeros_like(self.master)                          # v
         self.updates = 0
         self.kinds   = ("exp_avg", "exp_avg_sq") + (("master",) if self.master is not mine else ())
+
+    def _check_that_it_is_the_models(self) -> None:
+        """That what would be updated is what the model computes with."""
+        learned = {name: p for name, p in self.model.parameters.items() if not p.frozen}
+        if not learned:
+            raise ConfigError("the model has no parameter that is learned, and so nothing to optimise")
+        for name in learned.keys() ^ self.flat.parameters.keys():
+            raise ConfigError(f"the parameter {name} came or went after the model was initialised: do that "
+                              "again, which keeps all values")
+        for name, parameter in learned.items():
+            if not array_module(parameter.data).may_share_memory(parameter.data, self.flat.data):
+                raise ConfigError(f"the parameter {name} lies in the arrays of a larger module: make the "
+                                  "optimiser for that")
 
     def step(self, lr: float | None = None, grad_scale=1.0) -> None:
         """Updates every parameter from its gradient; a meeting of the ranks, which have added up theirs.

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -113,3 +114,19 @@ def test_an_id_without_a_token_never_comes():
     for settings in ({"do_sample": True, "seed": 3}, {}, {"num_beams": 3}):
         new = model.generate(np.zeros((1, 1), int), 7, tokenizer=letters, **settings)
         assert new.max() < 4 and letters.decode(new[0])
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_rules_of_ones_own_come_after_all_others(beams):
+    """Where the built-in ones have been: what they forbid is −∞ already. And before one is chosen."""
+    model = GPT(GPTConfig(vocab_size=9, block_size=16, n_layer=1, n_head=1, n_embd=4), seed=2)
+    seen  = []
+
+    def odd_only(sequences, scores):
+        seen.append((sequences.shape[1], np.isneginf(scores[:, 3]).all()))
+        return np.where(np.arange(9) % 2, scores, -np.inf)
+
+    new = model.generate(np.array([[1, 2]]), max_new_tokens=6, num_beams=beams, bad_words_ids=[[3]],
+                         logits_processor=[odd_only])[0, 2:]
+    assert (new % 2 == 1).all() and 3 not in new
+    assert [length for length, _ in seen] == [2, 3, 4, 5, 6, 7] and all(forbidden for _, forbidden in seen)

@@ -31,6 +31,7 @@ class Never:
     ({"top_p": None}, "top_p must be a number, not None"),
     ({"min_p": -0.1}, "min_p must be at least 0 and at most 1"),
     ({"min_p": 1.1}, "min_p must be at least 0 and at most 1"),
+    ({"logits_processor": [3]}, "logits_processor must be functions"),
     ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
     ({"length_penalty": "long"}, "length_penalty must be a number, not 'long'"),
     ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be at least 0"),

@@ -99,6 +99,43 @@ def test_parameters_are_checked_by_their_names():
     assert list(errors) == ["x", "weight", "bias"]
 
 
+class Named(Module):
+    """Has a parameter of the name of its input."""
+
+    def __init__(self):
+        self.x, self.kept = Parameter(4, constant=2.0), Parameter(4, constant=3.0)
+
+    def forward(self, x):
+        return x * self.x.data * self.kept.data, x
+
+    def backward(self, dy, x):
+        self.x.add_grad((dy * x).sum(0) * self.kept.data)
+        self.kept.add_grad((dy * x).sum(0) * self.x.data)
+        return dy * self.x.data * self.kept.data
+
+
+def test_a_parameter_may_be_called_like_an_input_and_frozen_ones_are_passed_over():
+    layer = Named().initialise(dtype="float64")
+    errors = check_gradients(layer.forward, layer.backward, normal(3, 4), parameters=layer.parameters)
+    assert list(errors) == ["input 0", "x", "kept"]
+    layer.freeze(lambda name: name == "x")
+    errors = check_gradients(layer.forward, layer.backward, normal(3, 4), parameters=layer.parameters)
+    assert list(errors) == ["input 0", "x"]
+
+
+def test_parameters_that_are_none_are_told():
+    layer = Named().initialise(dtype="float64")
+    assert "and not a Named" in message_of(layer.forward, layer.backward, normal(3, 4), parameters=layer)
+    with pytest.raises(NpgptError, match="no array yet"):
+        check_gradients(layer.forward, layer.backward, normal(3, 4), parameters=Named().parameters)
+
+
+def test_a_forward_that_is_random_is_told_so():
+    random = np.random.default_rng(0)
+    text = message_of(lambda x: (x * (random.random(x.shape) < 0.5), x), lambda dy, x: dy, normal(3, 4))
+    assert text.startswith("forward gives another y each time")
+
+
 def test_the_check_is_the_same_every_time():
     arguments = ops.softmax_forward, ops.softmax_backward, normal(3, 4)
     assert check_gradients(*arguments) == check_gradients(*arguments) != check_gradients(*arguments, seed=1)

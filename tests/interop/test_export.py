@@ -297,3 +297,14 @@ def test_a_chat_template_stands_in_its_own_file_or_in_the_tokenizers(tmp_path):
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(CheckpointError, match="chat_template.jinja"):
         read_chat_template(tmp_path)
+
+
+def test_npgpt_load_reads_runs_and_models_alike(run, tmp_path):
+    model, tokenizer = npgpt.load(run)
+    assert main(["export", str(run), "--out-dir", str(tmp_path / "model")]) == 0
+    other, others = npgpt.load(str(tmp_path / "model"))
+    ids = np.array([tokenizer.encode("to be")])
+    assert others.encode("to be") == ids[0].tolist()
+    assert np.array_equal(model.forward(ids)[0], other.forward(ids)[0])
+    with pytest.raises(CheckpointError, match="is a run's folder, which npgpt.load reads"):
+        npgpt.GPT.from_pretrained(run)

@@ -114,7 +114,12 @@ def test_an_unknown_device_is_refused():
 
 def test_a_parameter_remembers_how_it_begins():
     parameter = Parameter(2, 3, std=0.1)
-    assert parameter.shape == (2, 3) and parameter.std == 0.1 and parameter.data is None
+    assert parameter.shape == (2, 3) and parameter.std == 0.1
+    for what in ("data", "grad"):
+        with pytest.raises(ConfigError, match=r"no array yet: initialise\(\) of the outermost module"):
+            getattr(parameter, what)
+    with pytest.raises(ConfigError, match=r"Parameter\(3, 4\), not \(\(3, 4\),\)"):
+        Parameter((3, 4))
 
 
 # ---- layer norm ----

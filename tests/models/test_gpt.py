@@ -347,7 +347,7 @@ def test_a_seed_that_cannot_be_is_refused(seed):
 
 def test_a_key_that_is_none_is_refused_and_numpys_numbers_widen_nothing():
     model, tokens = GPT(CONFIG), np.zeros((1, 4), int)
-    with pytest.raises(ConfigError, match="key must be a npgpt.tensor.Key"):
+    with pytest.raises(ConfigError, match="key must be an npgpt.Key"):
         model.loss(tokens, tokens, key=3)
     loss, _ = model.loss(tokens, tokens, num_items_in_batch=np.int64(4))
     assert loss.dtype == "float32" and loss == model.loss(tokens, tokens)[0]

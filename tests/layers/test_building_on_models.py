@@ -1,0 +1,138 @@
+"""Models that are copied, and models that others are built on, are models as others: they learn."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt.errors import ConfigError, DataError
+from npgpt.layers import Linear, add_lora
+from npgpt.layers.module import Module, Parameter
+from npgpt.models import GPT, GPTConfig
+
+CONFIG = GPTConfig(vocab_size=17, block_size=8, n_layer=2, n_head=2, n_embd=8)
+TOKENS, TARGETS = np.random.default_rng(0).integers(0, 17, (2, 3, 8))
+
+
+def trained(model):
+    """The losses of three steps."""
+    optimizer, losses = npgpt.AdamW(model, lr=1e-2), []
+    for _ in range(3):
+        model.zero_grad()
+        loss, saved = model.loss(TOKENS, TARGETS)
+        model.backward(saved)
+        assert npgpt.clip_grad_norm(model, 1.0) > 0
+        optimizer.step()
+        losses.append(float(loss))
+    return losses
+
+
+class Probe(Module):
+    """A head of its own on a GPT; one on a list, one in a dict, and one used twice."""
+
+    def __init__(self, body):
+        self.body, self.head = body, Linear(8, 3)
+        self.more = {"a": Linear(8, 8), "b": [[Linear(8, 8)]]}
+
+    def forward(self, tokens):
+        x, s = self.body.body_forward(tokens)
+        h, s1 = self.more["a"].forward(x)
+        h, s2 = self.more["b"][0][0].forward(h)
+        y, s3 = self.head.forward(h)
+        return y, (s, s1, s2, s3)
+
+    def backward(self, dy, saved):
+        s, s1, s2, s3 = saved
+        dh = self.more["b"][0][0].backward(self.head.backward(dy, s3), s2)
+        self.body.body_backward(self.more["a"].backward(dh, s1), s)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("change", [None, "frozen", "lora"])
+def test_a_copy_learns_as_the_first_does_and_leaves_that_alone(copied, change):
+    model = GPT(CONFIG)
+    if change == "frozen":
+        model.freeze(lambda name: name.startswith("h.1."))
+    elif change == "lora":
+        add_lora(model, 2, 4.0, ("c_attn",))
+    loss, saved = model.loss(TOKENS, TARGETS)
+    model.backward(saved)
+    other = copied(model)
+    assert np.array_equal(other.flat.grad, model.flat.grad) and model.flat.grad.any()
+    before = {name: parameter.data.copy() for name, parameter in model.parameters.items()}
+    losses = trained(other)
+    assert losses[2] < losses[0] == loss
+    assert all(np.array_equal(before[name], parameter.data) for name, parameter in model.parameters.items())
+    assert trained(model) == losses
+    for parameter in other.flat.parameters.values():
+        assert np.shares_memory(parameter.data, other.flat.data)
+
+
+def test_what_is_assigned_to_a_parameter_is_written_into_its_place():
+    model = GPT(CONFIG)
+    place = model.parameters["wte.weight"].data
+    model.parameters["wte.weight"].data = np.ones((17, 8))
+    assert model.parameters["wte.weight"].data is place and (place == 1).all()
+    assert (model.flat.data[:17 * 8] == 1).all()
+    with pytest.raises(ValueError):
+        model.parameters["wte.weight"].data = np.ones((17, 9))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_built_on_a_model_keeps_its_values_and_learns_with_it(dtype):
+    body   = GPT(CONFIG, seed=5)
+    before = {name: parameter.data.copy() for name, parameter in body.parameters.items()}
+    probe  = Probe(body).initialise(seed=1, dtype=dtype)
+    assert {"head.weight", "more.a.bias", "more.b.0.0.weight", "body.wte.weight"} <= probe.parameters.keys()
+    for name, values in before.items():
+        assert np.array_equal(probe.parameters[f"body.{name}"].data, values), name
+    fresh = Linear(8, 3).initialise(seed=1)
+    assert probe.head.weight.data.std() == pytest.approx(fresh.weight.data.std(), rel=0.5)
+    again = {name: parameter.data.copy() for name, parameter in probe.parameters.items()}
+    probe.initialise(seed=2, dtype=dtype)
+    assert all(np.array_equal(again[name], parameter.data) for name, parameter in probe.parameters.items())
+    optimizer = npgpt.AdamW(probe, lr=0.1)
+    y, saved  = probe.forward(TOKENS)
+    probe.backward(np.ones_like(y), saved)
+    optimizer.step()
+    for name, parameter in probe.parameters.items():
+        changed = not np.array_equal(parameter.data, again[name])
+        assert changed or not parameter.grad.any(), name
+    assert not np.array_equal(probe.body.h[0].attn.c_attn.weight.data, before["h.0.attn.c_attn.weight"])
+    if dtype == "float64":
+        npgpt.check_gradients(lambda: probe.forward(TOKENS), lambda dy, saved: probe.backward(dy, saved),
+                              parameters={name: p for name, p in probe.parameters.items() if "head" in name
+                                          or "more" in name or "ln_f" in name})
+
+
+def test_an_optimiser_of_what_is_not_the_models_own_is_refused():
+    body = GPT(CONFIG)
+    Probe(body).initialise()
+    with pytest.raises(ConfigError, match="lies in the arrays of a larger module"):
+        npgpt.AdamW(body)
+    probe = Probe(GPT(CONFIG)).initialise()
+    probe.head = Linear(8, 4)
+    probe.other = Linear(2, 2)
+    with pytest.raises(ConfigError, match=r"other\.(weight|bias) came or went after the model"):
+        npgpt.AdamW(probe)
+
+    class Empty(Module):
+        pass
+    with pytest.raises(ConfigError, match="no parameter that is learned"):
+        npgpt.AdamW(Empty().initialise())
+
+
+def test_a_gradient_of_another_shape_is_refused_at_once():
+    layer = Linear(3, 4).initialise()
+    with pytest.raises(DataError, match=r"of shape \(4,\) cannot have a gradient of shape \(1, 4\)"):
+        layer.bias.add_grad(np.ones((1, 4), np.float32))
+
+
+def test_what_is_not_saved_is_not_taken_for_it():
+    model = GPT(CONFIG)
+    loss, _ = model.loss(TOKENS, TARGETS)
+    with pytest.raises(DataError, match="backward takes `saved`, the second thing"):
+        model.backward(loss)
+    assert Parameter(np.int64(3), 4).shape == (3, 4)
