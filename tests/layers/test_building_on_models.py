@@ -66,6 +66,8 @@ def test_a_copy_learns_as_the_first_does_and_leaves_that_alone(copied, change):
     assert losses[2] < losses[0] == loss
     assert all(np.array_equal(before[name], parameter.data) for name, parameter in model.parameters.items())
     assert trained(model) == losses
+    other.zero_grad()
+    assert not other.flat.grad.any()
     for parameter in other.flat.parameters.values():
         assert np.shares_memory(parameter.data, other.flat.data)
 
