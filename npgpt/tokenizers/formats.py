@@ -78,10 +78,6 @@ def read_byte_pair(folder: Path) -> BytePair:
     special = {token: ids.pop(token) for token in special_tokens}
     lines   = merge_lines(merges, read_text(merges, config))
     parts   = checked_byte_pair(vocabulary, ids, merges, lines, special, pattern, ignore_merges, prefix_token)
-    made    = {parts.vocabulary[left] + parts.vocabulary[right] for left, right in parts.merges}
-    for token in () if ignore_merges else parts.vocabulary.values():
-        if len(token) > 1 and token not in made:
-            raise refused(vocabulary, f"no line of {MERGES} makes its token {to_symbols(token)[:80]!r}")
     if HUGGING_FACE in config["sha256"]:                   # what others read here is this tokenizer too
         read_text(folder / HUGGING_FACE, config)
     return parts

@@ -9,7 +9,7 @@ import pytest
 
 from npgpt import errors
 from npgpt.tokenizers import BPETokenizer, foreign, load_tokenizer
-from npgpt.tokenizers.byte_alphabet import to_symbols
+from npgpt.tokenizers.byte_alphabet import from_symbols, to_symbols
 from npgpt.tokenizers.patterns import SPLIT_PATTERNS
 
 ENGLISH = topics["class"] + topics["exprlists"] + topics["types"]
@@ -139,6 +139,24 @@ def test_ignore_merges_takes_a_whole_piece(tmp_path):
     whole.save(tmp_path)
     assert load_tokenizer(tmp_path).encode("cat") == [256]
     assert load_tokenizer(tmp_path / "tokenizer.json").encode("cat") == [256]
+
+
+@pytest.mark.parametrize("unmade", ["[PAD300]", "<unused0>", "Ġclass"])
+def test_a_token_that_no_merge_makes_is_kept(unmade, trained, tmp_path):
+    """As the unused ones of GGUF files: it is read, saved, and read again, and no text becomes it."""
+    trained.save(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_bytes())
+    model = data["model"]
+    model["merges"] = [merge for merge in model["merges"] if not merge.replace(" ", "").startswith("Ġclass")]
+    model["ignore_merges"] = False
+    model["vocab"].setdefault(unmade, 900)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    read = load_tokenizer(tmp_path / "tokenizer.json")
+    read.save(tmp_path / "saved")
+    again, id = load_tokenizer(tmp_path / "saved"), model["vocab"][unmade]
+    assert again.vocabulary == read.vocabulary and again.vocabulary[id] == from_symbols(unmade)
+    assert again.encode(MIXED + unmade) == read.encode(MIXED + unmade)
+    assert id not in read.encode(MIXED + unmade + " class")
 
 
 # tiktoken's files

@@ -134,8 +134,7 @@ DAMAGE = {
     "id is true": (VOCABULARY, change_json(**{'"': True}), "has the id True"),
     "id is negative": (VOCABULARY, change_json(a=-1), "'a' has the id -1"),
     "id is huge": (VOCABULARY, change_json(a=2**31), "'a' has the id 2147483648"),
-    "a byte is exchanged": (VOCABULARY, change_json(a=..., xx=64), "no line of merges.txt makes its token"),
-    "a token too many": (VOCABULARY, change_json(xyz=260), "no line of merges.txt makes its token 'xyz'"),
+    "a byte of a merge is exchanged": (VOCABULARY, change_json(t=..., xx=83), "line 2 joins 't', which has"),
     "a token not in bytes": (VOCABULARY, change_json(**{"▁x": 260}), "'▁x' is not written in GPT-2's"),
     "an empty token": (VOCABULARY, change_json(**{"": 260}), "'' is not written in GPT-2's"),
     "special token elsewhere": (VOCABULARY, change_json(**{"<e>": ..., "<f>": 259}), "'<e>' has no id"),
@@ -143,7 +142,6 @@ DAMAGE = {
     "empty merges": (MERGES, lambda data: b"", "first line"),
     "no header": (MERGES, lambda data: data.split(b"\n", 1)[1], "first line is not '#version: 0.2'"),
     "merges cut short": (MERGES, lambda data: data[:-1], "middle of a line"),
-    "a merge too few": (MERGES, lambda data: data[:-4], "no line of merges.txt makes its token '##'"),
     "a merge too many": (MERGES, lambda data: data + b"a b\n", "line 5 makes 'ab', which has no id"),
     "a merge twice": (MERGES, lambda data: data + b"# #\n", "line 5 joins '#' and '#' a second time"),
     "one token in a line": (MERGES, lambda data: data.replace(b"# #", b"##"), "line 4 is not two tokens"),
@@ -170,6 +168,20 @@ def test_files_that_do_not_fit_are_refused_even_with_the_right_sums(name, tmp_pa
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(tuple(
         str(tmp_path / name) for name in (CONFIG, VOCABULARY, MERGES, HUGGING_FACE)))
+
+
+@pytest.mark.parametrize("file, change", [
+    (VOCABULARY, change_json(a=..., xx=64)), (VOCABULARY, change_json(xyz=260)),
+    (MERGES, lambda data: data[:-4])])
+def test_a_token_that_no_merge_makes_is_damage_by_its_sum_alone(file, change, tmp_path):
+    """Those of others have such tokens, and no byte of some."""
+    BPETokenizer([(220, 83), (256, 71), (2, 2)], special_tokens=["<e>"]).save(tmp_path)
+    path = tmp_path / file
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(errors.TokenizerError, match=f"{file} .*SHA-256"):
+        load_tokenizer(tmp_path)
+    renew_sums(tmp_path)
+    assert load_tokenizer(tmp_path).encode(" th") == [257]
 
 
 def renew_sums(folder):
