@@ -47,13 +47,13 @@ class BytePair(NamedTuple):
 
 def write_byte_pair(folder: Path, parts: BytePair) -> None:
     symbols = {id: to_symbols(data) for id, data in sorted(parts.vocabulary.items())}
-    ids     = {symbol: id for id, symbol in symbols.items()}
+    ids     = {symbol: id for id, symbol in symbols.items()} | dict(parts.special_tokens)
     merges  = [f"{symbols[left]} {symbols[right]}" for left, right in parts.merges]
     config  = {"kind": "bpe", "version": VERSION, "pattern": parts.pattern,
                "special_tokens": list(parts.special_tokens), "ignore_merges": parts.ignore_merges,
                "prefix_token": parts.prefix_token, **_for_transformers(parts)}
     _write(folder, config, {HUGGING_FACE: _to_json(_for_hugging_face(parts, ids, merges)),
-                            VOCABULARY: _to_json(ids | dict(parts.special_tokens)),
+                            VOCABULARY: _to_json(ids),
                             MERGES: "".join(line + "\n" for line in [MERGES_HEADER, *merges])})
 
 
@@ -147,7 +147,9 @@ def _for_transformers(parts: BytePair) -> dict[str, Any]:
 
 
 def _for_hugging_face(parts: BytePair, ids: Mapping[str, int], merges: Sequence[str]) -> dict[str, Any]:
-    """A tokenizer.json. npgpt's patterns are regular expressions there, but for two that have names."""
+    """A tokenizer.json. npgpt's patterns are regular expressions there, but for two that have names. An added
+    token has its id there by the vocabulary alone.
+    """
     gpt2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     if parts.pattern == "gpt2":
         steps = [gpt2]

@@ -86,6 +86,20 @@ def test_hugging_face_reads_the_files_and_encodes_alike(pattern, tmp_path):
     assert theirs.encode(MIXED).ids == ours.encode(MIXED)
 
 
+def test_hugging_face_gives_special_tokens_their_ids_wherever_they_stand(tmp_path):
+    """SmolLM's come first; others' have gaps before them or between."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {id + 5: data for id, data in BPETokenizer(()).vocabulary.items()}
+    ours = BPETokenizer((), {"<first>": 0, "<last>": 300, "<gap>": 270}, vocabulary=vocabulary)
+    ours.save(tmp_path)
+    text = "a<last><first>b<gap>!"
+    for theirs in (tokenizers.Tokenizer.from_file(str(tmp_path / HUGGING_FACE)),
+                   pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)):
+        encoded = theirs.encode(text)
+        assert getattr(encoded, "ids", encoded) == ours.encode(text, allowed_special="all")
+    assert load_tokenizer(tmp_path / HUGGING_FACE).special_tokens == ours.special_tokens
+
+
 # Damage
 
 def change_json(**changes):
