@@ -11,6 +11,7 @@ Special tokens stand for no bytes of a text; whoever wants one before or between
 """
 
 import codecs
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from heapq import heapify, heappop, heappush
@@ -26,8 +27,9 @@ from npgpt.tokenizers.array_split import piece_starts
 from npgpt.tokenizers.byte_pair_tables import NO_TOKEN, check_special_tokens, default_vocabulary, tables
 from npgpt.tokenizers.byte_pair_training import Pair, count_pieces, learn_merges
 from npgpt.tokenizers.checks import checked_text, has_surrogates, look_up
-from npgpt.tokenizers.formats import END_OF_TEXT, BytePair, read_byte_pair, write_byte_pair
+from npgpt.tokenizers.formats import END_OF_TEXT, NORMALIZERS, BytePair, read_byte_pair, write_byte_pair
 from npgpt.tokenizers.patterns import splitter, stretches
+from npgpt.tokenizers.piece_cache import PieceCache
 
 SHORT = 50              # bytes of a piece that is merged without a heap
 LONG_TEXT = 6000        # characters of a text that is encoded on arrays
@@ -44,6 +46,8 @@ class BPETokenizer:
     ignore_merges: a piece that is a token as a whole becomes that at once, whatever the merges would make of
     it: the same, if they were learned as `byte_pair_training.py` does.
     prefix_token: the special token after which a model of this tokenizer expects every text, if there is one.
+    normalizer: "NFC" where every text is brought into that form of Unicode before it is split, as Qwen's are:
+    what is decoded is then the text in that form, not always the one that was encoded.
     A byte that no token stands for (SmolLM2's vocabulary has none for some control characters) is left out of
     what is encoded, as Hugging Face's tokenizers leave it out.
     Raises TokenizerError if these do not make a tokenizer.
@@ -52,8 +56,9 @@ class BPETokenizer:
     def __init__(self, merges: Iterable[Pair],
                  special_tokens: Sequence[str] | Mapping[str, int] = (END_OF_TEXT,), pattern: str = "gpt2",
                  vocabulary: Mapping[int, bytes] | None = None, ignore_merges: bool = False,
-                 prefix_token: str | None = None):
+                 prefix_token: str | None = None, normalizer: str | None = None):
         self.pattern, self.ignore_merges, self.prefix_token = pattern, ignore_merges, prefix_token
+        self.normalizer = normalizer
         self.merges = tuple(merges)
         self._split = splitter(pattern)
         self.vocabulary = default_vocabulary(self.merges) if vocabulary is None else dict(vocabulary)
@@ -67,6 +72,8 @@ class BPETokenizer:
             else {token: first + i for i, token in enumerate(special_tokens)}
         if prefix_token is not None and prefix_token not in self.special_tokens:
             raise TokenizerError(f"the prefix token {prefix_token!r} is none of the special tokens")
+        if normalizer not in NORMALIZERS:
+            raise TokenizerError(f"unknown normalizer {normalizer!r}: the known one is NFC")
         self._bytes = self.vocabulary | {id: token.encode() for token, id in self.special_tokens.items()}
         self._ids_of_piece = PieceCache(self._encode_piece)
 
@@ -147,7 +154,8 @@ class BPETokenizer:
         return self._encode_clean(checked_text(text))
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """The ids of any bytes at all: `decode_bytes(encode_bytes(data)) == data`, if every byte has a token.
+        """The ids of any bytes at all: `decode_bytes(encode_bytes(data)) == data`, if every byte has a token,
+        and no normalizer changes what of them is text, as it does in `encode`.
 
         For valid UTF-8 these are the ids of the text. Where the bytes are not valid UTF-8, each is encoded as
         itself, and the split pattern takes it for a punctuation mark.
@@ -156,6 +164,8 @@ class BPETokenizer:
 
     def _encode_clean(self, text: str) -> list[int]:
         """A surrogate in this text stands for a byte, as Python's "surrogateescape" has it."""
+        if self.normalizer == "NFC":
+            text = unicodedata.normalize("NFC", text)              # which leaves surrogates as they are
         if len(text) < LONG_TEXT or self._absent:
             return self._encode_pieces(text)
         ids: list[int] = []
@@ -257,37 +267,13 @@ class BPETokenizer:
         tokenizer_config.json. Makes the folder.
         """
         write_byte_pair(Path(folder), BytePair(self.merges, self.special_tokens, self.pattern,
-                                               self.vocabulary, self.ignore_merges, self.prefix_token))
+                                               self.vocabulary, self.ignore_merges, self.prefix_token,
+                                               self.normalizer))
 
     @classmethod
     def load(cls, folder: str | Path) -> "BPETokenizer":
         """Reads what `save` wrote. Raises TokenizerError, naming the file, if anything in it does not fit."""
         return cls(*read_byte_pair(Path(folder)))
-
-
-class PieceCache(dict[str, Sequence[int]]):
-    """piece → ids, computed when first asked for.
-
-    Bounded: long pieces, which seldom come again, are not kept, and when it is full it starts anew, and for
-    as long again takes from what it was whatever is asked for.
-    """
-
-    LARGEST = 1 << 17           # entries; about 30 MB, and the old ones as much
-    LONGEST = 64                # characters
-
-    def __init__(self, encode_piece: Callable[[str], list[int]]):
-        super().__init__()
-        self._encode_piece = encode_piece
-        self._old: dict[str, Sequence[int]] = {}
-
-    def __missing__(self, piece: str) -> Sequence[int]:
-        if len(piece) > self.LONGEST:
-            return self._encode_piece(piece)
-        if len(self) >= self.LARGEST:
-            self._old = dict(self)
-            self.clear()
-        ids = self[piece] = self._old.get(piece) or tuple(self._encode_piece(piece))
-        return ids
 
 
 def _names(given: str | Collection[str], all_of_them: Collection[str], argument: str) -> set[str]:

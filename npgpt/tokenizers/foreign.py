@@ -90,8 +90,7 @@ def _read_hugging_face(path: Path) -> BytePair:
     if not isinstance(model, dict) or not isinstance(model.get("merges"), list) \
             or model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
         raise refused(path, "it holds no byte-level BPE tokenizer")
-    if data.get("normalizer") is not None:
-        raise refused(path, "it changes the text before splitting it (normalizer), which npgpt does not")
+    normalizer = _hugging_face_normalizer(path, data.get("normalizer"))
     added = data.get("added_tokens") or []
     if not isinstance(added, list) or not all(
             isinstance(token, dict) and isinstance(token.get("content"), str) for token in added):
@@ -112,7 +111,8 @@ def _read_hugging_face(path: Path) -> BytePair:
     return checked_byte_pair(path, ids, path, _hugging_face_merges(path, model["merges"]), special,
                              _hugging_face_pattern(path, data.get("pre_tokenizer")),
                              model.get("ignore_merges") is True,
-                             _hugging_face_prefix(path, data.get("post_processor"), special))
+                             _hugging_face_prefix(path, data.get("post_processor"), special)
+                             )._replace(normalizer=normalizer)
 
 
 def _hugging_face_merges(path: Path, merges: list[Any]) -> Iterator[tuple[str, str, str]]:
@@ -122,6 +122,16 @@ def _hugging_face_merges(path: Path, merges: list[Any]) -> Iterator[tuple[str, s
         if not isinstance(two, list) or len(two) != 2 or not all(t and isinstance(t, str) for t in two):
             raise refused(path, f"merge {number} is not two tokens: {str(merge)[:80]!r}")
         yield f"merge {number}", two[0], two[1]
+
+
+def _hugging_face_normalizer(path: Path, normalizer: Any) -> str | None:
+    match normalizer, _steps(normalizer, "normalizers"):
+        case None, _:
+            return None
+        case _, [{"type": "NFC"}]:
+            return "NFC"
+    raise refused(path, "it changes the text before splitting it otherwise than by NFC (normalizer), which "
+                        "npgpt does not")
 
 
 def _hugging_face_pattern(path: Path, splitter: Any) -> str:

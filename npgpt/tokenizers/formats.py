@@ -1,8 +1,9 @@
 """What a tokenizer's folder holds, as plain data: written whole, believed only when every part is checked.
 
 tokenizer_config.json   {"kind": "bpe" or "character", "version": 1, "sha256": {name of other file: its sum}},
-                        and for bpe also "pattern", "special_tokens", "ignore_merges" and "prefix_token";
-                        beside these what transformers' AutoTokenizer asks for, and npgpt does not read
+                        and for bpe also "pattern", "special_tokens", "ignore_merges", "prefix_token" and
+                        "normalizer"; beside these what transformers' AutoTokenizer asks for, and npgpt does
+                        not read
 vocab.json              {token: id}; for bpe with each byte as GPT-2 writes it (`byte_alphabet.py`) and
                         special tokens as they are, as in GPT-2's encoder.json
 merges.txt              bpe only: "#version: 0.2", then a line for each merge, its two tokens with a space
@@ -30,6 +31,7 @@ HUGGING_FACE = "tokenizer.json"
 VERSION = 1
 MERGES_HEADER = "#version: 0.2"
 END_OF_TEXT = "<|endoftext|>"
+NORMALIZERS = (None, "NFC")
 
 
 # Byte-level BPE
@@ -43,6 +45,7 @@ class BytePair(NamedTuple):
     vocabulary: Mapping[int, bytes]
     ignore_merges: bool = False
     prefix_token: str | None = None
+    normalizer: str | None = None
 
 
 def write_byte_pair(folder: Path, parts: BytePair) -> None:
@@ -51,7 +54,7 @@ def write_byte_pair(folder: Path, parts: BytePair) -> None:
     merges  = [f"{symbols[left]} {symbols[right]}" for left, right in parts.merges]
     config  = {"kind": "bpe", "version": VERSION, "pattern": parts.pattern,
                "special_tokens": list(parts.special_tokens), "ignore_merges": parts.ignore_merges,
-               "prefix_token": parts.prefix_token, **_for_transformers(parts)}
+               "prefix_token": parts.prefix_token, "normalizer": parts.normalizer, **_for_transformers(parts)}
     _write(folder, config, {HUGGING_FACE: _to_json(_for_hugging_face(parts, ids, merges)),
                             VOCABULARY: _to_json(ids),
                             MERGES: "".join(line + "\n" for line in [MERGES_HEADER, *merges])})
@@ -70,6 +73,8 @@ def read_byte_pair(folder: Path) -> BytePair:
         raise refused(folder / CONFIG, f"ignore_merges is {ignore_merges!r}, not true or false")
     if prefix_token is not None and prefix_token not in special_tokens:
         raise refused(folder / CONFIG, f"prefix_token is {prefix_token!r}, which is none of special_tokens")
+    if (normalizer := config.get("normalizer")) not in NORMALIZERS:
+        raise refused(folder / CONFIG, f"its normalizer is {normalizer!r}, and the known one is NFC")
     vocabulary, merges = folder / VOCABULARY, folder / MERGES
     ids = checked_ids(vocabulary, from_json(vocabulary, read_text(vocabulary, config)))
     for token in special_tokens:
@@ -80,7 +85,7 @@ def read_byte_pair(folder: Path) -> BytePair:
     parts   = checked_byte_pair(vocabulary, ids, merges, lines, special, pattern, ignore_merges, prefix_token)
     if HUGGING_FACE in config["sha256"]:                   # what others read here is this tokenizer too
         read_text(folder / HUGGING_FACE, config)
-    return parts
+    return parts._replace(normalizer=normalizer)
 
 
 def checked_byte_pair(path: Path, ids: Mapping[str, int], merges_path: Path,
@@ -162,7 +167,8 @@ def _for_hugging_face(parts: BytePair, ids: Mapping[str, int], merges: Sequence[
             "added_tokens": [{"id": id, "content": token, "single_word": False, "lstrip": False,
                               "rstrip": False, "normalized": False, "special": True}
                              for token, id in parts.special_tokens.items()],
-            "normalizer": None, "post_processor": _post_processor(parts), "decoder": gpt2,
+            "normalizer": {"type": parts.normalizer} if parts.normalizer else None,
+            "post_processor": _post_processor(parts), "decoder": gpt2,
             "pre_tokenizer": steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
             "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                       "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,

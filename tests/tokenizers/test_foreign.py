@@ -277,7 +277,10 @@ REFUSED = {
     "no merges": (change(model_merges=None), "no byte-level BPE"),
     "byte fallback": (change(model_byte_fallback=True), "no byte-level BPE"),
     "unknown bytes": (without_a_byte, "it writes 'b' for bytes that no token stands for"),
-    "a normalizer": (change(normalizer={"type": "NFC"}), "changes the text before splitting it"),
+    "a normalizer": (change(normalizer={"type": "NFKC"}), "changes the text before splitting it other"),
+    "two normalizers": (change(normalizer={"type": "Sequence", "normalizers": [
+        {"type": "NFC"}, {"type": "Lowercase"}]}), "changes the text before splitting it other"),
+    "a normalizer that is no object": (change(normalizer="NFC"), "changes the text before splitting it"),
     "a vocabulary that is a list": (change(model_vocab=[["a", 0]]), "not a JSON object of tokens"),
     "words": (change(model_vocab={"▁the": 0}), "'▁the' is not written in GPT-2's characters"),
     "an unknown merge": (change(model_merges=["a 中"]), "merge 0 joins '中', which has no id"),

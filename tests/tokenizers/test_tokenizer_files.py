@@ -131,6 +131,8 @@ DAMAGE = {
     "ignore_merges is a number": (CONFIG, change_json(ignore_merges=1), "ignore_merges is 1, not true or"),
     "prefix_token is no special token": (CONFIG, change_json(prefix_token="a"), "prefix_token is 'a', which"),
     "prefix_token is a list": (CONFIG, change_json(prefix_token=["<e>"]), "prefix_token is ['<e>'], which"),
+    "unknown normalizer": (CONFIG, change_json(normalizer="NFD"), "normalizer is 'NFD', and the known one"),
+    "normalizer is a list": (CONFIG, change_json(normalizer=["NFC"]), "normalizer is ['NFC'], and the known"),
     "another tokenizer.json": (HUGGING_FACE, lambda data: data + b" ", "SHA-256"),
     "no sums": (CONFIG, change_json(sha256=...), "SHA-256"),
     "sums are no object": (CONFIG, change_json(sha256="x"), "SHA-256"),
