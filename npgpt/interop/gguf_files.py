@@ -38,16 +38,19 @@ PATTERNS = {                # tokenizer.ggml.pre → how npgpt calls that way to
     "gpt-2": "gpt2", "smollm": "smollm", "llama-bpe": "llama3", "qwen2": "qwen2", "gpt-4o": "o200k",
 }
 BEGIN   = "llama-bpe"       # of these alone begins every text with bos_token where the file does not say
-SPECIAL = (3, 4)            # tokenizer.ggml.token_type: control and user-defined
+SPECIAL, ADDED = 3, 4       # tokenizer.ggml.token_type: control and user-defined
 
 C = TypeVar("C")
 
 
 class GGUFTokenizer(NamedTuple):
-    """tokens: token → id, in GPT-2's symbols for bytes, all but the special ones.  merges: (left, right)"""
+    """tokens: token → id, in GPT-2's symbols for bytes, all but the special and added ones.
+    merges: (left, right)
+    """
 
     tokens: dict[str, int]
     special: dict[str, int]
+    added: dict[str, int]
     merges: list[tuple[str, str]]
     pattern: str
     eos_token_id: int | None
@@ -161,10 +164,11 @@ def _tokenizer(path: Path, entries: dict[str, Any]) -> GGUFTokenizer:
                             f"reads gpt2 with {', '.join(PATTERNS)}")
     kinds   = entry("token_type", [])
     tokens  = {token: id for id, token in enumerate(entry("tokens"))}
-    special = {token: id for token, id in tokens.items() if id < len(kinds) and kinds[id] in SPECIAL}
+    special, added = ({token: id for token, id in tokens.items() if id < len(kinds) and kinds[id] == kind}
+                      for kind in (SPECIAL, ADDED))
     merges  = [(left, right) for left, _, right in (merge.partition(" ") for merge in entry("merges", []))]
     begin   = entry("bos_token_id") if entry("add_bos_token", entry("pre") == BEGIN) else None
-    prefix  = next((token for token, id in special.items() if id == begin), None)
-    return GGUFTokenizer({token: id for token, id in tokens.items() if token not in special}, special, merges,
-                         PATTERNS[entry("pre")], entry("eos_token_id"), entry("bos_token_id"),
-                         prefix, entries.get("tokenizer.chat_template"))
+    prefix  = next((token for token, id in (special | added).items() if id == begin), None)
+    plain   = {token: id for token, id in tokens.items() if token not in special and token not in added}
+    return GGUFTokenizer(plain, special, added, merges, PATTERNS[entry("pre")], entry("eos_token_id"),
+                         entry("bos_token_id"), prefix, entries.get("tokenizer.chat_template"))

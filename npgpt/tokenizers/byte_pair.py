@@ -48,6 +48,7 @@ class BPETokenizer:
     prefix_token: the special token after which a model of this tokenizer expects every text, if there is one.
     normalizer: "NFC" where every text is brought into that form of Unicode before it is split, as Qwen's are:
     what is decoded is then the text in that form, not always the one that was encoded.
+    added_tokens: {text: id} of tokens that are found in every text before it is split, as Qwen3's <think> is.
     A byte that no token stands for (SmolLM2's vocabulary has none for some control characters) is left out of
     what is encoded, as Hugging Face's tokenizers leave it out.
     Raises TokenizerError if these do not make a tokenizer.
@@ -56,7 +57,8 @@ class BPETokenizer:
     def __init__(self, merges: Iterable[Pair],
                  special_tokens: Sequence[str] | Mapping[str, int] = (END_OF_TEXT,), pattern: str = "gpt2",
                  vocabulary: Mapping[int, bytes] | None = None, ignore_merges: bool = False,
-                 prefix_token: str | None = None, normalizer: str | None = None):
+                 prefix_token: str | None = None, normalizer: str | None = None,
+                 added_tokens: Mapping[str, int] | None = None):
         self.pattern, self.ignore_merges, self.prefix_token = pattern, ignore_merges, prefix_token
         self.normalizer = normalizer
         self.merges = tuple(merges)
@@ -70,11 +72,16 @@ class BPETokenizer:
         first = max(self.vocabulary) + 1
         self.special_tokens = dict(special_tokens) if isinstance(special_tokens, Mapping) \
             else {token: first + i for i, token in enumerate(special_tokens)}
-        if prefix_token is not None and prefix_token not in self.special_tokens:
+        self.added_tokens = dict(added_tokens or {})
+        self._named = self.special_tokens | self.added_tokens
+        if both := self.special_tokens.keys() & self.added_tokens.keys():
+            raise TokenizerError(f"the token {min(both)!r} is both a special and an added one")
+        check_special_tokens(self._named, self.vocabulary)
+        if prefix_token is not None and prefix_token not in self._named:
             raise TokenizerError(f"the prefix token {prefix_token!r} is none of the special tokens")
         if normalizer not in NORMALIZERS:
             raise TokenizerError(f"unknown normalizer {normalizer!r}: the known one is NFC")
-        self._bytes = self.vocabulary | {id: token.encode() for token, id in self.special_tokens.items()}
+        self._bytes = self.vocabulary | {id: token.encode() for token, id in self._named.items()}
         self._ids_of_piece = PieceCache(self._encode_piece)
 
     @classmethod
@@ -103,14 +110,14 @@ class BPETokenizer:
     @property
     def eos_token_id(self) -> int | None:
         """The id of <|endoftext|>, or None if that is not one of the special tokens."""
-        return self.special_tokens.get(END_OF_TEXT)
+        return self._named.get(END_OF_TEXT)
 
     @property
     def prefix(self) -> tuple[int, ...]:
         """The id that stands before every text that a model reads, as <|begin_of_text|> does for Llama 3;
         none for GPT-2 and what is trained here. Encoding does not put it there.
         """
-        return () if self.prefix_token is None else (self.special_tokens[self.prefix_token],)
+        return () if self.prefix_token is None else (self._named[self.prefix_token],)
 
     def __contains__(self, id: object) -> bool:
         """Whether a token has this id."""
@@ -140,18 +147,11 @@ class BPETokenizer:
             raise TokenizerError(f"the text has the special token {token!r} at position {found.start()}: "
                                  f"pass allowed_special={{{token!r}}} to encode it as that token, or "
                                  f"disallowed_special=() to encode it as ordinary text")
-        ids: list[int] = []
-        start = 0
-        if allowed:
-            for match in _any_of(allowed).finditer(text):
-                ids += self._encode_clean(text[start:match.start()])
-                ids.append(self.special_tokens[match.group()])
-                start = match.end()
-        return ids + self._encode_clean(text[start:])
+        return self._encode_between(text, allowed)
 
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of a text in which special tokens mean nothing: how a corpus is encoded."""
-        return self._encode_clean(checked_text(text))
+        return self._encode_between(checked_text(text))
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """The ids of any bytes at all: `decode_bytes(encode_bytes(data)) == data`, if every byte has a token,
@@ -160,7 +160,18 @@ class BPETokenizer:
         For valid UTF-8 these are the ids of the text. Where the bytes are not valid UTF-8, each is encoded as
         itself, and the split pattern takes it for a punctuation mark.
         """
-        return self._encode_clean(data.decode("utf-8", "surrogateescape"))
+        return self._encode_between(data.decode("utf-8", "surrogateescape"))
+
+    def _encode_between(self, text: str, special: Collection[str] = ()) -> list[int]:
+        """These special tokens and all added ones become their ids, and what is between them is encoded."""
+        ids: list[int] = []
+        start = 0
+        if found := {*special, *self.added_tokens}:
+            for match in _any_of(found).finditer(text):
+                ids += self._encode_clean(text[start:match.start()])
+                ids.append(self._named[match.group()])
+                start = match.end()
+        return ids + self._encode_clean(text[start:])
 
     def _encode_clean(self, text: str) -> list[int]:
         """A surrogate in this text stands for a byte, as Python's "surrogateescape" has it."""
@@ -268,7 +279,7 @@ class BPETokenizer:
         """
         write_byte_pair(Path(folder), BytePair(self.merges, self.special_tokens, self.pattern,
                                                self.vocabulary, self.ignore_merges, self.prefix_token,
-                                               self.normalizer))
+                                               self.normalizer, self.added_tokens))
 
     @classmethod
     def load(cls, folder: str | Path) -> "BPETokenizer":

@@ -55,15 +55,17 @@ def load_tokenizer(path: str | Path, pattern: str | None = None,
 
 
 def assemble_tokenizer(path: Path, tokens: Mapping[str, int], special_tokens: Mapping[str, int],
-                       merges: Iterable[tuple[str, str]], pattern: str,
-                       prefix_token: str | None = None) -> Tokenizer:
+                       merges: Iterable[tuple[str, str]], pattern: str, prefix_token: str | None = None,
+                       added_tokens: Mapping[str, int] | None = None) -> Tokenizer:
     """A byte-level BPE tokenizer whose parts came out of another file, `path`, as that of a model.
 
-    tokens: all but the special ones, in GPT-2's characters for bytes.  Raises TokenizerError, naming it.
+    tokens: all but special_tokens and added_tokens, in GPT-2's characters for bytes.  Raises TokenizerError,
+    naming it.
     """
     numbered = ((f"merge {number}", left, right) for number, (left, right) in enumerate(merges))
-    return BPETokenizer(*checked_byte_pair(path, tokens, path, numbered, special_tokens, pattern,
-                                           ignore_merges=pattern == "llama3", prefix_token=prefix_token))
+    parts = checked_byte_pair(path, tokens, path, numbered, special_tokens, pattern,
+                              ignore_merges=pattern == "llama3", prefix_token=prefix_token)
+    return BPETokenizer(*parts._replace(added_tokens=added_tokens or {}))
 
 
 def _is_own(path: Path) -> bool:

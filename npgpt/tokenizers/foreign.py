@@ -63,7 +63,8 @@ def read_foreign(path: Path, pattern: str | None = None,
         parts = _read_gpt2(path)
     special_tokens = parts.special_tokens if special_tokens is None else special_tokens
     return parts._replace(pattern=pattern or parts.pattern, special_tokens=special_tokens,
-                          prefix_token=parts.prefix_token if parts.prefix_token in special_tokens else None)
+                          prefix_token=parts.prefix_token if parts.prefix_token in (
+                              *special_tokens, *parts.added_tokens) else None)
 
 
 def is_foreign(path: Path) -> bool:
@@ -95,24 +96,38 @@ def _read_hugging_face(path: Path) -> BytePair:
     if not isinstance(added, list) or not all(
             isinstance(token, dict) and isinstance(token.get("content"), str) for token in added):
         raise refused(path, "its added_tokens are not a list of tokens with their content")
-    special = checked_ids(path, {token["content"]: token.get("id") for token in added}) if added else {}
-    ids     = checked_ids(path, model.get("vocab"))
-    for token, id in special.items():
+    own = checked_ids(path, {token["content"]: token.get("id") for token in added}) if added else {}
+    ids = checked_ids(path, model.get("vocab"))
+    for token, id in own.items():
         if ids.get(token, id) != id:
             raise refused(path, f"the token {token!r} has two ids, {ids[token]} and {id}")
-    ids = {token: id for token, id in ids.items() if token not in special}
+    ids = {token: id for token, id in ids.items() if token not in own}
     if model.get("unk_token") is not None and sum(len(token) == 1 for token in ids) < 256:
         raise refused(path, f"it writes {str(model['unk_token'])[:80]!r} for bytes that no token stands for "
                             "(unk_token), which npgpt leaves out")
     taken = set(ids.values())
-    for token, id in special.items():
+    for token, id in own.items():
         if id in taken:
             raise refused(path, f"the id {id} of the token {token!r} is another token's too")
+    plain = _plain_tokens(path, added, normalizer)
+    special, further = ({token: id for token, id in own.items() if (token in plain) is kind}
+                        for kind in (False, True))
     return checked_byte_pair(path, ids, path, _hugging_face_merges(path, model["merges"]), special,
                              _hugging_face_pattern(path, data.get("pre_tokenizer")),
                              model.get("ignore_merges") is True,
-                             _hugging_face_prefix(path, data.get("post_processor"), special)
-                             )._replace(normalizer=normalizer)
+                             _hugging_face_prefix(path, data.get("post_processor"), own)
+                             )._replace(normalizer=normalizer, added_tokens=further)
+
+
+def _plain_tokens(path: Path, added: list[dict[str, Any]], normalizer: str | None) -> set[str]:
+    """Those of the added tokens that are not special. They are found in every text just as they are."""
+    plain = [token for token in added if token.get("special") is False]
+    for token in plain:
+        for flag in ("lstrip", "rstrip", "single_word", *["normalized"] * (normalizer is not None)):
+            if token.get(flag):
+                raise refused(path, f"its added token {token['content']!r} asks for {flag}, and npgpt finds "
+                                    "added tokens just as they are written")
+    return {token["content"] for token in plain}
 
 
 def _hugging_face_merges(path: Path, merges: list[Any]) -> Iterator[tuple[str, str, str]]:
@@ -149,7 +164,7 @@ def _hugging_face_pattern(path: Path, splitter: Any) -> str:
                         f"are {', '.join(SPLIT_PATTERNS)}")
 
 
-def _hugging_face_prefix(path: Path, processor: Any, special: Mapping[str, int]) -> str | None:
+def _hugging_face_prefix(path: Path, processor: Any, own: Mapping[str, int]) -> str | None:
     """The token that a tokenizer.json puts before every text. What it would put after one is passed over: a
     text that a model writes on does not end there.
     """
@@ -162,7 +177,7 @@ def _hugging_face_prefix(path: Path, processor: Any, special: Mapping[str, int])
                 before += [(name, step["special_tokens"][name]["ids"]) for name in names]
     except (LookupError, TypeError):
         raise refused(path, "its post_processor is no template") from None
-    if len(before) > 1 or not all(name in special and ids == [special[name]] for name, ids in before):
+    if len(before) > 1 or not all(name in own and ids == [own[name]] for name, ids in before):
         raise refused(path, f"it begins every text with {' and '.join(repr(name) for name, _ in before)} "
                             "(post_processor), and npgpt with one of its added_tokens at most")
     return before[0][0] if before else None

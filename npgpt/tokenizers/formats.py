@@ -1,11 +1,11 @@
 """What a tokenizer's folder holds, as plain data: written whole, believed only when every part is checked.
 
 tokenizer_config.json   {"kind": "bpe" or "character", "version": 1, "sha256": {name of other file: its sum}},
-                        and for bpe also "pattern", "special_tokens", "ignore_merges", "prefix_token" and
-                        "normalizer"; beside these what transformers' AutoTokenizer asks for, and npgpt does
-                        not read
+                        and for bpe also "pattern", "special_tokens", "ignore_merges", "prefix_token",
+                        "normalizer" and "added_tokens"; beside these what transformers' AutoTokenizer asks
+                        for, and npgpt does not read
 vocab.json              {token: id}; for bpe with each byte as GPT-2 writes it (`byte_alphabet.py`) and
-                        special tokens as they are, as in GPT-2's encoder.json
+                        special and added tokens as they are, as in GPT-2's encoder.json
 merges.txt              bpe only: "#version: 0.2", then a line for each merge, its two tokens with a space
                         between, as in GPT-2's vocab.bpe
 tokenizer.json          bpe only: the same once more, for Hugging Face's tokenizers
@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from npgpt.errors import TokenizerError
@@ -46,15 +47,17 @@ class BytePair(NamedTuple):
     ignore_merges: bool = False
     prefix_token: str | None = None
     normalizer: str | None = None
+    added_tokens: Mapping[str, int] = MappingProxyType({})
 
 
 def write_byte_pair(folder: Path, parts: BytePair) -> None:
     symbols = {id: to_symbols(data) for id, data in sorted(parts.vocabulary.items())}
-    ids     = {symbol: id for id, symbol in symbols.items()} | dict(parts.special_tokens)
+    ids     = {symbol: id for id, symbol in symbols.items()} | {**parts.special_tokens, **parts.added_tokens}
     merges  = [f"{symbols[left]} {symbols[right]}" for left, right in parts.merges]
     config  = {"kind": "bpe", "version": VERSION, "pattern": parts.pattern,
                "special_tokens": list(parts.special_tokens), "ignore_merges": parts.ignore_merges,
-               "prefix_token": parts.prefix_token, "normalizer": parts.normalizer, **_for_transformers(parts)}
+               "prefix_token": parts.prefix_token, "normalizer": parts.normalizer,
+               "added_tokens": list(parts.added_tokens), **_for_transformers(parts)}
     _write(folder, config, {HUGGING_FACE: _to_json(_for_hugging_face(parts, ids, merges)),
                             VOCABULARY: _to_json(ids),
                             MERGES: "".join(line + "\n" for line in [MERGES_HEADER, *merges])})
@@ -62,30 +65,33 @@ def write_byte_pair(folder: Path, parts: BytePair) -> None:
 
 def read_byte_pair(folder: Path) -> BytePair:
     config = read_config(folder, "bpe")
-    pattern, special_tokens = config.get("pattern"), config.get("special_tokens")
-    ignore_merges, prefix_token = config.get("ignore_merges", False), config.get("prefix_token")
+    pattern, ignore_merges = config.get("pattern"), config.get("ignore_merges", False)
+    prefix_token, normalizer = config.get("prefix_token"), config.get("normalizer")
     if not isinstance(pattern, str) or pattern not in SPLIT_PATTERNS:
         known = ", ".join(SPLIT_PATTERNS)
         raise refused(folder / CONFIG, f"its split pattern is {pattern!r}; the known ones are {known}")
-    if not isinstance(special_tokens, list) or not _are_special_tokens(special_tokens):
-        raise refused(folder / CONFIG, "special_tokens is not a list of different, non-empty pieces of text")
+    special_tokens = _texts(folder / CONFIG, "special_tokens", config.get("special_tokens"))
+    added_tokens   = _texts(folder / CONFIG, "added_tokens", config.get("added_tokens", []))
+    if both := {*special_tokens} & {*added_tokens}:
+        raise refused(folder / CONFIG, f"{min(both)!r} is one of special_tokens and of added_tokens")
     if not isinstance(ignore_merges, bool):
         raise refused(folder / CONFIG, f"ignore_merges is {ignore_merges!r}, not true or false")
-    if prefix_token is not None and prefix_token not in special_tokens:
+    if prefix_token is not None and prefix_token not in special_tokens + added_tokens:
         raise refused(folder / CONFIG, f"prefix_token is {prefix_token!r}, which is none of special_tokens")
-    if (normalizer := config.get("normalizer")) not in NORMALIZERS:
+    if normalizer not in NORMALIZERS:
         raise refused(folder / CONFIG, f"its normalizer is {normalizer!r}, and the known one is NFC")
     vocabulary, merges = folder / VOCABULARY, folder / MERGES
     ids = checked_ids(vocabulary, from_json(vocabulary, read_text(vocabulary, config)))
-    for token in special_tokens:
+    for token in special_tokens + added_tokens:
         if token not in ids:
             raise refused(vocabulary, f"the special token {token!r} has no id")
-    special = {token: ids.pop(token) for token in special_tokens}
+    special, added = ({token: ids.pop(token) for token in tokens}
+                      for tokens in (special_tokens, added_tokens))
     lines   = merge_lines(merges, read_text(merges, config))
     parts   = checked_byte_pair(vocabulary, ids, merges, lines, special, pattern, ignore_merges, prefix_token)
     if HUGGING_FACE in config["sha256"]:                   # what others read here is this tokenizer too
         read_text(folder / HUGGING_FACE, config)
-    return parts._replace(normalizer=normalizer)
+    return parts._replace(normalizer=normalizer, added_tokens=added)
 
 
 def checked_byte_pair(path: Path, ids: Mapping[str, int], merges_path: Path,
@@ -165,17 +171,17 @@ def _for_hugging_face(parts: BytePair, ids: Mapping[str, int], merges: Sequence[
                   "behavior": "Isolated", "invert": False}, gpt2 | {"use_regex": False}]
     return {"version": "1.0", "truncation": None, "padding": None,
             "added_tokens": [{"id": id, "content": token, "single_word": False, "lstrip": False,
-                              "rstrip": False, "normalized": False, "special": True}
-                             for token, id in parts.special_tokens.items()],
+                              "rstrip": False, "normalized": False, "special": token in parts.special_tokens}
+                             for token, id in {**parts.special_tokens, **parts.added_tokens}.items()],
             "normalizer": {"type": parts.normalizer} if parts.normalizer else None,
-            "post_processor": _post_processor(parts), "decoder": gpt2,
+            "post_processor": _post_processor(parts, ids), "decoder": gpt2,
             "pre_tokenizer": steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
             "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                       "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
                       "ignore_merges": parts.ignore_merges, "vocab": ids, "merges": merges}}
 
 
-def _post_processor(parts: BytePair) -> dict[str, Any] | None:
+def _post_processor(parts: BytePair, ids: Mapping[str, int]) -> dict[str, Any] | None:
     """What puts the prefix token before every text there."""
     token = parts.prefix_token
     if token is None:
@@ -183,12 +189,15 @@ def _post_processor(parts: BytePair) -> dict[str, Any] | None:
     one, other = ([{"SpecialToken": {"id": token, "type_id": n}}, {"Sequence": {"id": text, "type_id": n}}]
                   for n, text in enumerate("AB"))
     return {"type": "TemplateProcessing", "single": one, "pair": one + other, "special_tokens": {
-        token: {"id": token, "ids": [parts.special_tokens[token]], "tokens": [token]}}}
+        token: {"id": token, "ids": [ids[token]], "tokens": [token]}}}
 
 
-def _are_special_tokens(tokens: list[Any]) -> bool:
-    return (all(isinstance(token, str) and token and not has_surrogates(token) for token in tokens)
-            and len(set(tokens)) == len(tokens))
+def _texts(path: Path, name: str, tokens: Any) -> list[str]:
+    if not isinstance(tokens, list) or not all(
+            isinstance(token, str) and token and not has_surrogates(token) for token in tokens) \
+            or len(set(tokens)) < len(tokens):
+        raise refused(path, f"{name} is not a list of different, non-empty pieces of text")
+    return tokens
 
 
 # Characters

@@ -103,7 +103,7 @@ def _at_step(path: Path, step: int | str) -> Path:
 def _load_gguf(path: Path, device: str) -> Loaded:
     config, tensors, parts = read_gguf(path, GPTConfig)
     tokenizer = assemble_tokenizer(path, parts.tokens, parts.special, parts.merges, parts.pattern,
-                                   parts.prefix_token)
+                                   parts.prefix_token, parts.added)
     model = GPT(config, None, device)
     model.flat.load(tensors)
     ends  = _ends(tokenizer) if parts.eos_token_id is None else (parts.eos_token_id,)

@@ -18,6 +18,7 @@ C, H, G, D, F, L = 32, 4, 2, 8, 64, 2
 MISSING = 0x04                  # a byte that no token stands for, as in SmolLM2's vocabulary
 SYMBOLS = [to_symbols(bytes([byte])) for byte in BYTE_ORDER if byte != MISSING]
 TOKENS  = ["<|endoftext|>", "<|im_end|>", *SYMBOLS, "he", "hel", "lo", "hello", "Ġhello"]
+TYPES   = [3, 3, *[1] * (len(TOKENS) - 2)]          # 3 is control, 4 would be user-defined
 MERGES  = ["h e", "he l", "l o", "hel lo", "Ġ hello"]
 TEMPLATE = "{{ messages[0].content }}<|im_end|>"
 
@@ -35,8 +36,8 @@ def weights(tied):
                                + (len(shape) == 1)).astype("f4") for name, shape in shapes.items()}
 
 
-def write(path, arrays, kind="F32", **changes):
-    """changes: of entries; None takes one out. Matrices are stored as `kind`."""
+def write(path, arrays, kind="F32", types=TYPES, **changes):
+    """types: of the tokens.  changes: of entries; None takes one out. Matrices are stored as `kind`."""
     writer  = gguf.GGUFWriter(path, changes.pop("architecture", "llama"))
     entries = {"context_length": 16, "block_count": L, "embedding_length": C, "feed_forward_length": F,
                "attention.head_count": H, "attention.head_count_kv": G, "rope.dimension_count": D,
@@ -51,7 +52,7 @@ def write(path, arrays, kind="F32", **changes):
     if "tokenizer.ggml.pre" not in changes:
         writer.add_tokenizer_pre("smollm")
     writer.add_token_list(TOKENS)
-    writer.add_token_types([3, 3, *[1] * (len(TOKENS) - 2)])
+    writer.add_token_types(types)
     writer.add_token_merges(MERGES)
     writer.add_eos_token_id(1)
     writer.add_bos_token_id(0)
@@ -154,6 +155,16 @@ def test_a_text_begins_as_llama_cpp_begins_it(pre, add, prefix, tmp_path):
     assert main(["export", str(tmp_path / "model.gguf"), "--out-dir", str(tmp_path / "out")]) == 0
     for name in ("model.gguf", "out"):
         assert load_model(tmp_path / name, "best", "cpu", print).tokenizer.prefix == prefix
+
+
+def test_a_token_that_is_user_defined_is_found_in_every_text(tmp_path):
+    """As by llama.cpp; one of control is found where special tokens are allowed."""
+    write(tmp_path / "model.gguf", weights(tied=True), types=[3, 4, *[1] * (len(TOKENS) - 2)])
+    assert main(["export", str(tmp_path / "model.gguf"), "--out-dir", str(tmp_path / "out")]) == 0
+    for name in ("model.gguf", "out"):
+        tokenizer = load_model(tmp_path / name, "best", "cpu", print).tokenizer
+        assert (tokenizer.special_tokens, tokenizer.added_tokens) == ({"<|endoftext|>": 0}, {"<|im_end|>": 1})
+        assert tokenizer.encode_ordinary("hello<|im_end|>") == [TOKENS.index("hello"), 1]
 
 
 def without(name):
