@@ -11,11 +11,16 @@ taught, is left out and counted, never cut.
 Where the model's tokenizer begins every text with a token of its own (`prefix`), that stands in the place of
 the first end, and before prompt and labelled text; in a conversation the template writes it. Prompt and
 completion are encoded apart, for in generation too the prompt stands alone when it is encoded.
+
+A template may write what was said differently when more is said: Qwen3's leaves out what the assistant
+thought before its earlier answers. Then each answer is an example of its own, after all that the model reads
+when it is to give it.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +36,16 @@ NO_ANSWER = "without an answer"
 NO_TEXT   = "without text"
 TOO_LONG  = "longer than the context"
 SPECIAL   = "with the text of a special token in a message"
-UNSTEADY  = "whose messages the chat template writes differently when more are said"
+UNSTEADY  = "before which the chat template writes something else once it is said"
 
 STREAM = 6
 """The second word of the Philox key; npgpt/tensor/random.py lists what the others are used for."""
 
 Render = Callable[[Sequence[Message], bool], str]
 """Messages as the model reads them, and whether the assistant is to speak next."""
+
+Row = tuple[list[int], list[bool], str]
+"""Tokens, which of them count, and why they are left out, if they are."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Examples:
 
 def encode_records(records: Sequence[Record], tokenizer: Tokenizer, block_size: int, end: int | None,
                    render: Render | None, labels: Sequence[str] = ()) -> tuple[Examples, Counter[str]]:
-    """The examples, and how many records were left out for which reason.
+    """The examples, and how many were left out for which reason.
 
     end: the token that ends a text.  render: for conversations.  labels: the classes, in their order.
     Raises DataError where the tokenizer has no end, or a label is unknown.
@@ -79,26 +87,17 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, block_size: 
     classes: list[int] = []
     left_out: Counter[str] = Counter()
     for record in records:
-        if isinstance(record, Labelled):
-            text    = tokenizer.encode_ordinary(record.text)
-            ids     = [*tokenizer.prefix, *text]
-            counted = [False] * len(ids)
-            reason  = "" if text else NO_TEXT
-            if record.label not in numbers:
-                raise DataError(f"the label {record.label!r} is none of {', '.join(labels)}")
-        elif end is None:
-            raise DataError("the model's tokenizer has no token that ends a text, so it could never learn to "
-                            "end an answer: use one with <|endoftext|>")
-        else:
-            ids, counted, reason = _encoded(record, tokenizer, end, render)
-        if not reason and len(ids) - (not numbers) > block_size:
-            reason = TOO_LONG
-        if reason:
-            left_out[reason] += 1
-            continue
-        rows.append((ids, counted))
-        if isinstance(record, Labelled):
-            classes.append(numbers[record.label])
+        if isinstance(record, Labelled) and record.label not in numbers:
+            raise DataError(f"the label {record.label!r} is none of {', '.join(labels)}")
+        for ids, counted, reason in _encoded(record, tokenizer, end, render):
+            if not reason and len(ids) - (not numbers) > block_size:
+                reason = TOO_LONG
+            if reason:
+                left_out[reason] += 1
+                continue
+            rows.append((ids, counted))
+            if isinstance(record, Labelled):
+                classes.append(numbers[record.label])
     lengths = [len(ids) for ids, _ in rows]
     return Examples(np.array([id for ids, _ in rows for id in ids], np.int32),
                     np.array([c for _, counted in rows for c in counted], bool),
@@ -106,44 +105,55 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, block_size: 
                     np.array(classes, np.int64)), left_out
 
 
-def _encoded(record: Record, tokenizer: Tokenizer, end: int,
-             render: Render | None) -> tuple[list[int], list[bool], str]:
-    """Tokens, which of them count, and why the record is left out, if it is."""
+def _encoded(record: Record, tokenizer: Tokenizer, end: int | None, render: Render | None) -> list[Row]:
+    if isinstance(record, Labelled):
+        text = tokenizer.encode_ordinary(record.text)
+        ids  = [*tokenizer.prefix, *text]
+        return [(ids, [False] * len(ids), "" if text else NO_TEXT)]
+    if end is None:
+        raise DataError("the model's tokenizer has no token that ends a text, so it could never learn to "
+                        "end an answer: use one with <|endoftext|>")
     if isinstance(record, Dialogue):
         if render is None:
             raise DataError("conversations need a chat template")
         return _dialogue(record.messages, tokenizer, end, render)
-    before, text = (record.prompt, record.completions[0]) if isinstance(record, Pair) else ("", record.text)
+    before, after = (record.prompt, record.completions[0]) if isinstance(record, Pair) else ("", record.text)
     prompt = [*tokenizer.prefix, *tokenizer.encode_ordinary(before)] or [end]
-    answer = tokenizer.encode_ordinary(text)
+    answer = tokenizer.encode_ordinary(after)
     if not answer:
-        return [], [], NO_ANSWER
-    return [*prompt, *answer, end], [False] * len(prompt) + [True] * (len(answer) + 1), ""
+        return [([], [], NO_ANSWER)]
+    return [([*prompt, *answer, end], [False] * len(prompt) + [True] * (len(answer) + 1), "")]
 
 
-def _dialogue(messages: Sequence[Message], tokenizer: Tokenizer, end: int,
-              render: Render) -> tuple[list[int], list[bool], str]:
-    """What the template writes between an assistant's turn to speak and the end of what it says counts."""
+def _dialogue(messages: Sequence[Message], tokenizer: Tokenizer, end: int, render: Render) -> list[Row]:
+    """One example of all answers where the template only ever writes on, else one of each."""
     if any(special in message["content"] for message in messages for special in tokenizer.special_tokens):
-        return [], [], SPECIAL
+        return [([], [], SPECIAL)]
+    answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+    if not any(messages[n]["content"].strip() for n in answers):
+        return [([], [], NO_ANSWER)]
+    turns = [(render(messages[:n], True), render(messages[:n + 1], False)) for n in answers]
+    texts = [text for turn in turns for text in turn]
+    if all(later.startswith(earlier) for earlier, later in pairwise(texts)):
+        return [_taught(turns, tokenizer, end)]
+    return [_taught([turn], tokenizer, end) if turn[1].startswith(turn[0]) else ([], [], UNSTEADY)
+            for turn in turns]
+
+
+def _taught(turns: Sequence[tuple[str, str]], tokenizer: Tokenizer, end: int) -> Row:
+    """turns: what the template writes up to where the assistant is to speak, and with what it says: between
+    the two, up to its end, tokens count.
+    """
     text = ""
     ids: list[int] = []
     counted: list[bool] = []
-    for n, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = render(messages[:n], True)
-        after  = render(messages[:n + 1], False)
-        if not before.startswith(text) or not after.startswith(before):
-            return [], [], UNSTEADY
+    for before, after in turns:
         prompt = tokenizer.encode(before[len(text):], allowed_special="all")
         answer = tokenizer.encode(after[len(before):], allowed_special="all")
         taught = len(answer) - answer[::-1].index(end) if end in answer else len(answer)
         ids     += prompt + answer
         counted += [False] * len(prompt) + [True] * taught + [False] * (len(answer) - taught)
         text = after
-    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
-        return [], [], NO_ANSWER
     return ids, counted, ""
 
 

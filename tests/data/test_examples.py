@@ -96,11 +96,31 @@ def without_older_answers(messages, add_generation_prompt=True):
                    for n, m in enumerate(messages)], add_generation_prompt)
 
 
-@pytest.mark.parametrize("template", [without_history, without_older_answers])
-def test_a_template_that_takes_back_what_it_wrote_is_noticed(template):
-    examples, left_out = encoded(said("x", "-y", "z", "-w"), said("x", "-y"), render=template)
-    assert len(examples) == 1
-    assert left_out == {"whose messages the chat template writes differently when more are said": 1}
+def test_where_the_template_takes_back_what_it_wrote_each_answer_is_an_example():
+    """After what the model is given when it is to say it."""
+    talk = said("x", "-yes", "z", "-no")
+    examples, left_out = encoded(talk, said("x", "-y"), render=without_older_answers)
+    assert not left_out and len(examples) == 3
+    for n, (prompt, answer) in enumerate([*prompts_and_answers(examples)][:2]):
+        assert TOKENIZER.decode(prompt) == without_older_answers(talk.messages[:2 * n + 1])
+        assert TOKENIZER.decode(answer) == ("yes<|endoftext|>", "no<|endoftext|>")[n]
+    assert TOKENIZER.decode(examples.tokens[:examples.starts[2]]) == "".join(
+        without_older_answers(talk.messages[:n], False) for n in (2, 4))
+    assert examples.counted.sum() == 4 + 3 + 2
+    short = examples.starts[1]
+    assert encoded(talk, render=without_older_answers, block_size=short)[1] == {"longer than the context": 1}
+
+
+def without_first_question(messages, add_generation_prompt=True):
+    return render(messages if len(messages) == 1 else messages[1:], add_generation_prompt)
+
+
+@pytest.mark.parametrize("template, kept", [(without_history, 2), (without_first_question, 4)])
+def test_an_answer_before_which_the_template_writes_something_else_is_left_out(template, kept):
+    talk = said("x", "-y", "z", "-w")
+    examples, left_out = encoded(talk, render=template)
+    assert TOKENIZER.decode(examples.tokens) == template(talk.messages[:kept], False) and len(examples) == 1
+    assert left_out == {"before which the chat template writes something else once it is said": 1}
 
 
 @pytest.mark.parametrize("length, fits", [(7, True), (8, False)])

@@ -3,6 +3,7 @@ chat, in fine-tuning, and of what is exported.
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,29 @@ def model(tmp_path):
         path = tmp_path / "model" / name
         path.write_text(json.dumps(json.loads(path.read_text()) | ends))
     return tmp_path / "model"
+
+
+FORGETFUL = ("{%- for m in messages %}{{- '<|h|>' + m['role'] + '<|/h|>' }}"
+             "{{- '(hm)' if m['role'] == 'assistant' and loop.last }}{{- m['content'] + eos_token }}"
+             "{%- endfor %}{%- if add_generation_prompt %}{{- '<|h|>assistant<|/h|>' }}{%- endif %}")
+
+
+def test_each_answer_is_learned_after_what_transformers_gives_the_model_then(model):
+    """Of a template that forgets the thoughts before earlier answers, as Qwen3's does."""
+    (model / "chat_template.jinja").write_text(FORGETFUL)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(model), load_model(model, "best", "cpu", print)
+    talk     = [*TALK, {"role": "user", "content": "and?"}, {"role": "assistant", "content": "no"}]
+    records  = [Dialogue(tuple(talk))]
+    render   = render_for(records, ours.chat_template, ours.named_tokens, ours.tokenizer)
+    examples, left_out = encode_records(records, ours.tokenizer, 64, theirs.eos_token_id, render)
+    assert not left_out and len(examples) == 2
+    for n, (start, stop) in zip((1, 3), pairwise(examples.starts), strict=True):
+        given = theirs.apply_chat_template(talk[:n], add_generation_prompt=True, return_dict=False)
+        whole = theirs.apply_chat_template(talk[:n + 1], return_dict=False)
+        assert examples.tokens[start:stop].tolist() == whole
+        assert given == whole[:len(given)]
+        assert not examples.counted[start:start + len(given)].any()
+        assert examples.counted[start + len(given):stop].all()
 
 
 def test_what_is_rendered_is_what_transformers_renders(model, tmp_path, monkeypatch):
