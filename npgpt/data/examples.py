@@ -12,9 +12,10 @@ Where the model's tokenizer begins every text with a token of its own (`prefix`)
 the first end, and before prompt and labelled text; in a conversation the template writes it. Prompt and
 completion are encoded apart, for in generation too the prompt stands alone when it is encoded.
 
-A template may write what was said differently when more is said: Qwen3's leaves out what the assistant
-thought before its earlier answers. Then each answer is an example of its own, after all that the model reads
-when it is to give it.
+What the assistant says before anybody else is no answer, and given. A template may write what was said
+differently when more is said: Qwen3's leaves out what the assistant thought before its earlier answers. Then
+each answer is an example of its own, after all that the model reads when it is to give it. A conversation
+that the template refuses is left out.
 """
 
 from collections import Counter
@@ -28,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from npgpt.data.records import Dialogue, Labelled, Message, Pair, Record
-from npgpt.errors import DataError
+from npgpt.errors import ConfigError, DataError
 from npgpt.files import atomic_write
 from npgpt.tokenizers.files import Tokenizer
 
@@ -129,10 +130,13 @@ def _dialogue(messages: Sequence[Message], tokenizer: Tokenizer, end: int, rende
     """One example of all answers where the template only ever writes on, else one of each."""
     if any(special in message["content"] for message in messages for special in tokenizer.special_tokens):
         return [([], [], SPECIAL)]
-    answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+    answers = [n for n in range(1, len(messages)) if messages[n]["role"] == "assistant"]
     if not any(messages[n]["content"].strip() for n in answers):
         return [([], [], NO_ANSWER)]
-    turns = [(render(messages[:n], True), render(messages[:n + 1], False)) for n in answers]
+    try:
+        turns = [(render(messages[:n], True), render(messages[:n + 1], False)) for n in answers]
+    except ConfigError as error:
+        return [([], [], f"where {error}")]
     texts = [text for turn in turns for text in turn]
     if all(later.startswith(earlier) for earlier, later in pairwise(texts)):
         return [_taught(turns, tokenizer, end)]

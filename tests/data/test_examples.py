@@ -14,7 +14,7 @@ from npgpt.data.examples import (
     split_records,
 )
 from npgpt.data.records import Dialogue, Labelled, Pair, Text
-from npgpt.errors import DataError
+from npgpt.errors import ConfigError, DataError
 
 TOKENIZER = BPETokenizer((), ("<|endoftext|>", "<|say|>"))      # bytes and these two: 256 and 257
 END, SAY  = 256, 257
@@ -66,6 +66,28 @@ def test_of_a_conversation_each_answer_counts_to_its_end():
     assert TOKENIZER.decode(tokens) == render(said("x", "-yes", "z", "-no").messages, False)
     assert tokens.count(SAY) == 4 and tokens.count(END) == 4
     assert counted == "yes<|endoftext|>|no<|endoftext|>"
+
+
+def test_what_the_assistant_says_first_is_given():
+    """There is nothing to ask the template for: Qwen2.5's fails without a message."""
+    def looking(messages, add_generation_prompt=True):
+        assert messages[0]
+        return render(messages, add_generation_prompt)
+    talk = said("-hello", "x", "-yes")
+    examples, left_out = encoded(talk, render=looking)
+    assert not left_out and TOKENIZER.decode(examples.tokens) == render(talk.messages, False)
+    assert TOKENIZER.decode(examples.tokens[examples.counted]) == "yes<|endoftext|>"
+    assert encoded(said("-hello", "x"))[1] == {"without an answer": 1}
+
+
+def test_a_conversation_that_the_template_refuses_is_left_out():
+    def strict(messages, add_generation_prompt=True):
+        if messages[0]["content"] == "!":
+            raise ConfigError("the model's chat template refuses the conversation: no !")
+        return render(messages, add_generation_prompt)
+    examples, left_out = encoded(said("x", "-y"), said("!", "-y"), said("!", "-z"), render=strict)
+    assert len(examples) == 1
+    assert left_out == {"where the model's chat template refuses the conversation: no !": 2}
 
 
 def test_what_comes_after_the_last_answer_is_not_read():
