@@ -91,6 +91,9 @@ def _read_hugging_face(path: Path) -> BytePair:
     if not isinstance(model, dict) or not isinstance(model.get("merges"), list) \
             or model.get("type", "BPE") != "BPE" or model.get("byte_fallback"):
         raise refused(path, "it holds no byte-level BPE tokenizer")
+    for name in ("dropout", "end_of_word_suffix", "continuing_subword_prefix"):
+        if model.get(name):
+            raise refused(path, f"its {name} is {repr(model[name])[:80]}, which npgpt does not have")
     normalizer = _hugging_face_normalizer(path, data.get("normalizer"))
     added = data.get("added_tokens") or []
     if not isinstance(added, list) or not all(

@@ -130,6 +130,16 @@ def test_merges_written_as_text_and_as_lists_are_the_same(trained, tmp_path):
     assert load_tokenizer(tmp_path / "lists.json").merges == trained.merges
 
 
+@pytest.mark.parametrize("nothing", [None, "", 0.0])
+def test_what_leaves_the_merges_as_they_are_is_no_hindrance(nothing, trained, tmp_path):
+    """GPT-2's own tokenizer.json has "" for end_of_word_suffix."""
+    trained.save(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_bytes())
+    data["model"] |= dict.fromkeys(["dropout", "end_of_word_suffix", "continuing_subword_prefix"], nothing)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    assert load_tokenizer(tmp_path / "tokenizer.json").encode(MIXED) == trained.encode(MIXED)
+
+
 def test_ignore_merges_takes_a_whole_piece(tmp_path):
     """Without it nothing can ever become the token "cat", which no merge makes."""
     letters = dict(BPETokenizer(()).vocabulary) | {256: b"cat"}
@@ -276,6 +286,9 @@ REFUSED = {
     "another model": (change(model_type="Unigram"), "no byte-level BPE"),
     "no merges": (change(model_merges=None), "no byte-level BPE"),
     "byte fallback": (change(model_byte_fallback=True), "no byte-level BPE"),
+    "merges left out by chance": (change(model_dropout=0.1), "its dropout is 0.1, which npgpt does not have"),
+    "ends of words": (change(model_end_of_word_suffix="</w>"), "its end_of_word_suffix is '</w>', which"),
+    "insides of words": (change(model_continuing_subword_prefix="##"), "continuing_subword_prefix is '##'"),
     "unknown bytes": (without_a_byte, "it writes 'b' for bytes that no token stands for"),
     "a normalizer": (change(normalizer={"type": "NFKC"}), "changes the text before splitting it other"),
     "two normalizers": (change(normalizer={"type": "Sequence", "normalizers": [
