@@ -46,12 +46,14 @@ def run(arguments: list[str]) -> int:
     model  = loaded.model
 
     def beside(folder: Path) -> None:
-        write_tokenizer(folder, loaded.tokenizer, loaded.named_tokens, loaded.chat_template)
+        write_tokenizer(folder, loaded.tokenizer, loaded.named_tokens, loaded.chat_template,
+                        loaded.carried)
 
     labels = Labels(model.labels, model.pad_token_id) if isinstance(model, SequenceClassifier) else None
     arrays = {name: parameter.data for name, parameter in model.parameters.items()}
     write_model(options.out_dir, asdict(model.config), arrays, options.dtype or None, options.max_shard_size,
-                loaded.eos_token_ids, loaded.bos_token_id, exact=False, beside=beside, labels=labels)
+                loaded.eos_token_ids, loaded.bos_token_id, exact=False, beside=beside, labels=labels,
+                carried=loaded.carried)
     print(f"model: {options.out_dir}")
     return 0
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from npgpt.data.examples import Examples
 from npgpt.errors import ConfigError
-from npgpt.interop.huggingface import read_chat_template
+from npgpt.interop.beside_models import read_chat_template
 from npgpt.tokenizers import BPETokenizer
 from npgpt.training.checkpoint import lock_run
 from npgpt.training.communication import Ranks

@@ -1,7 +1,8 @@
 """Models in Hugging Face's layout: a folder is read into (configuration, named tensors).
 
-    config.json   generation_config.json   model.safetensors, or model-00001-of-00002.safetensors … and
-    model.safetensors.index.json           the tokenizer's files beside them
+    config.json   model.safetensors, or model-00001-of-00002.safetensors … and model.safetensors.index.json
+
+What stands beside these, beside_models.py reads.
 
 Which tensor is which parameter depends on the family alone (families.py). What no family can hold, npgpt
 writes under its own names (huggingface_writing.py), with model_type npgpt, for itself to read.
@@ -40,8 +41,7 @@ from npgpt.interop.safetensors_files import (
     shown,
 )
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
-CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
+CONFIG = "config.json"
 OWN, OWN_SETTINGS = "npgpt", "npgpt_config"
 EMBEDDING = "wte.weight"
 CHUNK = 1 << 22                 # numbers compared at a time
@@ -113,49 +113,6 @@ def _read(folder: Path, entries: Entries, make_config: Callable[..., C],
     if labels:
         places = with_score(places, settings["n_embd"], labels)
     return config, _arranged(folder, family, places, tensors, settings["tie_word_embeddings"])
-
-
-def read_ends(folder: Path) -> tuple[int, ...]:
-    """The tokens that end a text, by generation_config.json or config.json; none where neither says."""
-    for name in (GENERATION, CONFIG):
-        if (folder / name).exists():
-            path = member(folder, name)
-            ends = read_json(path).get("eos_token_id")
-            ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-            if not all(type(id) is int and 0 <= id < 2**31 for id in ends):
-                raise refused(path, f"its eos_token_id is {shown(ends)}, which is no token or tokens")
-            if ends:
-                return tuple(ends)
-    return ()
-
-
-def read_chat_template(folder: Path) -> str | None:
-    """How the model reads a conversation: a template in Jinja, in a file of its own or the tokenizer's."""
-    if (folder / CHAT_TEMPLATE).exists():
-        path = member(folder, CHAT_TEMPLATE)
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise refused(path, str(error)) from error
-    if not (folder / TOKENIZER_CONFIG).exists():
-        return None
-    template = read_json(member(folder, TOKENIZER_CONFIG)).get("chat_template")
-    if isinstance(template, list):                         # several by name
-        template = next((entry.get("template") for entry in template
-                         if isinstance(entry, dict) and entry.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
-
-
-def read_named_tokens(folder: Path) -> dict[str, str]:
-    """What the tokenizer's files call bos_token and eos_token, by those names: the texts of the tokens that a
-    chat template may write where a conversation begins, and where an answer ends.
-    """
-    if not (folder / TOKENIZER_CONFIG).exists():
-        return {}
-    entries = read_json(member(folder, TOKENIZER_CONFIG))
-    texts   = {name: entry.get("content") if isinstance(entry := entries.get(name), dict) else entry
-               for name in ("bos_token", "eos_token")}
-    return {name: text for name, text in texts.items() if isinstance(text, str) and text}
 
 
 def _made(path: Path, make_config: Callable[..., C], settings: Settings) -> C:

@@ -10,18 +10,10 @@ import numpy as np
 
 from npgpt.errors import CheckpointError, ConfigError
 from npgpt.files import atomic_folder
+from npgpt.interop.beside_models import CHAT_TEMPLATE, GENERATION, NAMED, TOKENIZER_CONFIG, Carried
 from npgpt.interop.classifiers import OWN_CLASSIFIER, Labels, label_entries, with_score
 from npgpt.interop.families import FAMILIES, Settings, family_for
-from npgpt.interop.huggingface import (
-    CHAT_TEMPLATE,
-    CONFIG,
-    EMBEDDING,
-    GENERATION,
-    OWN,
-    OWN_SETTINGS,
-    TOKENIZER_CONFIG,
-    prefixed,
-)
+from npgpt.interop.huggingface import CONFIG, EMBEDDING, OWN, OWN_SETTINGS, prefixed
 from npgpt.interop.layouts import taken_apart
 from npgpt.interop.safetensors_files import (
     INDEX,
@@ -39,24 +31,28 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**2
 def write_model(path: str | Path, settings: Settings, arrays: Mapping[str, Any], dtype: str | None = None,
                 max_shard_size: int | str = "5GB", eos_token_ids: Sequence[int] = (),
                 bos_token_id: int | None = None, exact: bool = True,
-                beside: Callable[[Path], None] | None = None, labels: Labels | None = None) -> None:
+                beside: Callable[[Path], None] | None = None, labels: Labels | None = None,
+                carried: Carried | None = None) -> None:
     """Writes a folder, whole or not at all.  settings: all of GPTConfig's fields.  arrays: by npgpt's names.
 
     dtype: float64, float32, float16 or bfloat16, by default the arrays'.  max_shard_size: bytes of a file, or
     as "200MB"; a larger model gets several.  exact: reading gives just this model back, if need be by npgpt
     alone; else what no family has a place for is refused, and absent biases of GPT-2 become zeros.
-    beside: writes more files into the folder.  labels: of a classifier.  Raises ConfigError, CheckpointError.
+    beside: writes more files into the folder.  labels: of a classifier.  carried: as `read_carried` gives it.
+    Raises ConfigError, CheckpointError.
     """
     if dtype is not None and dtype not in NAMES:
         raise ConfigError(f"dtype must be {', '.join(NAMES)}, not {dtype!r}")
     config, tensors = _translated(settings, arrays, exact, labels)
     kinds = {tensor.dtype.name for tensor in tensors.values()}
     config["torch_dtype"] = dtype or (kinds.pop() if len(kinds) == 1 else "float32")
-    first, *others = (*eos_token_ids, None)                 # GPT-2 begins a text with what ends one
-    ends = {"bos_token_id": first if bos_token_id is None else bos_token_id,
-            "eos_token_id": first if len(others) < 2 else [*eos_token_ids]}
-    config |= ends
-    generation = ends if eos_token_ids else {}
+    first, *others = (*eos_token_ids, None)
+    begin, ends = {"bos_token_id": bos_token_id}, {"eos_token_id": [*eos_token_ids] if others[1:] else first}
+    carried    = carried or {}
+    config     = begin | dict(carried.get(CONFIG, {})) | ends | config
+    generation = dict(carried.get(GENERATION, {}))
+    if eos_token_ids:
+        generation = begin | generation | ends
     try:
         shards = list(_shards(tensors, dtype, _bytes(max_shard_size)))
         with atomic_folder(path, last=CONFIG) as folder:
@@ -135,11 +131,17 @@ def _bytes(size: int | str) -> int:
 
 
 def write_tokenizer(folder: Path, tokenizer: Any, named_tokens: Mapping[str, str],
-                    chat_template: str | None) -> None:
-    """tokenizer: with `save`.  named_tokens: as `read_named_tokens` gives them, and will again."""
+                    chat_template: str | None, carried: Carried | None = None) -> None:
+    """tokenizer: with `save`.  named_tokens: as `read_named_tokens` gives them, and will again.
+    carried: of a tokenizer that comes from elsewhere; then no other tokens have a name.
+    """
     tokenizer.save(folder)
-    config = folder / TOKENIZER_CONFIG
-    write_json(config, read_json(config) | dict(named_tokens))
+    config  = folder / TOKENIZER_CONFIG
+    entries = read_json(config)
+    if carried is not None:
+        own     = {name: value for name, value in entries.items() if name not in NAMED}
+        entries = own | dict(carried.get(TOKENIZER_CONFIG, {}))
+    write_json(config, entries | dict(named_tokens))
     if chat_template is not None:
         (folder / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
 

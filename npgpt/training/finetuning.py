@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from npgpt.errors import ConfigError
+from npgpt.interop.beside_models import Carried
 from npgpt.interop.huggingface import is_classifier, read_classifier, read_model
 from npgpt.layers import add_lora
 from npgpt.models import GPT, GPTConfig, SequenceClassifier
@@ -28,7 +29,7 @@ class Loaded(NamedTuple):
 
     model: a GPT, or from `load_any` a SequenceClassifier.  eos_token_ids: each ends a text.
     chat_template: in Jinja, or None.  named_tokens: the texts of the tokens that are its bos_token and its
-    eos_token, as far as there are such.
+    eos_token, as far as there are such.  carried: what its files say further, to be written again.
     """
 
     model: Any
@@ -36,6 +37,7 @@ class Loaded(NamedTuple):
     eos_token_ids: tuple[int, ...]
     chat_template: str | None
     named_tokens: Mapping[str, str]
+    carried: Carried
 
     @property
     def bos_token_id(self) -> int | None:

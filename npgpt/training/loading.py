@@ -6,15 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from npgpt.errors import CheckpointError, ConfigError
+from npgpt.interop.beside_models import read_carried, read_chat_template, read_ends, read_named_tokens
 from npgpt.interop.gguf_files import is_gguf, read_gguf
-from npgpt.interop.huggingface import (
-    find_folder,
-    is_classifier,
-    is_model,
-    read_chat_template,
-    read_ends,
-    read_named_tokens,
-)
+from npgpt.interop.huggingface import find_folder, is_classifier, is_model
 from npgpt.layers import merge_lora
 from npgpt.models import GPT, GPTConfig, SequenceClassifier
 from npgpt.tensor.precision import accumulator
@@ -67,7 +61,8 @@ def _loaded(model: Any, tokenizer: Tokenizer, folder: Path) -> Loaded:
     """With what the folder says of texts and conversations."""
     ends  = read_ends(folder) or _ends(tokenizer)
     named = {"eos_token": tokenizer.decode(ends[:1])} if ends and ends[0] in tokenizer else {}
-    return Loaded(model, tokenizer, ends, read_chat_template(folder), named | read_named_tokens(folder))
+    return Loaded(model, tokenizer, ends, read_chat_template(folder), named | read_named_tokens(folder),
+                  read_carried(folder))
 
 
 def load_run(path: Path, which: str, device: str,
@@ -110,7 +105,7 @@ def _load_gguf(path: Path, device: str) -> Loaded:
     named = {"bos_token": parts.bos_token_id, "eos_token": next(iter(ends), None)}
     return Loaded(model, tokenizer, ends, parts.chat_template,
                   {name: tokenizer.decode([id]) for name, id in named.items()
-                   if id is not None and id in tokenizer})
+                   if id is not None and id in tokenizer}, {})
 
 
 def _ends(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -173,18 +173,18 @@ def _save_tokenizer(path: Path, tokenizer: Tokenizer, start: Loaded | None, temp
                     labels: Sequence[str] = (), seed: int = 0) -> None:
     """Into tokenizer/, or into base/ with the model that is fine-tuned."""
     def beside(folder: Path) -> None:
-        write_tokenizer(folder, tokenizer, start.named_tokens if start else {},
-                        template or (start.chat_template if start else None))
+        assert start
+        write_tokenizer(folder, tokenizer, start.named_tokens, template or start.chat_template, start.carried)
 
     if not start:
-        beside(path / "tokenizer")
+        write_tokenizer(path / "tokenizer", tokenizer, {}, template)
         return
     model  = SequenceClassifier.from_gpt(start.model, labels, seed) if labels else start.model
     arrays = {name: parameter.data for name, parameter in model.parameters.items()}
     first  = start.eos_token_ids[0] if start.eos_token_ids else None
     write_model(path / BASE, asdict(model.config), arrays, eos_token_ids=start.eos_token_ids,
                 bos_token_id=start.bos_token_id, beside=beside,
-                labels=Labels(tuple(labels), first) if labels else None)
+                labels=Labels(tuple(labels), first) if labels else None, carried=start.carried)
 
 
 def _save_tokens(path: Path, config: Config, tokenizer: Tokenizer, train: Iterable[np.ndarray],

@@ -22,7 +22,7 @@ import npgpt
 from npgpt.cli.main import main
 from npgpt.errors import CheckpointError, ConfigError, TokenizerError
 from npgpt.interop import huggingface_writing
-from npgpt.interop.huggingface import read_chat_template, read_ends
+from npgpt.interop.beside_models import read_chat_template, read_ends
 from npgpt.tokenizers.patterns import SPLIT_PATTERNS
 from npgpt.training.loading import load_model, load_run
 
@@ -179,7 +179,7 @@ def test_a_run_is_exported_and_sampled_from_like_the_run(run, capsys):
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] and texts[2].startswith("to be")
     ours, tokenizer, checkpoint = load_run(run, "best", "cpu", print)
-    back, again, ends, template, _ = load_model(Path("out"), "best", "cpu", print)
+    back, again, ends, template, *_ = load_model(Path("out"), "best", "cpu", print)
     assert checkpoint.step == 2 and ends == (tokenizer.eos_token_id,) and template is None
     assert again.vocab_size == tokenizer.vocab_size
     np.testing.assert_array_equal(ours.flat.data, back.flat.data)

@@ -204,7 +204,7 @@ def test_conversations_teach_a_template_that_chat_then_uses(tmp_path, base):
     prompt, answer = next(prompts_and_answers(run.val))
     assert run.tokenizer.decode(answer) == " yes<|endoftext|>"
     tiny.train_quietly(run)
-    model, tokenizer, ends, template, named = load_model(run.path, "latest", "cpu", print)
+    model, tokenizer, ends, template, named, _ = load_model(run.path, "latest", "cpu", print)
     assert ends == (256,) and template == TRANSCRIPT and named["eos_token"] == "<|endoftext|>"
     number = run.tokenizer.decode(prompt).split()[1]
     talk   = Conversation(model, tokenizer, 24, template, max_new_tokens=2, eos_token_id=ends)
