@@ -149,6 +149,7 @@ def _family(e: Entries, classifier: bool) -> Family:
     for name in ("quantization_config", "compression_config"):
         if e.get(name) is not None:
             raise e.refused(f"it asks for {name}, and npgpt reads no quantised weights")
+    e.only("is_causal", True)
     return family
 
 

@@ -126,6 +126,8 @@ WRONG = {
     "another family's": (LLAMA, {"architectures": ["GPT2LMHeadModel"]}, "LlamaForCausalLM and LlamaModel"),
     "architectures is text": (GPT2, {"architectures": "GPT2LMHeadModel"}, "architectures are"),
     "quantised": (LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config"),
+    "looks ahead": (LLAMA, {"is_causal": False}, "is_causal = False"),
+    "GPT-2 looks ahead": (GPT2, {"is_causal": False}, "is_causal = False"),
     "scale_attn_weights": (GPT2, {"scale_attn_weights": False}, "scale_attn_weights = False"),
     "inverse layer": (GPT2, {"scale_attn_by_inverse_layer_idx": True},
                       "scale_attn_by_inverse_layer_idx = True"),
