@@ -117,7 +117,7 @@ def _encoded(record: Record, tokenizer: Tokenizer, end: int | None, render: Rend
     if isinstance(record, Dialogue):
         if render is None:
             raise DataError("conversations need a chat template")
-        return _dialogue(record.messages, tokenizer, end, render)
+        return _dialogue(record, tokenizer, end, render)
     before, after = (record.prompt, record.completions[0]) if isinstance(record, Pair) else ("", record.text)
     prompt = [*tokenizer.prefix, *tokenizer.encode_ordinary(before)] or [end]
     answer = tokenizer.encode_ordinary(after)
@@ -126,11 +126,12 @@ def _encoded(record: Record, tokenizer: Tokenizer, end: int | None, render: Rend
     return [([*prompt, *answer, end], [False] * len(prompt) + [True] * (len(answer) + 1), "")]
 
 
-def _dialogue(messages: Sequence[Message], tokenizer: Tokenizer, end: int, render: Render) -> list[Row]:
+def _dialogue(record: Dialogue, tokenizer: Tokenizer, end: int, render: Render) -> list[Row]:
     """One example of all answers where the template only ever writes on, else one of each."""
+    messages = record.messages
     if any(special in message["content"] for message in messages for special in tokenizer.special_tokens):
         return [([], [], SPECIAL)]
-    answers = [n for n in range(1, len(messages)) if messages[n]["role"] == "assistant"]
+    answers = [n for n in range(max(record.given, 1), len(messages)) if messages[n]["role"] == "assistant"]
     if not any(messages[n]["content"].strip() for n in answers):
         return [([], [], NO_ANSWER)]
     try:

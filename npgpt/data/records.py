@@ -3,6 +3,7 @@
     {"text": "…"}                                                   a text
     {"prompt": "…", "completion": "…"}                              a text and how it goes on
     {"messages": [{"role": "user", "content": "…"}, …]}             a conversation
+    {"prompt": [{"role": …}, …], "completion": [{"role": …}, …]}    one of which only the latter is learned
     {"instruction": "…", "input": "…", "output": "…"}               a conversation of two, as Alpaca has it
     {"text": "…", "label": "…"}                                     a text and its class
 
@@ -33,9 +34,10 @@ class Pair(NamedTuple):
 
 
 class Dialogue(NamedTuple):
-    """messages: at least one, the oldest first."""
+    """messages: at least one, the oldest first.  given: the first of them, which are not learned."""
 
     messages: tuple[Message, ...]
+    given: int = 0
 
 
 class Labelled(NamedTuple):
@@ -104,7 +106,7 @@ def _labelled(fields: dict[str, Any], where: str) -> Labelled:
 def _pair(fields: dict[str, Any], where: str) -> Pair | Dialogue:
     prompt, completion = fields["prompt"], fields["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        return Dialogue(_messages([*prompt, *completion], where))
+        return Dialogue(_messages([*prompt, *completion], where), len(prompt))
     return Pair(_text(fields, "prompt", where), (_text(fields, "completion", where),))
 
 

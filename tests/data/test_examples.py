@@ -68,6 +68,13 @@ def test_of_a_conversation_each_answer_counts_to_its_end():
     assert counted == "yes<|endoftext|>|no<|endoftext|>"
 
 
+def test_what_was_answered_in_a_prompt_of_messages_is_given():
+    tokens, counted = one(said("x", "-yes", "z", "-no", "y", "-so")._replace(given=3))
+    assert TOKENIZER.decode(tokens).count("<|say|>") == 6
+    assert counted == "no<|endoftext|>|so<|endoftext|>"
+    assert encoded(said("x", "-yes", "z")._replace(given=3))[1] == {"without an answer": 1}
+
+
 def test_what_the_assistant_says_first_is_given():
     """There is nothing to ask the template for: Qwen2.5's fails without a message."""
     def looking(messages, add_generation_prompt=True):
