@@ -81,6 +81,8 @@ class FinetuneSettings(Settings):
     """The linear maps of each block that get adapters."""
     dropout: float = 0.0
     """The chance of each element to be dropped, on the embeddings and on what each block adds."""
+    attention_dropout: float = 0.0
+    """The same on attention's probabilities."""
     gradient_checkpointing: bool = False
     """Keep only each block's input for backward and run the block again: less memory, a third more work."""
 
@@ -113,7 +115,8 @@ class FinetuneConfig(StepSettings, FinetuneSettings):
             self._need(getattr(self, name) >= 0, name, "at least 0")
         self._need(self.epochs > 0, "epochs", "above 0")
         self._need(self.lora_alpha > 0, "lora_alpha", "above 0")
-        self._need(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
+        for name in ("dropout", "attention_dropout"):
+            self._need(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
         if self.lora_rank and self.trainable != "*":
             raise ConfigError("lora_rank and trainable both say what learns: give one of them")
 
@@ -131,8 +134,8 @@ def finetuned_model(base: Path, config: FinetuneConfig) -> GPT | SequenceClassif
     Raises ConfigError, CheckpointError.
     """
     def shape(**settings: Any) -> GPTConfig:
-        return GPTConfig(**settings | {"dropout": config.dropout,
-                                       "gradient_checkpointing": config.gradient_checkpointing})
+        return GPTConfig(**settings | {name: getattr(config, name) for name in (
+            "dropout", "attention_dropout", "gradient_checkpointing")})
 
     model: GPT | SequenceClassifier
     if is_classifier(base):

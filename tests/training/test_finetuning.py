@@ -33,7 +33,7 @@ def base(tmp_path_factory):
     """A run with a tokenizer of bytes and an end of text, trained for two steps."""
     folder = tmp_path_factory.mktemp("base")
     run = tiny.new_run(folder, tokenizer="bpe", vocab_size=257, block_size=24, max_iters=2, eval_interval=2,
-                       sample_tokens=0)
+                       sample_tokens=0, attention_dropout=0.3)
     tiny.train_quietly(run)
     return run.path
 
@@ -137,6 +137,9 @@ def test_all_learns_where_nothing_else_is_said(tmp_path, base):
     run    = finetuning(tmp_path, base, pairs(30))
     before = values(new := new_model(run.path, run.config, 257))
     assert new.config.dropout == SETTINGS["dropout"] != 0.2       # which the base was trained with
+    assert new.config.attention_dropout == 0                      # and not the base's 0.3
+    other  = finetuning(tmp_path, base, pairs(30), "other", attention_dropout=0.4)
+    assert new_model(other.path, other.config, 257).config.attention_dropout == 0.4
     assert all(np.array_equal(before[name], parameter.data) for name, parameter in
                load_model(base, "best", "cpu", print).model.parameters.items())
     tiny.train_quietly(run)
@@ -333,6 +336,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_left(tmp_path, base, settings,
     ({"epochs": 0.0}, "epochs must be above 0"), ({"lora_rank": -1}, "lora_rank must be at least 0"),
     ({"lora_rank": 2, "trainable": "h.*"}, "lora_rank and trainable both say"),
     ({"lora_alpha": 0.0}, "lora_alpha must be above 0"), ({"dropout": 1.0}, "dropout must be at least 0"),
+    ({"attention_dropout": -0.1}, "attention_dropout must be at least 0 and below 1"),
     ({"val_fraction": 1.0}, "val_fraction must be above 0"),
     ({"max_iters": -1}, "max_iters must be at least 0"),
     ({"block_size": -1}, "block_size must be at least 0"),
