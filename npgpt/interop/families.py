@@ -173,7 +173,8 @@ def _rotary_settings(e: Entries, block_size: int) -> dict[str, Any]:
     if kind == "llama3":
         settings["rope_low_freq_factor"]  = rope.number("low_freq_factor")
         settings["rope_high_freq_factor"] = rope.number("high_freq_factor")
-        settings["rope_original_block_size"] = rope.whole("original_max_position_embeddings", block_size)
+        name = "original_max_position_embeddings"              # outside it goes before, as in transformers
+        settings["rope_original_block_size"] = e.whole(name, rope.whole(name, block_size))
     return settings
 
 

@@ -226,6 +226,7 @@ TAKEN = [
     ({"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}, "rope_theta": 5.0},
      {"rope_theta": 7.0}),
     ({"rope_scaling": {"type": "linear", "factor": 2}}, {"rope_scaling": "linear", "rope_factor": 2.0}),
+    ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 5}, {"rope_original_block_size": 5}),
     ({"rope_scaling": LLAMA3 | {"original_max_position_embeddings": None}},
      {"rope_original_block_size": 6, "rope_high_freq_factor": 4.0, "rope_factor": 8.0}),
     ({"rms_norm_eps": ...}, {"norm_eps": 1e-6}),

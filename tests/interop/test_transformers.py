@@ -193,6 +193,20 @@ def test_the_old_spelling_of_the_rotary_settings(tmp_path):
         np.testing.assert_allclose(old.forward(tokens)[0], logits_of(theirs, tokens), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("inside", [{"original_max_position_embeddings": 24}, {}])
+def test_a_context_of_pretraining_outside_the_rotary_settings_goes_before(inside, tmp_path):
+    folder = tmp_path / "x"
+    build("llama, llama3").save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text()) | {"original_max_position_embeddings": 8}
+    del config["rope_parameters"]["original_max_position_embeddings"]
+    config["rope_parameters"] |= inside
+    (folder / "config.json").write_text(json.dumps(config))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ours, tokens = npgpt.GPT.from_pretrained(folder), tokens_for(theirs, 29)
+    assert ours.config.rope_original_block_size == 8
+    np.testing.assert_allclose(ours.forward(tokens)[0], logits_of(theirs, tokens), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("changes", [
     {}, {"qk_norm": True}, {"bias": True}, {"qkv_bias": True}, {"n_kv_head": 1, "head_dim": 8},
     {"tie_word_embeddings": False}, {"qk_norm": True, "qkv_bias": True, "attn_proj_bias": True,
