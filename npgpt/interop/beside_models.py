@@ -1,7 +1,7 @@
 """What a folder in Hugging Face's layout has beside the model: what ends a text, how conversations are
 written, and what is only taken along into another folder, for transformers to find there again.
 
-    generation_config.json   tokenizer_config.json   chat_template.jinja
+    generation_config.json   tokenizer_config.json   special_tokens_map.json   chat_template.jinja
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from npgpt.interop.safetensors_files import member, read_json, refused, shown
 
 GENERATION, CHAT_TEMPLATE, TOKENIZER_CONFIG = \
     "generation_config.json", "chat_template.jinja", "tokenizer_config.json"
+SPECIAL_TOKENS_MAP = "special_tokens_map.json"      # what tokenizer_config.json does not say, older ones say
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 GPT2  = ("gpt2", "GPT2Tokenizer", "GPT2TokenizerFast")       # whose named tokens are this, if nobody says:
 GPT2_NAMED = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
@@ -69,7 +70,7 @@ def read_carried(folder: Path) -> Carried:
 
 def _named(folder: Path) -> dict[str, str]:
     """The texts of the tokens that have a name in the tokenizer's files."""
-    entries = _entries(folder, TOKENIZER_CONFIG)
+    entries = _entries(folder, SPECIAL_TOKENS_MAP) | _entries(folder, TOKENIZER_CONFIG)
     if (entries.get("tokenizer_class") or _entries(folder, CONFIG).get("model_type")) in GPT2:
         entries = GPT2_NAMED | entries
     texts = {name: entry.get("content") if isinstance(entry := entries.get(name), dict) else entry

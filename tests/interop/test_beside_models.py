@@ -93,6 +93,25 @@ def test_gpt2s_tokenizer_has_one_token_for_all_if_its_files_do_not_say(entries, 
         assert {name: getattr(again, name) for name in names if getattr(again, name)} == expected
 
 
+def test_what_tokenizer_config_does_not_name_special_tokens_map_may(written):
+    write_folder({"model_max_length": 9, "pad_token": "<|pad|>"}, GENERATION, **LLAMA)
+    Path("model/special_tokens_map.json").write_text(json.dumps({
+        "eos_token": {"content": "<|end|>"}, "bos_token": "<|endoftext|>", "pad_token": "<x>"}))
+    named = {"bos_token": "<|endoftext|>", "eos_token": "<|end|>"}
+    assert load_model(Path("model"), "best", "cpu", print).named_tokens == named
+    for folder in written():
+        assert read(folder, "tokenizer_config").items() >= (named | {"pad_token": "<|pad|>"}).items()
+
+
+def test_transformers_reads_special_tokens_map_too(written):
+    transformers = pytest.importorskip("transformers")
+    write_folder({"model_max_length": 9}, GENERATION, **LLAMA)
+    Path("model/special_tokens_map.json").write_text('{"eos_token": "<|end|>", "bos_token": "<|pad|>"}')
+    theirs = transformers.AutoTokenizer.from_pretrained("model")
+    assert load_model(Path("model"), "best", "cpu", print).named_tokens == {
+        "bos_token": theirs.bos_token, "eos_token": theirs.eos_token}
+
+
 def test_transformers_finds_again_what_it_wrote(written):
     transformers = pytest.importorskip("transformers")
     write_folder({"eos_token": "<|end|>", "pad_token": "<|pad|>"}, GENERATION, **LLAMA)
