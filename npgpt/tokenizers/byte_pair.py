@@ -194,10 +194,6 @@ class BPETokenizer:
                             ArrayMerger(self._byte_ids, self._ranks, self._made, self._bits),
                             self._ids.items() if self.ignore_merges else (), self._ids_of_piece.__getitem__)
 
-    def __getstate__(self) -> dict[str, object]:
-        """What a copy gets: not what arrays remember, which has a lock and is soon made again."""
-        return {name: value for name, value in vars(self).items() if name != "_arrays"}
-
     def _encode_piece(self, piece: str) -> list[int]:
         """Applies the merges to one piece, smallest rank first, then leftmost."""
         data = piece.encode("utf-8", "surrogateescape").translate(None, self._absent)
@@ -277,14 +273,20 @@ class BPETokenizer:
         """Writes vocab.json and merges.txt (as GPT-2's), tokenizer.json (as Hugging Face's) and
         tokenizer_config.json. Makes the folder.
         """
-        write_byte_pair(Path(folder), BytePair(self.merges, self.special_tokens, self.pattern,
-                                               self.vocabulary, self.ignore_merges, self.prefix_token,
-                                               self.normalizer, self.added_tokens))
+        write_byte_pair(Path(folder), self._parts())
 
     @classmethod
     def load(cls, folder: str | Path) -> "BPETokenizer":
         """Reads what `save` wrote. Raises TokenizerError, naming the file, if anything in it does not fit."""
         return cls(*read_byte_pair(Path(folder)))
+
+    def _parts(self) -> BytePair:
+        return BytePair(self.merges, self.special_tokens, self.pattern, self.vocabulary, self.ignore_merges,
+                        self.prefix_token, self.normalizer, self.added_tokens)
+
+    def __reduce__(self) -> tuple:
+        """A copy, or one that was pickled, is made anew of what this one was made of."""
+        return type(self), tuple(self._parts())
 
 
 def _names(given: str | Collection[str], all_of_them: Collection[str], argument: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -223,7 +224,16 @@ def test_threads_share_a_tokenizer(tokenizer, always):
         assert list(pool.map(other.encode_ordinary, texts)) == list(map(tokenizer._encode_pieces, texts))
 
 
-def test_a_tokenizer_that_has_encoded_a_long_text_can_be_copied(tokenizer):
+def test_a_tokenizer_that_has_encoded_a_long_text_can_be_copied_and_pickled(tokenizer):
     ids = tokenizer.encode(ENGLISH)
-    for other in (copy.copy(tokenizer), copy.deepcopy(tokenizer)):
+    for other in (copy.copy(tokenizer), copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
         assert other.encode(ENGLISH) == ids and other._arrays is not tokenizer._arrays
+        assert vars(other).keys() == vars(tokenizer).keys()
+
+
+def test_all_that_a_tokenizer_is_made_of_is_copied():
+    one = BPETokenizer([(220, 83)], {"<s>": 400}, "qwen2", ignore_merges=True, prefix_token="<s>",
+                       normalizer="NFC", added_tokens={"<think>": 401})
+    other = pickle.loads(pickle.dumps(one))
+    assert other._parts() == one._parts() and other.prefix == (400,)
+    assert other.encode(" t<think>e\u0301") == one.encode(" t<think>e\u0301")
