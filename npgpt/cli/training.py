@@ -14,6 +14,7 @@ from rich.console import Console
 from npgpt.data.examples import Examples
 from npgpt.errors import ConfigError
 from npgpt.interop.beside_models import read_chat_template
+from npgpt.terminal import warn
 from npgpt.tokenizers import BPETokenizer
 from npgpt.training.checkpoint import lock_run
 from npgpt.training.communication import Ranks
@@ -58,11 +59,12 @@ def reopen(path: Path, before: Config, config: Config) -> None:
 
 def _show_result(path: Path, opened: Run, console: Console) -> None:
     """The last words: how good the best checkpoint is, what it writes, and the next command to type."""
-    model, _, checkpoint = load_run(path, "best", opened.config.device, lambda text: None)
+    model, _, checkpoint = load_run(path, "best", opened.config.device, warn)
     loss   = checkpoint.state["best_val_loss"]
     sample = sample_text(opened, model, 256 if opened.config.sample_tokens else 0)
     what   = "text" if sample is None else f"token (perplexity {math.exp(loss):.1f})"
-    console.print(f"\nbest validation loss {loss:.4f} nats a {what} at step {checkpoint.step}", markup=False)
+    console.print(f"\nbest validation loss {loss:.4f} nats a {what} at step "
+                  f"{checkpoint.state['best_step']}", markup=False)
     if sample and sample[1]:
         after = "the first example" if isinstance(opened.val, Examples) else "the start"
         console.print(f"after {after} of the validation data it writes:\n")

@@ -48,32 +48,39 @@ def save_checkpoint(
 ) -> Path:
     """Writes and returns the folder RUN/checkpoints/step-…, which from then on survives a power cut.
 
-    `state` is what JSON can hold. A sound checkpoint of that step is left as it is; a damaged one is renamed
-    to step-….damaged. Raises CheckpointError; no other checkpoint is ever touched.
+    `state` is what JSON can hold. A sound checkpoint of that step and state is left as it is, one of another
+    state makes room when the new one is whole; a damaged one is renamed to step-….damaged. Raises
+    CheckpointError; no other checkpoint is ever touched.
     """
     folder = run / "checkpoints" / _name(step)
-    aside = folder.with_name(f".{folder.name}.partial")
+    aside, outdated = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "outdated"))
     try:
-        with contextlib.suppress(CheckpointError):
+        text = json.dumps({"step": step, "state": state}, indent=1).encode()
+        old  = outdated
+        try:
             _check(folder)
-            return folder
+            if (folder / "state.json").read_bytes() == text:
+                return folder
+        except CheckpointError:
+            old = _free_name(folder.with_name(f"{folder.name}.damaged"))
         make_folder(folder.parent)
-        shutil.rmtree(aside, ignore_errors=True)  # of a writer that was killed
+        for leftover in aside, outdated:  # of a writer that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         aside.mkdir()
         try:
             entries = {file: _write(aside / file, safetensors_pieces(arrays))
                        for stem, arrays in tensors.items() for file in [f"{stem}.safetensors"]}
-            text = json.dumps({"step": step, "state": state}, indent=1)
-            entries["state.json"] = _write(aside / "state.json", [text.encode()])
+            entries["state.json"] = _write(aside / "state.json", [text])
             _write(aside / "manifest.json", [_manifest(entries)])
             fsync_folder(aside)
             if os.path.lexists(folder):
-                folder.rename(_free_name(folder.with_name(f"{folder.name}.damaged")))
+                folder.rename(old)
             aside.rename(folder)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         fsync_folder(folder.parent)
+        shutil.rmtree(outdated, ignore_errors=True)
     except (OSError, TypeError, ValueError) as error:  # the disk; a state or an array that no file can hold
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"cannot save the checkpoint {folder}: {reason}; "

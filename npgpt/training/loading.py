@@ -69,8 +69,8 @@ def load_run(path: Path, which: str, device: str,
              warn: Callable[[str], None]) -> tuple[Any, Tokenizer, Checkpoint]:
     """The model of a run as a checkpoint holds it, LoRA's adapters apart, with its tokenizer.
 
-    which: "best" (lowest validation loss), "latest", or a step's number.  Raises as `open_run`, and
-    CheckpointError.
+    which: "best" (lowest validation loss), "latest", or a step's number.  warn: gets a sentence where another
+    than was asked for is taken.  Raises as `open_run`, and CheckpointError.
     """
     config    = read_config(path)
     config    = replace(config, device=device, dtype=accumulator(config.dtype), tf32=False, workers=None)
@@ -79,7 +79,10 @@ def load_run(path: Path, which: str, device: str,
         checkpoint = load_latest(path, warn)
         best = checkpoint.state.get("best_step")
         if which == "best" and best is not None and best != checkpoint.step:
-            checkpoint = load_checkpoint(_at_step(path, best))
+            try:
+                checkpoint = load_checkpoint(_at_step(path, best))
+            except CheckpointError as error:
+                warn(f"the best checkpoint of {path} is lost, and its latest is taken: {error}")
     else:
         checkpoint = load_checkpoint(_at_step(path, which))
     model = new_model(path, config, tokenizer.vocab_size)

@@ -2,6 +2,7 @@
 machines."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,10 +47,12 @@ class Monitor:
                  traceback: TracebackType | None) -> None:
         self.progress.stop()
 
-    def rewind(self, step: int) -> None:
-        """Drops from metrics.jsonl what was recorded after `step`, which a resumed run does again."""
+    def rewind(self, step: int, evaluated: bool) -> None:
+        """Drops from metrics.jsonl what a run that goes on at `step` does again: what was recorded after it,
+        and its evaluation, unless it was saved `evaluated`."""
         if self.metrics.exists():
-            kept = [line for line in self.metrics.read_bytes().splitlines() if _step(line) <= step]
+            kept = [line for line in self.metrics.read_bytes().splitlines()
+                    if _place(line) <= (step, evaluated)]
             with atomic_write(self.metrics) as file:
                 file.writelines(line + b"\n" for line in kept)
         self.progress.reset(self.task, completed=step)
@@ -116,9 +119,10 @@ def show_sample(prompt: str, text: str, margin: str = "") -> str:
     return margin + markup.strip().replace("\n", "\n" + margin)
 
 
-def _step(line: bytes) -> float:
-    """The step of a line of metrics.jsonl; infinite for one that was cut short."""
+def _place(line: bytes) -> tuple[float, bool]:
+    """Step of a line of metrics.jsonl, and whether it is its evaluation; infinite for one cut short."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        record = json.loads(line)
+        return float(record["step"]), "val_loss" in record
+    except (ValueError, LookupError, TypeError):
+        return math.inf, True

@@ -112,7 +112,7 @@ def _train(run: Run, monitor: Monitor | Silence, model: Any, checkpoint: Checkpo
         state |= checkpoint.state
         trainer.scale.value, trainer.scale.good_steps = state["loss_scale"], state["good_steps"]
         monitor.note(f"going on at step {checkpoint.step}")
-    monitor.rewind(state["step"])
+    monitor.rewind(state["step"], state["evaluated"])
     saved_at  = state["step"]
     begun     = time.perf_counter() - state["seconds"]
     logged_at = (time.perf_counter(), state["tokens"])
@@ -125,7 +125,8 @@ def _train(run: Run, monitor: Monitor | Silence, model: Any, checkpoint: Checkpo
                    "optimizer": trainer.optimizer.state()}
         if ranks.rank == 0:
             save_checkpoint(run.path, state["step"], tensors, state)
-            prune_checkpoints(run.path, keep={state["step"], saved_at, state["best_step"]} - {None})
+            if state["step"] != saved_at:                  # else it took the place of one not yet evaluated
+                prune_checkpoints(run.path, keep={state["step"], saved_at, state["best_step"]} - {None})
 
     while True:
         step = state["step"]

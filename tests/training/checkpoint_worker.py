@@ -145,6 +145,23 @@ class SaveOverDamaged(Save):
         assert names(run) == ["step-000001", "step-000002", "step-000002.damaged"], names(run)
 
 
+class SaveOverOutdated(Save):
+    """A checkpoint is saved where one of the same step and another state stands."""
+
+    def prepare(self, run: Path) -> None:
+        save(run, 1)
+        save_checkpoint(run, 2, content(2)[0], {"history": "another"})
+
+    def check(self, run: Path, finished: bool) -> None:
+        checkpoint = load_latest(run, no_warning)
+        assert checkpoint.step in (1, 2) and load_checkpoint(list_checkpoints(run)[-1]).step == 1
+        assert checkpoint.state["history"] == [2, None, "ä"] if finished else checkpoint.state["history"]
+        save(run, 2)
+        assert found(run) == {1, 2}
+        prune_checkpoints(run, {2})
+        assert names(run) == ["step-000002"], names(run)
+
+
 class Prune(Save):
     """Two of three checkpoints are removed."""
 
@@ -182,7 +199,8 @@ class AtomicWrite(Save):
         assert held == self.NEW if finished else held in (self.OLD, self.NEW), len(held)
 
 
-SCENARIOS = {kind.__name__: kind for kind in (Save, FirstSave, SaveOverDamaged, Prune, AtomicWrite)}
+SCENARIOS = {kind.__name__: kind for kind in (Save, FirstSave, SaveOverDamaged, SaveOverOutdated, Prune,
+                                                  AtomicWrite)}
 
 
 # Killed before every call

@@ -140,6 +140,15 @@ def test_a_sound_checkpoint_of_the_step_is_left(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in [folder, *folder.iterdir()]}
 
 
+def test_a_checkpoint_of_another_state_takes_its_place(tmp_path):
+    save(tmp_path, 5)
+    shutil.copytree(save(tmp_path, 4), tmp_path / "checkpoints/.step-000005.outdated")  # a killed writer's
+    folder = save_checkpoint(tmp_path, 5, {"model": {"w": np.ones(3)}}, {"step_again": 5, "evaluated": True})
+    loaded = load_checkpoint(folder)
+    assert loaded.state["evaluated"] and loaded.tensors["model"]["w"].shape == (3,)
+    assert names(tmp_path) == ["step-000004", "step-000005"]
+
+
 def test_a_damaged_checkpoint_of_the_step_is_put_aside_each_time(tmp_path):
     for count in range(3):
         damage(save(tmp_path, 5, value=count))

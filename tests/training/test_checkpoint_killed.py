@@ -24,6 +24,7 @@ def work(*arguments, within=()):
     ("Save", {"write": 4, "torn write": 4, "fsync": 6, "rename": 1, "mkdir": 1}),
     ("FirstSave", {"write": 4, "torn write": 4, "fsync": 8, "rename": 1, "mkdir": 3}),
     ("SaveOverDamaged", {"write": 4, "torn write": 4, "fsync": 6, "rename": 2, "mkdir": 1}),
+    ("SaveOverOutdated", {"write": 4, "torn write": 4, "fsync": 6, "rename": 2, "mkdir": 1, "unlink": 5}),
     ("Prune", {"rename": 2, "fsync": 1, "unlink": 10}),
 ])
 def test_killed_at_every_call(tmp_path, scenario, at_least):

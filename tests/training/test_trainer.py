@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -116,6 +117,51 @@ def test_the_latest_two_and_the_best_checkpoints_are_kept(tmp_path, monkeypatch)
     assert load_run(run.path, "40", "cpu", print)[2].step == 40
     with pytest.raises(CheckpointError, match="no checkpoint '7': use best, latest, 50, 40, 10"):
         load_run(run.path, "7", "cpu", print)
+
+
+def test_a_run_evaluated_where_it_was_stopped_keeps_its_best_checkpoint(tmp_path, monkeypatch):
+    losses = iter([3.0, 2.0, 1.0, 4.0])                                       # of steps 0, 10, 12, 20
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: next(losses))
+    run = tiny.new_run(tmp_path, workers=1)
+    tiny.train_quietly(run, stop=stop_after(12))
+    shorter = run._replace(config=dataclasses.replace(run.config, max_iters=12))
+    tiny.train_quietly(shorter, resume=True)
+    checkpoint = load_run(run.path, "best", "cpu", pytest.fail)[2]
+    assert checkpoint.step == checkpoint.state["best_step"] == 12 and checkpoint.state["evaluated"]
+    assert [folder.name for folder in list_checkpoints(run.path)] == ["step-000012", "step-000010"]
+    tiny.train_quietly(run, resume=True)
+    assert [folder.name for folder in list_checkpoints(run.path)] == ["step-000020", "step-000012"]
+    assert load_run(run.path, "best", "cpu", pytest.fail)[2].step == 12
+
+
+def test_an_evaluation_that_was_not_saved_is_recorded_once(tmp_path):
+    run = tiny.new_run(tmp_path, max_iters=10)
+    tiny.train_quietly(run, stop=stop_after(7))
+    with (run.path / "metrics.jsonl").open("a") as file:                      # killed before it was saved
+        file.write('{"step": 7, "val_loss": 1.0}\n')
+    tiny.train_quietly(run, resume=True)
+    assert [record["step"] for record in final_bytes(run)["metrics"]] == [0, 4, 8, 10, 10]
+
+
+def test_a_run_whose_first_evaluation_was_not_saved_records_it_once(tmp_path, undisturbed):
+    run = tiny.new_run(tmp_path)
+    (run.path / "metrics.jsonl").write_text('{"step": 0, "val_loss": 1.0}\n{"step": 4, "train_loss": 1.0}\n')
+    tiny.train_quietly(run, resume=True)
+    assert final_bytes(run) == undisturbed
+
+
+def test_where_the_best_checkpoint_is_lost_the_latest_is_loaded_loudly(tmp_path, monkeypatch):
+    losses = iter([1.0, 3.0, 2.0])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: next(losses))
+    run = tiny.new_run(tmp_path, workers=1)
+    tiny.train_quietly(run)
+    best, warnings = run.path / "checkpoints/step-000000", []
+    (best / "model.safetensors").write_bytes(b"damaged")
+    for reason in "step-000000 is damaged", "has no checkpoint 0":
+        assert load_run(run.path, "best", "cpu", warnings.append)[2].step == 20
+        assert reason in warnings.pop() and not warnings
+        if best.exists():
+            shutil.rmtree(best)
 
 
 def test_a_second_trainer_on_the_same_run_is_refused(tmp_path):
