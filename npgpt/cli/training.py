@@ -97,8 +97,9 @@ def _stop_on_signals(say: bool = True) -> Iterator[Callable[[], bool]]:
             return
         came.append(number)
         if say:
-            os.write(2, b"\nstopping after this step and saving; "
-                        b"Ctrl-C again quits at once, without saving\n")
+            with contextlib.suppress(OSError):             # `| tee log` has gone by the same Ctrl-C
+                os.write(2, b"\nstopping after this step and saving; "
+                            b"Ctrl-C again quits at once, without saving\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
