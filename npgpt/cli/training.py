@@ -5,6 +5,7 @@ import math
 import os
 import shlex
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -28,6 +29,8 @@ MAY_CHANGE = {   # settings that a resumed run may be given anew
     "dropout", "gradient_checkpointing", "max_iters", "learning_rate", "warmup_iters", "lr_decay_iters",
     "min_lr", "weight_decay", "beta1", "beta2", "grad_clip", "l1", "l2", "eval_interval", "eval_iters",
     "early_stopping_patience", "log_interval", "sample_tokens", "device", "workers", "tf32"}
+
+AGAIN = 0.5      # seconds: `timeout -s INT` and mpiexec send a process one Ctrl-C twice, hardly apart
 
 
 def go_on(path: Path, command: str, resume: bool, ranks: Ranks, console: Console) -> int:
@@ -84,19 +87,18 @@ def _show_result(path: Path, opened: Run, console: Console) -> None:
 
 @contextlib.contextmanager
 def _stop_on_signals(say: bool = True) -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether SIGINT or SIGTERM has come. A second SIGINT interrupts at once.
+    """Gives a function that says whether SIGINT or SIGTERM has come. A SIGINT after that interrupts at once.
 
     say: tell it on standard error.
     """
-    came: list[int] = []
+    came: dict[int, float] = {}                            # which, and when first
 
     def note(number: int, frame: object) -> None:
-        if came and number == signal.SIGINT:
+        if came and number == signal.SIGINT and time.monotonic() - came.get(number, -math.inf) >= AGAIN:
             raise KeyboardInterrupt
-        if came:
-            return
-        came.append(number)
-        if say:
+        first = not came
+        came.setdefault(number, time.monotonic())
+        if first and say:
             with contextlib.suppress(OSError):             # `| tee log` has gone by the same Ctrl-C
                 os.write(2, b"\nstopping after this step and saving; "
                             b"Ctrl-C again quits at once, without saving\n")
