@@ -30,6 +30,8 @@ MAY_CHANGE = {   # settings that a resumed run may be given anew
     "min_lr", "weight_decay", "beta1", "beta2", "grad_clip", "l1", "l2", "eval_interval", "eval_iters",
     "early_stopping_patience", "log_interval", "sample_tokens", "device", "workers", "tf32"}
 
+# Ctrl-C, `kill`, a terminal that is closed, the limit on processor time
+STOPPING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU
 AGAIN = 0.5      # seconds: `timeout -s INT` and mpiexec send a process one Ctrl-C twice, hardly apart
 
 
@@ -87,7 +89,7 @@ def _show_result(path: Path, opened: Run, console: Console) -> None:
 
 @contextlib.contextmanager
 def _stop_on_signals(say: bool = True) -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether SIGINT or SIGTERM has come. A SIGINT after that interrupts at once.
+    """Gives a function that says whether one of STOPPING has come. A SIGINT after that interrupts at once.
 
     say: tell it on standard error.
     """
@@ -103,7 +105,8 @@ def _stop_on_signals(say: bool = True) -> Iterator[Callable[[], bool]]:
                 os.write(2, b"\nstopping after this step and saving; "
                             b"Ctrl-C again quits at once, without saving\n")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in STOPPING
+              if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}      # as nohup has it
     try:
         yield lambda: bool(came)
     finally:

@@ -314,7 +314,7 @@ def wait_for(process, text):
     raise AssertionError(process.stderr.read())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])
 def test_a_signal_saves_once_and_exits_with_130(folder, number, capsys):
     with start(folder) as process:
         wait_for(process, "step     12/")

@@ -45,3 +45,13 @@ def test_two_interrupts_at_once_are_one_and_a_later_one_quits(capfd, monkeypatch
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):                                # which is no echo of the first
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_nohup_is_heeded():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
