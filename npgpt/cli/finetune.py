@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from npgpt.cli.arguments import parse, value_of
-from npgpt.cli.training import go_on, reopen
+from npgpt.cli.training import go_on, reopen, steady_console
 from npgpt.errors import ConfigError, UsageError
 from npgpt.models import SequenceClassifier
 from npgpt.tensor.device import check_device
@@ -55,7 +55,7 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
     base    = _base(file, resume)
     given   = parse(Options, "finetune", arguments, Options(settings=Settings(**vars(base)))).settings
     config  = FinetuneConfig(**{f.name: getattr(given, f.name) for f in fields(FinetuneConfig)})
-    console = Console(highlight=False, soft_wrap=True)
+    console = steady_console()
     check_device(config.device)
     if resume:
         if not config.max_iters:

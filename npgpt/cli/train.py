@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 
 from npgpt.cli.arguments import parse, value_of
-from npgpt.cli.training import go_on, reopen
+from npgpt.cli.training import go_on, reopen, steady_console
 from npgpt.errors import ConfigError, UsageError
 from npgpt.tensor.device import check_device
 from npgpt.training.communication import Ranks, processes
@@ -45,7 +44,7 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
     if not isinstance(base, TrainConfig):
         raise ConfigError(f"{resume} is a fine-tuning: go on with it by npgpt finetune --resume {resume}")
     config  = parse(Options, "train", arguments, Options(settings=base)).settings
-    console = Console(highlight=False, soft_wrap=True)
+    console = steady_console()
     check_device(config.device)
     path = Path(resume) if resume else None
     if ranks.rank == 0 and path:

@@ -5,6 +5,7 @@ import math
 import os
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -15,7 +16,7 @@ from rich.console import Console
 from npgpt.data.examples import Examples
 from npgpt.errors import ConfigError
 from npgpt.interop.beside_models import read_chat_template
-from npgpt.terminal import warn
+from npgpt.terminal import Steady, warn
 from npgpt.tokenizers import BPETokenizer
 from npgpt.training.checkpoint import lock_run
 from npgpt.training.communication import Ranks
@@ -33,6 +34,11 @@ MAY_CHANGE = {   # settings that a resumed run may be given anew
 # Ctrl-C, `kill`, a terminal that is closed, the limit on processor time
 STOPPING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU
 AGAIN = 0.5      # seconds: `timeout -s INT` and mpiexec send a process one Ctrl-C twice, hardly apart
+
+
+def steady_console() -> Console:
+    """Of a training, which goes on where standard output fails: metrics.jsonl has its numbers."""
+    return Console(file=Steady(sys.stdout), highlight=False, soft_wrap=True)  # type: ignore[arg-type]
 
 
 def go_on(path: Path, command: str, resume: bool, ranks: Ranks, console: Console) -> int:
