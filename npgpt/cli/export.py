@@ -1,5 +1,6 @@
 """`npgpt export`: a trained GPT in Hugging Face's layout, with its tokenizer."""
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +27,7 @@ class Options:
     """The folder of a run or of a model in Hugging Face's layout, the name of one on its hub, or a GGUF
     file."""
     out_dir: Path
-    """The folder to write; it must hold no model yet."""
+    """The folder to write. It may hold other files, but no run, no model and none of what is written."""
     dtype: str = ""
     """float32, float16, bfloat16 or float64; by default as the model is."""
     max_shard_size: str = "5GB"
@@ -40,6 +41,9 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, "export", arguments)
+    for name, what in ("config.toml", "a run"), ("manifest.json", "a checkpoint of a run"):
+        if (options.out_dir / name).exists():
+            raise ConfigError(f"{options.out_dir} holds {what}: choose another --out-dir")
     if options.adapter:
         return _adapter(options)
     loaded = load_any(options.model, options.checkpoint, "cpu", warn)
@@ -48,6 +52,9 @@ def run(arguments: list[str]) -> int:
     def beside(folder: Path) -> None:
         write_tokenizer(folder, loaded.tokenizer, loaded.named_tokens, loaded.chat_template,
                         loaded.carried)
+        for name in sorted(file.name for file in folder.iterdir()):
+            if os.path.lexists(options.out_dir / name):
+                raise ConfigError(f"{options.out_dir} already holds a {name}: choose another --out-dir")
 
     labels = Labels(model.labels, model.pad_token_id) if isinstance(model, SequenceClassifier) else None
     arrays = {name: parameter.data for name, parameter in model.parameters.items()}

@@ -1,6 +1,7 @@
 """Model folders written, names of the hub fetched, and the commands that read and write models."""
 
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -247,6 +248,20 @@ def test_what_is_wrong_is_told_in_one_line(run, capsys):
     with pytest.raises(TokenizerError):
         load_model(Path("out"), "best", "cpu", print)
     assert not Path("o").exists()
+
+
+def test_nothing_that_is_there_is_written_over(run, capsys):
+    checkpoint = next(Path("run/checkpoints").iterdir())
+    shutil.copytree("run/tokenizer", "tokenizer")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    for folder, sentence in (("run", "run holds a run: choose another --out-dir"),
+                             ("tokenizer", "tokenizer already holds a merges.txt: choose another --out-dir"),
+                             (checkpoint, f"{checkpoint} holds a checkpoint of a run")):
+        assert sentence in said_by(capsys, 1, "export", "run", "--out-dir", folder)
+        assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    Path("out").mkdir()
+    Path("out/README.md").touch()
+    assert main(["export", "run", "--out-dir", "out"]) == 0 and Path("out/README.md").exists()
 
 
 def test_a_run_that_no_family_holds_is_not_exported(tmp_path, monkeypatch, capsys):
