@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+PARTIAL = ".*.partial"          # what is being written, or was by a process that was killed
+
 
 def fsync_folder(folder: Path) -> None:
     """Makes the names in a folder (creations, renames, removals) durable."""
@@ -28,6 +30,15 @@ def make_folder(folder: Path) -> None:
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         fsync_folder(folder.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed writers have left half-written in a folder. Nobody must be writing there."""
+    for leftover in folder.glob(PARTIAL):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

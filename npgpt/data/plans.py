@@ -18,7 +18,7 @@ from npgpt.data.prepared import has_manifest, read_manifest
 from npgpt.data.reading import MAX_CHARACTERS
 from npgpt.data.shards import FORMATS, check_format
 from npgpt.errors import ConfigError, DataError
-from npgpt.files import atomic_write, make_folder
+from npgpt.files import atomic_write, make_folder, sweep
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def open_work(out_dir: Path, plan: dict[str, Any]) -> Iterator[Work]:
     folder = out_dir / "unfinished"
     try:
         if (manifest := _finished(out_dir, plan)) is not None:
-            _sweep(out_dir)
+            sweep(out_dir)
             yield Work(out_dir, folder, manifest)
             return
         if out_dir.exists() and not folder.is_dir() and (not out_dir.is_dir() or any(out_dir.iterdir())):
@@ -197,8 +197,8 @@ def open_work(out_dir: Path, plan: dict[str, Any]) -> Iterator[Work]:
             except BlockingIOError as error:
                 raise DataError(f"another process is preparing {out_dir}: wait for it, "
                                 "or choose another --out-dir") from error
-            _sweep(out_dir)
-            _sweep(folder)
+            sweep(out_dir)
+            sweep(folder)
             if not (folder / "plan.json").exists():
                 with atomic_write(folder / "plan.json", "w") as file:
                     file.write(json.dumps(plan))
@@ -215,12 +215,6 @@ def _finished(out_dir: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
     manifest = read_manifest(out_dir)
     _compare(out_dir, {name: manifest.get(name) for name in plan if name != "modified"}, plan)
     return manifest
-
-
-def _sweep(folder: Path) -> None:
-    """Removes the files that killed writers have left half-written."""
-    for leftover in folder.glob(".*.partial"):
-        leftover.unlink(missing_ok=True)
 
 
 def folder_hash(folder: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from npgpt.data.examples import open_examples
 from npgpt.data.shards import open_shard
 from npgpt.errors import DataError, TrainingError
-from npgpt.files import atomic_write
+from npgpt.files import PARTIAL, atomic_write, sweep
 from npgpt.models import GPT
 from npgpt.tokenizers import load_tokenizer
 from npgpt.tokenizers.files import Tokenizer
@@ -24,7 +24,7 @@ from npgpt.training.config import TrainConfig, read_config_file
 from npgpt.training.finetuning import BASE, FinetuneConfig, Loaded, finetuned_model
 from npgpt.training.run_data import Config, Tokens, write_data
 
-UNFINISHED = {"tokenizer", "data", "lock", BASE}         # what a folder may hold whose making was killed
+MADE = {"tokenizer", "data", BASE}         # the folders that create_run makes, before there is a run
 
 
 class Run(NamedTuple):
@@ -55,7 +55,7 @@ def new_run_path(config: Config, name: str) -> Path:
     if (path / "config.toml").exists():
         raise TrainingError(f"{path} already holds a run: go on with it by --resume {path}, "
                             "or choose another --out-dir")
-    if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - UNFINISHED):
+    if path.exists() and not (path.is_dir() and _is_free(path)):
         raise TrainingError(f"{path} exists and is not an empty folder: choose another --out-dir")
     return path
 
@@ -70,13 +70,14 @@ def create_run(path: Path, config: Config, note: Callable[[str], None], start: L
         if (path / "config.toml").exists():
             raise TrainingError(f"another process has just made a run in {path}: choose another --out-dir")
         try:
+            _clear(path)                                   # of what a process left that was killed here
             write_config(path, write_data(path, config, note, start))
             return open_run(path)
         except OSError as error:
-            _clear(path)
+            _remove(path)
             raise TrainingError(f"cannot write the run's folder {path}: {error.strerror}") from error
         except BaseException:
-            _clear(path)
+            _remove(path)
             raise
 
 
@@ -131,10 +132,22 @@ def _open_tokens(path: Path, name: str, tokenizer: Tokenizer) -> Tokens:
     return shard.tokens
 
 
+def _is_free(path: Path) -> bool:
+    """Whether a folder is empty, or has only what a killed create_run left, which makes the lock first."""
+    entries = list(path.iterdir())
+    return not entries or ((path / "lock").exists() and all(
+        entry.match(PARTIAL) or entry.name in ("lock", *MADE) for entry in entries))
+
+
 def _clear(path: Path) -> None:
-    """Removes what create_run made."""
-    for name in ("tokenizer", "data", BASE):
+    for name in MADE:
         shutil.rmtree(path / name, ignore_errors=True)
+    sweep(path)
+
+
+def _remove(path: Path) -> None:
+    """Removes what create_run made."""
+    _clear(path)
     for name in ("config.toml", "lock"):
         (path / name).unlink(missing_ok=True)
     if not any(path.iterdir()):

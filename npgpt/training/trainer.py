@@ -19,6 +19,7 @@ from npgpt.data.batches import Batch, Batches
 from npgpt.data.examples import Examples, prompts_and_answers
 from npgpt.data.packing import ExampleBatches
 from npgpt.errors import ConfigError, TrainingError
+from npgpt.files import sweep
 from npgpt.layers import Module
 from npgpt.models.gpt import IGNORE_INDEX
 from npgpt.ops.penalty import penalty_backward
@@ -76,6 +77,8 @@ def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], b
         processes, device = gpu_ranks(processes, config.device)
         run = run._replace(config=(config := replace(config, device=device)))
     with lock_run(run.path) if first else contextlib.nullcontext():
+        if first:
+            sweep(run.path)
         model = new_model(run.path, config, run.tokenizer.vocab_size)
         checkpoint = None
         if resume and list_checkpoints(run.path):

@@ -20,7 +20,7 @@ from npgpt.training.checkpoint import list_checkpoints, load_checkpoint
 from npgpt.training.communication import run_on_threads
 from npgpt.training.finetuning import FinetuneConfig
 from npgpt.training.loading import load_classifier, load_model
-from npgpt.training.runs import create_run, new_model, open_run
+from npgpt.training.runs import create_run, new_model, new_run_path, open_run
 from npgpt.training.trainer import Trainer, overfits, sample_text
 
 SETTINGS = {"block_size": 24, "batch_size": 2, "gradient_accumulation_steps": 2, "max_iters": 12,
@@ -53,6 +53,16 @@ def finetuning(folder, base, rows, name="run", note=lambda text: None, **setting
     """A fine-tuning in folder/name, created and not yet trained."""
     config = FinetuneConfig(**SETTINGS | {"model": str(base), "data": jsonl(folder, rows)} | settings)
     return create_run(folder / name, config, note, load_model(base, "best", "cpu", print))
+
+
+def test_one_that_was_killed_while_it_was_made_is_begun_anew(tmp_path, base):
+    run = finetuning(tmp_path, base, pairs(20))
+    (run.path / "config.toml").unlink()                                       # the last that is written
+    (run.path / ".base.7.partial").mkdir()
+    assert new_run_path(FinetuneConfig(out_dir=str(run.path)), "x") == run.path
+    texts = [{"text": "to be or not to be " * 9}] * 20
+    assert not isinstance(finetuning(tmp_path, base, texts).train, Examples)
+    assert sorted(path.name for path in run.path.iterdir()) == ["base", "config.toml", "data", "lock"]
 
 
 def values(model):

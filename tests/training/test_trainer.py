@@ -80,6 +80,15 @@ def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(tmp_path, undis
     assert final_bytes(run) == undisturbed
 
 
+def test_what_killed_writers_left_in_a_run_is_removed(tmp_path):
+    run = tiny.new_run(tmp_path, max_iters=1)
+    (run.path / ".metrics.jsonl.7.partial").touch()
+    (run.path / ".base.7.partial/sub").mkdir(parents=True)
+    (run.path / "mine.partial").touch()
+    tiny.train_quietly(run)
+    assert [path.name for path in run.path.iterdir() if "partial" in path.name] == ["mine.partial"]
+
+
 def test_a_validation_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "evaluate", lambda self: math.nan)
     with pytest.raises(TrainingError, match="the validation loss is nan at step 0"):
@@ -360,9 +369,11 @@ def test_a_new_run_takes_a_free_name_and_never_an_occupied_folder(tmp_path, monk
     assert str(new_run_path(TrainConfig(), "quick")) == "runs/quick-2"
     (tmp_path / "mine").mkdir()
     assert str(new_run_path(TrainConfig(out_dir="mine"), "quick")) == "mine"
-    (tmp_path / "mine/lock").touch()
-    for unfinished in ("tokenizer", "data"):                 # left by a run killed while it was made
+    for unfinished in ("tokenizer", "data", ".base.7.partial"):   # left by a run killed while it was made
         (tmp_path / "mine" / unfinished).mkdir()
+    with pytest.raises(TrainingError, match="not an empty folder"):         # or somebody's own: no lock
+        new_run_path(TrainConfig(out_dir="mine"), "quick")
+    (tmp_path / "mine/lock").touch()
     assert str(new_run_path(TrainConfig(out_dir="mine"), "quick")) == "mine"
     (tmp_path / "mine/letter").write_text("dear")
     with pytest.raises(TrainingError, match="not an empty folder"):
