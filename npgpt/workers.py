@@ -2,11 +2,12 @@
 the one that started them.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
@@ -56,7 +57,8 @@ def each(function: Callable[[Task], Result], tasks: Iterable[Task],
         running: set[Future[Result]] = set()
         try:
             for task in chain(first, tasks):
-                running.add(pool.submit(function, task))
+                with _interrupts_later():                       # a new worker inherits that, for good
+                    running.add(pool.submit(function, task))
                 if len(running) == 2 * workers:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in done:
@@ -69,6 +71,15 @@ def each(function: Callable[[Task], Result], tasks: Iterable[Task],
         except BaseException:
             held.close()                                        # the workers leave at once
             raise
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_with(watched: Connection) -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from functools import partial
 
 import pytest
 
@@ -39,3 +40,8 @@ def test_workers_leave_at_once_when_nobody_wants_their_results():
 
 def test_an_interrupt_of_all_processes_is_for_the_first_alone():
     assert list(each(signal.getsignal, 2 * [signal.SIGINT], 2)) == 2 * [signal.SIG_IGN]
+
+
+def test_an_interrupt_does_not_reach_a_worker_that_is_still_starting():
+    mask = partial(signal.pthread_sigmask, signal.SIG_BLOCK)
+    assert all(signal.SIGINT in held for held in each(mask, 2 * [()], 2)) and signal.SIGINT not in mask(())
