@@ -12,6 +12,7 @@ from pathlib import Path
 
 import npgpt
 from npgpt.errors import NpgptError, UsageError
+from npgpt.terminal import silence
 
 COMMANDS = {
     "train": "train a GPT on a text, from scratch or from where a run stopped",
@@ -34,6 +35,30 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command in `arguments` (by default the process's) and returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _prepare_streams()
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            _flush()
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except NpgptError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:                        # the reader of our output has gone: nobody to tell
+        return 1
+    except MemoryError:
+        return _fail("out of memory: use a smaller model or batch", 1)
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        return _fail("no more threads can be started: see what `ulimit -u` allows", 1)
+    except OSError as error:
+        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0 if arguments else 2
@@ -43,23 +68,18 @@ def main(arguments: list[str] | None = None) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        return _fail(f"unknown command {name!r}{f'; did you mean {near[0]!r}?' if near else ''} "
-                     "(npgpt --help lists them)", 2)
+        raise UsageError(f"unknown command {name!r}{f'; did you mean {near[0]!r}?' if near else ''} "
+                         "(npgpt --help lists them)")
+    return importlib.import_module(f"npgpt.cli.{name}").run(rest)
+
+
+def _flush() -> None:
+    """Raises OSError where what was printed cannot be written, which at the exit would be a traceback."""
     try:
-        return importlib.import_module(f"npgpt.cli.{name}").run(rest)
-    except UsageError as error:
-        return _fail(str(error), 2)
-    except NpgptError as error:
-        return _fail(str(error), 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except BrokenPipeError:                        # the reader of our output has gone: nobody to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except MemoryError:
-        return _fail("out of memory: use a smaller model or batch", 1)
+        sys.stdout.flush()
     except OSError as error:
-        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+        silence(sys.stdout)
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def _prepare_streams() -> None:
@@ -68,12 +88,15 @@ def _prepare_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))                   # noqa: SIM115
     for stream in sys.stdout, sys.stderr:
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="replace")
 
 
 def _fail(sentence: str, status: int) -> int:
-    print(f"npgpt: {' '.join(sentence.split())}", file=sys.stderr)
+    try:
+        print(f"npgpt: {' '.join(sentence.split())}", file=sys.stderr)
+    except OSError:
+        silence(sys.stderr)
     return status
 
 

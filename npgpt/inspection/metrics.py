@@ -82,10 +82,10 @@ def run_names(runs: list[Path]) -> list[str]:
 
 
 def _record(line: bytes) -> dict[str, Any]:
-    """What a line holds; nothing if it was cut short."""
+    """What a line holds; nothing if it is damaged."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

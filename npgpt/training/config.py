@@ -276,5 +276,5 @@ def read_config_file(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:          # also thousands of digits or of open brackets
         raise ConfigError(f"{path} is not TOML: {error}") from error

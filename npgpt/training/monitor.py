@@ -120,9 +120,9 @@ def show_sample(prompt: str, text: str, margin: str = "") -> str:
 
 
 def _place(line: bytes) -> tuple[float, bool]:
-    """Step of a line of metrics.jsonl, and whether it is its evaluation; infinite for one cut short."""
+    """Step of a line of metrics.jsonl, and whether it is its evaluation; infinite for one that is damaged."""
     try:
         record = json.loads(line)
         return float(record["step"]), "val_loss" in record
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return math.inf, True

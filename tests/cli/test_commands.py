@@ -21,6 +21,7 @@ import tiny
 from npgpt.cli import bench
 from npgpt.cli.main import main
 from npgpt.data.plans import PrepareConfig
+from npgpt.inspection.metrics import read_metrics
 from npgpt.layers import Block
 from npgpt.training.checkpoint import list_checkpoints
 from npgpt.training.config import TrainConfig
@@ -440,9 +441,13 @@ def test_a_folder_with_a_space_in_its_name_is_quoted_where_it_is_to_be_typed(fol
     assert "next:  npgpt sample 'my run' --prompt" in capsys.readouterr().out
 
 
-def test_a_line_of_the_metrics_without_a_number_is_dropped(folder):
+@pytest.mark.parametrize("line", ['{"step": "x", "val_loss": 3}', '{"step": ' + 5000 * "[",
+                                  '{"step": ' + 400 * "9" + "}", '{"step": ' + 5000 * "9" + "}"],
+                         ids=["text", "nested", "beyond float", "beyond int"])
+def test_a_line_of_the_metrics_without_a_number_is_dropped(folder, line):
     assert main(["train", *tiny.FLAGS, "--out-dir", "run"]) == 0
     with Path("run/metrics.jsonl").open("a") as file:
-        file.write('{"step": "x", "val_loss": 3}\n')
+        file.write(line + "\n")
+    assert "val_loss" in read_metrics(Path("run"))
     assert main(["train", "--resume", "run", "--max-iters", "25"]) == 0
-    assert '"x"' not in Path("run/metrics.jsonl").read_text()
+    assert line not in Path("run/metrics.jsonl").read_text()

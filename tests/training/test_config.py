@@ -75,7 +75,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(settings, sentence):
 def test_files_that_are_no_configuration_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read the configuration .*absent.toml: No such file"):
         read_config_file(tmp_path / "absent.toml")
-    for content in (b"n_layer = ", b"\xff"):
+    for content in (b"n_layer = ", b"\xff", b"seed = " + b"9" * 5000, b"seed = " + b"[" * 5000):
         (tmp_path / "bad.toml").write_bytes(content)
         with pytest.raises(ConfigError, match="bad.toml is not TOML"):
             read_config_file(tmp_path / "bad.toml")

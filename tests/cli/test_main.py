@@ -1,0 +1,49 @@
+"""What befalls any command outside its own work: outputs that fail, encodings, want of threads."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from npgpt.cli.main import main
+
+NPGPT = f"{sys.executable} -m npgpt"
+
+
+def shell(command, **variables):
+    """The command in bash, without what this suite's own environment says of Python's output."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHONUN")}
+    return subprocess.run(command, shell=True, executable="/bin/bash", capture_output=True, text=True,
+                          timeout=60, env=environment | variables)
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", "sample --help"])
+def test_an_output_that_fails_is_one_sentence_or_none(command):
+    done = shell(f"{NPGPT} {command} > /dev/full")
+    assert (done.returncode, done.stderr) == (1, "npgpt: No space left on device: standard output\n")
+    done = shell(f"{NPGPT} {command} | true; exit ${{PIPESTATUS[0]}}")
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_an_error_that_cannot_be_told_keeps_its_status():
+    assert shell(f"{NPGPT} tarin 2> /dev/full").returncode == 2
+
+
+def test_the_c_locale_is_shown_question_marks():
+    done = shell(f"{NPGPT} --help", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LC_ALL="C")
+    assert done.returncode == 0 and "[OPTION ?]" in done.stdout and not done.stderr
+
+
+def test_want_of_threads_is_one_sentence_and_other_errors_keep_their_traceback(capsys, monkeypatch):
+    error = RuntimeError("can't start new thread")                            # as Thread.start says it
+
+    def run(arguments):
+        raise error
+
+    monkeypatch.setattr("npgpt.cli.sample.run", run)
+    assert main(["sample"]) == 1
+    assert capsys.readouterr().err == "npgpt: no more threads can be started: see what `ulimit -u` allows\n"
+    error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["sample"])
