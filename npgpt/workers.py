@@ -44,7 +44,8 @@ def each(function: Callable[[Task], Result], tasks: Iterable[Task],
     task that is alone.
 
     function and tasks are what pickle can carry; tasks are asked for as the work goes on, a few ahead. What
-    a task raises is raised here, and the others are dropped. Raises DataError if a worker dies.
+    a task raises is raised here, and the others are dropped. Raises DataError if a worker dies or cannot be
+    had.
     """
     tasks = iter(tasks)
     first = list(islice(tasks, 2))
@@ -53,7 +54,12 @@ def each(function: Callable[[Task], Result], tasks: Iterable[Task],
         return
     context = multiprocessing.get_context("spawn")            # a fork copies locks that other threads hold
     watched, held = context.Pipe(duplex=False)
-    with ProcessPoolExecutor(workers, context, leave_with, (watched,)) as pool:
+    try:
+        pool = ProcessPoolExecutor(workers, context, leave_with, (watched,))
+    except OSError as error:
+        raise DataError("several workers need a /dev/shm that can be written "
+                        f"({error.strerror}): see to that, or go on with --workers 1") from error
+    with pool:
         running: set[Future[Result]] = set()
         try:
             for task in chain(first, tasks):

@@ -31,6 +31,15 @@ def test_a_worker_that_dies_is_one_sentence():
         list(each(os._exit, [1, 1], 2))
 
 
+def test_without_semaphores_it_is_one_sentence(monkeypatch):
+    def refuse(*arguments):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("npgpt.workers.ProcessPoolExecutor", refuse)
+    with pytest.raises(DataError, match=r"a /dev/shm that can be written \(Read-only file system\): see to"):
+        list(each(abs, [1, 1], 2))
+
+
 def test_workers_leave_at_once_when_nobody_wants_their_results():
     results, begun = each(time.sleep, [0, *[60] * 4], 2), time.monotonic()
     assert next(results) is None

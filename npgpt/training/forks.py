@@ -122,10 +122,22 @@ class _Children:
     """
 
     def __init__(self, size: int, work: Callable[[Ranks], Any]):
-        self.turns = [multiprocessing.get_context("fork").Semaphore(0) for _ in range(size)]
         self.pipes: list[Connection] = []
         self.outcomes: list[Connection] = []
         self.processes: list[int] = []
+        try:
+            self.turns = [multiprocessing.get_context("fork").Semaphore(0) for _ in range(size)]
+        except OSError as error:
+            raise TrainingError("processes that share the work need a /dev/shm that can be written "
+                                f"({error.strerror}): see to that, or train with --workers 1") from error
+        try:
+            self._start(size, work)
+        except OSError as error:
+            self.end()
+            raise TrainingError(f"cannot start {size} processes that share the work ({error.strerror}): "
+                                "train with fewer --workers") from error
+
+    def _start(self, size: int, work: Callable[[Ranks], Any]) -> None:
         watched, self._held = multiprocessing.Pipe(duplex=False)              # they leave when it is closed
         for rank in range(1, size):
             mine, others = multiprocessing.Pipe()

@@ -238,3 +238,28 @@ def test_memory_that_all_hold_is_counted_once():
 
     total = run_on_processes(2, work)
     assert 60 << 20 < total < 80 << 20                                        # 32 + 2 × 16 MiB
+
+
+def test_without_semaphores_it_is_one_sentence(monkeypatch):
+    """As where /dev/shm cannot be written or is not there."""
+    def refuse(*arguments, **options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
+    with pytest.raises(TrainingError, match=r"/dev/shm that can be written \(Read-only file system\): see to "
+                                            "that, or train with --workers 1"):
+        run_on_processes(2, lambda ranks: None)
+
+
+def test_where_a_fork_fails_none_is_left_behind(monkeypatch):
+    fork, asked = os.fork, iter(range(2))
+
+    def refuse():
+        if next(asked):
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return fork()
+
+    monkeypatch.setattr(os, "fork", refuse)
+    with pytest.raises(TrainingError, match=r"cannot start 3 processes that share the work \(Resource tempor"
+                                            r"arily unavailable\): train with fewer --workers"):
+        run_on_processes(3, lambda ranks: ranks.gather(1))
