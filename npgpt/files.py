@@ -35,10 +35,15 @@ def make_folder(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Removes what killed writers have left half-written in a folder. Nobody must be writing there."""
     for leftover in folder.glob(PARTIAL):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink(missing_ok=True)
+        remove(leftover)
+
+
+def remove(path: Path) -> None:
+    """Of a file, a link (not of what it leads to), a folder with all that is in it, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

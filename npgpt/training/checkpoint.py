@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from npgpt.errors import CheckpointError, TrainingError
-from npgpt.files import fsync_folder, make_folder
+from npgpt.files import fsync_folder, make_folder, remove
 from npgpt.interop.safetensors_files import safetensors_pieces
 
 VERSION = 1
@@ -65,7 +65,7 @@ def save_checkpoint(
             old = _free_name(folder.with_name(f"{folder.name}.damaged"))
         make_folder(folder.parent)
         for leftover in aside, outdated:  # of a writer that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove(leftover)
         aside.mkdir()
         try:
             entries = {file: _write(aside / file, safetensors_pieces(arrays))
@@ -185,7 +185,7 @@ def _free_name(path: Path) -> Path:
 
 def _sweep(run: Path) -> None:
     for hidden in (run / "checkpoints").glob(".step-*"):
-        shutil.rmtree(hidden)
+        remove(hidden)
 
 
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from npgpt.data.batches import Batch, Batches
 from npgpt.data.examples import Examples, prompts_and_answers
 from npgpt.data.packing import ExampleBatches
-from npgpt.errors import ConfigError, TrainingError
+from npgpt.errors import CheckpointError, ConfigError, TrainingError
 from npgpt.files import sweep
 from npgpt.layers import Module
 from npgpt.models.gpt import IGNORE_INDEX
@@ -129,7 +129,10 @@ def _train(run: Run, monitor: Monitor | Silence, model: Any, checkpoint: Checkpo
         if ranks.rank == 0:
             save_checkpoint(run.path, state["step"], tensors, state)
             if state["step"] != saved_at:                  # else it took the place of one not yet evaluated
-                prune_checkpoints(run.path, keep={state["step"], saved_at, state["best_step"]} - {None})
+                try:
+                    prune_checkpoints(run.path, keep={state["step"], saved_at, state["best_step"]} - {None})
+                except CheckpointError as error:           # nothing is lost but room on the disk
+                    monitor.warn(str(error))
 
     while True:
         step = state["step"]

@@ -219,6 +219,18 @@ def test_pruning_keeps_what_it_is_told_and_sweeps_leftovers(tmp_path):
     assert load_latest(tmp_path, no_warning).step == 4
 
 
+def test_links_and_files_in_the_place_of_folders_are_removed_and_not_followed(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    save(tmp_path, 1).rename(elsewhere)
+    (tmp_path / "checkpoints/step-000001").symlink_to(elsewhere)
+    (tmp_path / "checkpoints/.step-000003.partial").symlink_to(elsewhere)     # where step 3 is to be written
+    for name in ".step-notes", "step-000002.txt":
+        (tmp_path / "checkpoints" / name).write_text("mine")
+    save(tmp_path, 3)
+    prune_checkpoints(tmp_path, {3})
+    assert names(tmp_path) == ["step-000002.txt", "step-000003"] and load_checkpoint(elsewhere).step == 1
+
+
 def test_pruning_never_removes_all(tmp_path):
     prune_checkpoints(tmp_path, set())  # nothing there: nothing to say
     save(tmp_path, 1)

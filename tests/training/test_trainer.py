@@ -80,6 +80,17 @@ def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(tmp_path, undis
     assert final_bytes(run) == undisturbed
 
 
+def test_old_checkpoints_that_cannot_be_removed_are_a_warning(tmp_path, undisturbed, monkeypatch, capsys):
+    def refuse(run, keep):
+        raise CheckpointError(f"cannot remove old checkpoints in {run}")
+
+    monkeypatch.setattr("npgpt.training.trainer.prune_checkpoints", refuse)
+    run = tiny.new_run(tmp_path)
+    tiny.train_quietly(run)
+    assert final_bytes(run) == undisturbed
+    assert capsys.readouterr().out.count("warning: cannot remove old checkpoints") == 2
+
+
 def test_what_killed_writers_left_in_a_run_is_removed(tmp_path):
     run = tiny.new_run(tmp_path, max_iters=1)
     (run.path / ".metrics.jsonl.7.partial").touch()
