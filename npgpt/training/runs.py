@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from npgpt.data.examples import open_examples
 from npgpt.data.shards import open_shard
 from npgpt.errors import DataError, TrainingError
-from npgpt.files import PARTIAL, atomic_write, sweep
+from npgpt.files import PARTIAL, atomic_write, make_folder, sweep
 from npgpt.models import GPT
 from npgpt.tokenizers import load_tokenizer
 from npgpt.tokenizers.files import Tokenizer
@@ -41,16 +41,13 @@ class Run(NamedTuple):
 
 
 def new_run_path(config: Config, name: str) -> Path:
-    """Where a new run goes: out_dir, or the first free one of runs/NAME, runs/NAME-2, …
+    """Where a new run goes: out_dir, or the first free one of runs/NAME, runs/NAME-2, …, which is then made,
+    for another process that begins a run might take it too.
 
     Raises TrainingError if out_dir holds a run already, or anything else.
     """
     if config.out_dir is None:
-        number, path = 1, Path("runs") / name
-        while path.exists():
-            number += 1
-            path = Path("runs") / f"{name}-{number}"
-        return path
+        return _take(Path("runs") / name)
     path = Path(config.out_dir)
     if (path / "config.toml").exists():
         raise TrainingError(f"{path} already holds a run: go on with it by --resume {path}, "
@@ -130,6 +127,22 @@ def _open_tokens(path: Path, name: str, tokenizer: Tokenizer) -> Tokens:
         raise DataError(f"{path / 'data' / name}.bin was made with a vocabulary of {shard.vocab_size}, "
                         f"but the tokenizer beside it has {tokenizer.vocab_size}")
     return shard.tokens
+
+
+def _take(path: Path) -> Path:
+    """Makes the folder, or the first free one with -2, -3, … at its end."""
+    name, number = path.name, 1
+    try:
+        make_folder(path.parent)
+        while True:
+            try:
+                path.mkdir()
+                return path
+            except FileExistsError:
+                number += 1
+                path = path.with_name(f"{name}-{number}")
+    except OSError as error:
+        raise TrainingError(f"cannot use the run folder {path}: {error.strerror}") from error
 
 
 def _is_free(path: Path) -> bool:

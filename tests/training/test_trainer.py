@@ -375,9 +375,14 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path):
 
 def test_a_new_run_takes_a_free_name_and_never_an_occupied_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(new_run_path(TrainConfig(), "quick")) == "runs/quick"
-    (tmp_path / "runs/quick").mkdir(parents=True)
+    assert str(new_run_path(TrainConfig(), "quick")) == "runs/quick"          # and takes it, so that the next
     assert str(new_run_path(TrainConfig(), "quick")) == "runs/quick-2"
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/runs").touch()
+    monkeypatch.chdir(tmp_path / "sub")
+    with pytest.raises(TrainingError, match="cannot use the run folder runs/quick: File exists"):
+        new_run_path(TrainConfig(), "quick")
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     assert str(new_run_path(TrainConfig(out_dir="mine"), "quick")) == "mine"
     for unfinished in ("tokenizer", "data", ".base.7.partial"):   # left by a run killed while it was made
