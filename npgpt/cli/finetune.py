@@ -18,6 +18,7 @@ from npgpt.training.config import read_config_file
 from npgpt.training.finetuning import FinetuneConfig
 from npgpt.training.loading import load_any
 from npgpt.training.runs import create_run, new_run_path, read_config
+from npgpt.training.trainer import check_ranks
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
     config  = FinetuneConfig(**{f.name: getattr(given, f.name) for f in fields(FinetuneConfig)})
     console = steady_console()
     check_device(config.device)
+    check_ranks(config, ranks)
     if resume:
         if not config.max_iters:
             raise ConfigError("epochs are counted when a fine-tuning begins: give max_iters to go on")

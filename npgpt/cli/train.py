@@ -12,6 +12,7 @@ from npgpt.tensor.device import check_device
 from npgpt.training.communication import Ranks, processes
 from npgpt.training.config import TrainConfig, read_settings
 from npgpt.training.runs import create_run, new_run_path, read_config
+from npgpt.training.trainer import check_ranks
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
     config  = parse(Options, "train", arguments, Options(settings=base)).settings
     console = steady_console()
     check_device(config.device)
+    check_ranks(config, ranks)
     path = Path(resume) if resume else None
     if ranks.rank == 0 and path:
         reopen(path, base, config)

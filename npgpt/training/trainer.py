@@ -96,9 +96,7 @@ def train(run: Run, monitor: Monitor, resume: bool = False, stop: Callable[[], b
 
         if processes is None or processes.size == 1:
             return run_on_processes(workers, work)
-        if processes.size > sequences_per_update(config) or config.workers not in (None, 1):
-            raise ConfigError("mpiexec's processes are the ranks: leave workers out, and start at most "
-                              f"{sequences_per_update(config)}, a sequence of the step for each")
+        check_ranks(config, processes)
         return work(processes)
 
 
@@ -206,6 +204,14 @@ def overfits(state: dict[str, Any], train_loss: float | None) -> bool:
 
 def sequences_per_update(config: Config) -> int:
     return config.batch_size * config.gradient_accumulation_steps
+
+
+def check_ranks(config: Config, processes: Ranks) -> None:
+    """Raises ConfigError where mpiexec started more ranks than a step has sequences, or there are workers."""
+    most = sequences_per_update(config)
+    if processes.size > 1 and (processes.size > most or config.workers not in (None, 1)):
+        raise ConfigError("mpiexec's processes are the ranks: leave workers out, and start at most "
+                          f"{most}, a sequence of the step for each")
 
 
 def number_of_workers(config: Config) -> int:

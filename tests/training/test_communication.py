@@ -1,5 +1,6 @@
 """Ranks: what they give each other, that any number of them computes the same, and how they end."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import strict_cupy
 import tiny
 
+from npgpt.cli.main import main
 from npgpt.errors import ConfigError, DeviceError, TrainingError
 from npgpt.models import GPT
 from npgpt.tensor import to_device, to_numpy
@@ -460,3 +462,19 @@ def test_what_every_process_finds_wrong_is_told_once(tmp_path, mpiexec, argument
     done = mpiexec(2, WORKER, "npgpt", "train", "--data", tiny.write_text(tmp_path), *tiny.FLAGS, *arguments,
                    "--out-dir", tmp_path / "run")
     assert done.returncode != 0 and done.stderr.count(sentence) == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("flags", [["--batch-size", "1", "--gradient-accumulation-steps", "1"],
+                                   ["--workers", "2"]])
+@pytest.mark.parametrize("command", ["train", "finetune"])
+def test_ranks_that_do_not_fit_are_refused_before_a_run(tmp_path, monkeypatch, capsys, command, flags):
+    ranks = Ranks()
+    ranks.size = 2
+    monkeypatch.setattr(f"npgpt.cli.{command}.processes", lambda: contextlib.nullcontext(ranks))
+    monkeypatch.chdir(tmp_path)
+    text  = str(tiny.write_text(tmp_path))
+    model = [str(tiny.new_run(tmp_path, "base").path)] if command == "finetune" else []
+    before = sorted(tmp_path.rglob("*"))
+    assert main([command, *model, "--data", text, "--max-iters", "1", *flags]) == 1
+    assert "mpiexec's processes are the ranks: leave workers out" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
