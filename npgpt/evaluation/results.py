@@ -1,15 +1,17 @@
 """A result as a file: the numbers, how they were got, and hashes that say of which model on which data."""
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 import npgpt
+from npgpt.errors import ConfigError
 from npgpt.files import atomic_write
 from npgpt.tensor import to_numpy
 
@@ -32,17 +34,26 @@ def file_sha256(path: Path) -> str:
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
     """Writes it as JSON with npgpt's version, whole or not at all. A number that is not finite becomes null.
-    Raises OSError."""
-    with atomic_write(path, "w") as file:
+    Raises ConfigError where the file cannot be written."""
+    with _whole(path) as file:
         json.dump(_finite({"npgpt": npgpt.__version__, **result}), file, indent=1, ensure_ascii=False,
                   allow_nan=False)
         file.write("\n")
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes JSONL, whole or not at all. Raises OSError."""
-    with atomic_write(path, "w") as file:
+    """Writes JSONL, whole or not at all. Raises ConfigError where the file cannot be written."""
+    with _whole(path) as file:
         file.writelines(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in rows)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[IO[str]]:
+    try:
+        with atomic_write(path, "w") as file:
+            yield file
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _finite(value: Any) -> Any:

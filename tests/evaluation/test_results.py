@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import npgpt
+from npgpt.errors import ConfigError
 from npgpt.evaluation.results import model_sha256, write_lines, write_result
 
 
@@ -47,3 +48,14 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_lines(path, rows())
     assert path.read_text().startswith('{"bits": 1.5}') and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for write, content in ((write_result, {}), (write_lines, [{"bits": 1}])):
+        with pytest.raises(ConfigError, match=f"cannot write {tmp_path / 'x'}: No space left on device"):
+            write(tmp_path / "x", content)
+    assert not [*tmp_path.iterdir()]
