@@ -65,7 +65,7 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
         config = config.resolved(rows=0)                   # of which only max_iters would depend on them
     path = Path(resume) if resume else None
     if ranks.rank == 0 and path:
-        reopen(path, base, config)
+        reopen(path, base, config, console)
     elif ranks.rank == 0:
         path = _create(config, console)
     path = ranks.broadcast(path)                           # from here on the folder is there for every rank

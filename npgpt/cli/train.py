@@ -50,7 +50,7 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
     check_ranks(config, ranks)
     path = Path(resume) if resume else None
     if ranks.rank == 0 and path:
-        reopen(path, base, config)
+        reopen(path, base, config, console)
     elif ranks.rank == 0:
         path = new_run_path(config, Path(file).stem if file and not preset else preset or "quick")
         create_run(path, config, lambda text: console.print(text, markup=False))

@@ -109,6 +109,8 @@ def find_reference(folder: Path) -> Comparable:
         nearest = f"nearest to preset {preset} ({'; '.join(differ)})" if differ else f"of preset {preset}"
         raise CurveError(f"no verdict: the run is {nearest}, of which no curve is stored, since it takes too "
                          f"long to train on a CPU; there are {', '.join(stored)}")
+    if found.config.lr_decay_iters is None:                 # then max_iters says how long the rate falls
+        differ = [text.replace("lr_decay_iters", "max_iters") for text in differ]
     if differ:
         raise CurveError(f"no verdict: the run is not comparable with preset {preset} because "
                          f"{'; '.join(differ)}")

@@ -80,7 +80,7 @@ class GenerationSettings:
                 raise ConfigError(f"{name} must be a number, not {value!r}")
         if self.temperature < 1e-30:                        # what float32 can divide logits by
             raise ConfigError(f"temperature must be above 0, at least 1e-30, not {self.temperature}; for the "
-                              "most likely token turn sampling off (do_sample=False)")
+                              "most likely token turn sampling off: do_sample=False, or --no-do-sample")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:

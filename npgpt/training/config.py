@@ -15,6 +15,7 @@ from npgpt.errors import ConfigError
 from npgpt.models import GPTConfig
 from npgpt.tensor.precision import NARROW
 from npgpt.tokenizers.checks import has_surrogates
+from npgpt.training.schedule import learning_rate
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,14 @@ class StepSettings(Settings):
     tf32: bool = False
     """On a GPU, multiply matrices of float32 several times faster, their numbers rounded to TF32, 10 bits."""
     out_dir: str | None = None
-    """The run's folder, new or empty; by default runs/ and the preset's name, with a number if that is
-    taken."""
+    """The run's folder, new or empty; by default runs/ and the name of the preset, or of the model that is
+    fine-tuned, with a number if that is taken."""
+
+    def rate(self, step: int) -> float:
+        """The learning rate of update number `step`, from 0."""
+        least = self.learning_rate / 10 if self.min_lr is None else self.min_lr
+        return learning_rate(step, self.learning_rate, self.warmup_iters,
+                             self.lr_decay_iters or self.max_iters, least)
 
     def __post_init__(self):
         """Raises ConfigError for a value that cannot be."""

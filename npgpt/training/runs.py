@@ -97,7 +97,9 @@ def read_config(path: Path) -> Config:
     """Of a run's folder. Raises TrainingError if it is none, ConfigError if config.toml is damaged."""
     file = path / "config.toml"
     if not file.is_file():
-        raise TrainingError(f"{path} is not a run's folder: it has no config.toml")
+        what = "is a LoRA adapter alone, and the model that it is for is elsewhere" \
+            if (path / "adapter_config.json").exists() else "is not a run's folder: it has no config.toml"
+        raise TrainingError(f"{path} {what}")
     kind = FinetuneConfig if (path / BASE).is_dir() else TrainConfig
     return kind.parse(read_config_file(file), str(file))
 

@@ -42,7 +42,6 @@ from npgpt.training.nccl import gpu_ranks
 from npgpt.training.optimizer import AdamW, clip_scale
 from npgpt.training.run_data import Config, Tokens
 from npgpt.training.runs import Run, new_model
-from npgpt.training.schedule import learning_rate
 from npgpt.workers import physical_cores
 
 NON_FINITE_IN_A_ROW = 3         # updates skipped for NaN or Inf before the run gives up
@@ -239,8 +238,7 @@ class Trainer:
         """Step number `step`, from 0. Where loss or gradients are not finite, nothing is updated."""
         scale = self.scale.value
         c, flat = self.config, self.model.flat
-        lr = learning_rate(step, c.learning_rate, c.warmup_iters, c.lr_decay_iters or c.max_iters,
-                           c.learning_rate / 10 if c.min_lr is None else c.min_lr)
+        lr = c.rate(step)
         batch = self.batches.at(step)
         loss  = self.loss_and_gradients(step, batch)
         self.ranks.in_turn(flat.settle)

@@ -13,6 +13,7 @@ from npgpt.data import batches
 from npgpt.inspection.reference import read_reference, write_reference
 from npgpt.layers import norm
 from npgpt.training import trainer
+from npgpt.training.config import TrainConfig
 
 SETTINGS = {"max_iters": 100, "eval_interval": 50, "log_interval": 10, "sample_tokens": 0, "dropout": 0.1,
             "workers": 1}
@@ -104,8 +105,8 @@ def bend(monkeypatch, bug):
             return loss
         monkeypatch.setattr(trainer.Trainer, "loss_and_gradients", wrong)
     if bug == "a tenth of the learning rate":
-        rate = trainer.learning_rate
-        monkeypatch.setattr(trainer, "learning_rate", lambda *schedule: rate(*schedule) / 10)
+        rate = TrainConfig.rate
+        monkeypatch.setattr(TrainConfig, "rate", lambda config, step: rate(config, step) / 10)
     if bug == "the answer is shown":
         windows = batches._windows
         monkeypatch.setattr(batches, "_windows",
@@ -129,6 +130,7 @@ def test_what_differs_is_named_and_there_is_no_verdict(folder, capsys):
             "verify", trained(folder, "a", n_embd=4, max_iters=10, lr_decay_iters=100))
     refused(capsys, "because learning_rate is 0.001, not 0.01; min_lr is 0.0001, not 0.001$",
             "verify", trained(folder, "b", learning_rate=1e-3, max_iters=10, lr_decay_iters=100))
+    refused(capsys, "because max_iters is 10, not 100$", "verify", trained(folder, "c", max_iters=10))
     assert main(["verify", trained(folder, "on", max_iters=150, lr_decay_iters=100)]) == 0
     assert "the reference ends at step 100; what comes after it is not judged" in capsys.readouterr().out
     run = tiny.new_run(folder, "unlogged", **SETTINGS | {"max_iters": 30, "lr_decay_iters": 100})
