@@ -4,7 +4,11 @@ launches move: a GPU of 1 GB/s, whose every number can be told beforehand.
 
 import importlib
 import io
+import os
 import re
+import select
+import signal
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -221,3 +225,35 @@ def test_all_goes_on_after_what_fails_and_what_takes_too_long(tool, monkeypatch,
     assert (out / "shakespeare.txt").read_text() \
         == "['shakespeare', '--data', 't.txt', '--dtype', 'float16']\n"
     assert (out / "tests.txt").read_text() == "['tests']\n"
+
+
+@pytest.mark.parametrize("ends", ["with `all`", "by itself", "when it takes too long"])
+def test_nothing_that_a_part_has_started_outlives_it(tmp_path, ends):
+    """A part's child, deaf to SIGTERM, has a pipe open, whose end the test sees when nobody has any more."""
+    pipe, may_end, script = tmp_path / "pipe", tmp_path / "may end", tmp_path / "parts.py"
+    os.mkfifo(pipe)
+    child = f"""if True:
+        import os, signal, time
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.write(os.open({str(pipe)!r}, os.O_WRONLY), b"here")
+        time.sleep(60)"""
+    script.write_text(f"""if True:
+        import os, subprocess, sys, time
+        subprocess.Popen([sys.executable, "-c", {child!r}])
+        while not os.path.exists({str(may_end)!r}): time.sleep(0.01)
+        time.sleep({0 if ends == "by itself" else 60})""")
+    bench = f"""if True:
+        import pathlib, sys
+        sys.path.insert(0, {str(TOOLS)!r})
+        import bench_gpu
+        bench_gpu.HERE, bench_gpu.GRACE = pathlib.Path({str(script)!r}), 0.5
+        bench_gpu.PARTS["tests"] = {1 if ends == "when it takes too long" else 50}
+        sys.argv = ["bench_gpu", "all", "--out", {str(tmp_path / "out")!r}, "--parts", "tests"]
+        sys.exit(bench_gpu.main())"""
+    with subprocess.Popen([sys.executable, "-c", bench]) as process, pipe.open("rb", buffering=0) as read:
+        assert read.read(4) == b"here"
+        may_end.touch()
+        if ends == "with `all`":
+            process.send_signal(signal.SIGTERM)
+        assert select.select([read], [], [], 20)[0] and read.read() == b"", "the child goes on"
+        assert process.wait(20) == {"with `all`": 130, "by itself": 0, "when it takes too long": 1}[ends]

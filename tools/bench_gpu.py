@@ -114,22 +114,33 @@ def run_all(options: argparse.Namespace) -> int:
         command = [sys.executable, str(HERE), name]
         command += ["--data", options.data] if name == "shakespeare" else []
         command += ["--dtype", options.dtype] if name in OF_A_TYPE else []
-        begun   = time.perf_counter()
-        with (options.out / f"{name}.txt").open("w", encoding="utf-8") as file, \
-                subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-                                 env=os.environ | {"PYTHONUNBUFFERED": "1"}) as process:
+        begun, file = time.perf_counter(), options.out / f"{name}.txt"
+        ended   = ending_of(command, file, PARTS[name])
+        failed |= ended != "fine"
+        print(f"{name}: {ended}, {time.perf_counter() - begun:.0f} s, {file}", flush=True)
+    return int(failed)
+
+
+def ending_of(command: list[str], output: Path, limit: float) -> str:
+    """Runs it, for so many seconds at most, and says how it ended. What it has started ends with it: that is
+    one group of processes, and of this one's session, so that who ends the session ends them, too.
+    """
+    with output.open("w", encoding="utf-8") as file, \
+            subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, process_group=0,
+                             env=os.environ | {"PYTHONUNBUFFERED": "1"}) as process:
+        try:
+            return "fine" if process.wait(limit) == 0 else f"failed ({process.returncode})"
+        except subprocess.TimeoutExpired:
+            return "took too long"
+        finally:                                            # also where this process is told to end
             try:
-                ended = "fine" if process.wait(PARTS[name]) == 0 else f"failed ({process.returncode})"
-            except subprocess.TimeoutExpired:
-                ended = "took too long"
-                os.killpg(process.pid, signal.SIGTERM)                        # and all that it started
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(GRACE)
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(GRACE)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                pass
+            finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-        failed |= ended != "fine"
-        print(f"{name}: {ended}, {time.perf_counter() - begun:.0f} s, {options.out / name}.txt", flush=True)
-    return int(failed)
 
 
 def run_tests(options: argparse.Namespace) -> int:
