@@ -17,10 +17,12 @@ import cuda_on_cpu
 import numpy as np
 import pytest
 import strict_cupy
-from kernels.test_cuda_twins import TWINS
+from kernels.test_cuda_twins import TWINS, WITH_TWIN, placed
+from kernels.test_twins import case_in
 
+from npgpt.inspection.examples import Sizes
 from npgpt.inspection.metrics import Curve
-from npgpt.kernels.cuda import rotary
+from npgpt.kernels.cuda import launch, rotary
 from npgpt.models import GPTConfig
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -225,6 +227,44 @@ def test_all_goes_on_after_what_fails_and_what_takes_too_long(tool, monkeypatch,
     assert (out / "shakespeare.txt").read_text() \
         == "['shakespeare', '--data', 't.txt', '--dtype', 'float16']\n"
     assert (out / "tests.txt").read_text() == "['tests']\n"
+
+
+def test_all_leaves_out_what_might_not_end_within_its_limit_and_names_it(tool, monkeypatch, tmp_path, capsys):
+    """Of 100 seconds: 60 are left, and 40 after a part that took less than it might have."""
+    bench, ran = tool("bench_gpu"), []
+    clock = iter([0, 0, 0, 40, 40, 60])                    # when it begins; before each part
+    monkeypatch.setattr(bench.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(bench, "ending_of", lambda command, output, limit: ran.append(command[2]) or "fine")
+    monkeypatch.setattr(bench, "PARTS", {"tests": 120, "step": 90, "twins": 51, "profile": 50, "losses": 30})
+    monkeypatch.setattr(sys, "argv", ["bench_gpu", "all", "--out", str(tmp_path), "--limit", "100"])
+    assert bench.main() == 0
+    assert ran == ["step", "profile", "losses"]
+    assert capsys.readouterr().out.splitlines()[-1] \
+        == "not run, for they might not end within 100 s: --parts tests twins"
+
+
+def test_a_command_of_ten_minutes_holds_the_first_parts_of_all(tool):
+    bench = tool("bench_gpu")
+    parts = list(bench.PARTS)
+    assert bench.LIMIT <= 600 - 4 * bench.GRACE and parts.index("memcheck") < parts.index("racecheck")
+    assert sum(bench.PARTS[name] + bench.GRACE for name in parts[:2]) <= bench.LIMIT
+    assert all(limit + bench.GRACE <= bench.LIMIT for limit in bench.PARTS.values())
+
+
+def test_races_are_looked_for_in_every_twin_that_has_shared_memory(cupy, tool, monkeypatch):
+    """And not in all, for under compute-sanitizer tests take many times as long."""
+    words, without, original = tool("bench_gpu").OF_SHARED, [], launch.launch
+    for label in WITH_TWIN:
+        shared: list[int] = []
+        monkeypatch.setattr(launch, "launch", lambda *arguments, shared_=shared, **options: (
+            shared_.append(options.get("shared", 0)), original(*arguments, **options)))
+        case     = case_in(label, "float32", Sizes(), 0)
+        y, saved = case.forward(*placed(case.inputs))
+        case.backward(y, saved)
+        chosen = any(word in label for word in words)
+        assert chosen or not any(shared), label
+        without += [] if chosen else [label]
+    assert {"swiglu", "rotary", "residual"} < set(without)
 
 
 @pytest.mark.parametrize("ends", ["with `all`", "by itself", "when it takes too long"])

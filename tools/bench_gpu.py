@@ -6,8 +6,8 @@
     python tools/bench_gpu.py count step
 
 Formula and twin, npgpt and PyTorch take turns; numbers are medians. `PART --help` tells of a part's options.
-Needs CuPy; step needs PyTorch too, tests and sanitize pytest and hypothesis, count nothing but npgpt, and
-host CuPy over a pretended GPU.
+Needs CuPy; step needs PyTorch too, tests pytest and hypothesis, memcheck, racecheck and synccheck these and
+compute-sanitizer, count nothing but npgpt, and host CuPy over a pretended GPU.
 """
 
 import argparse
@@ -25,11 +25,14 @@ from npgpt.errors import NpgptError
 
 HERE  = Path(__file__).resolve()
 DTYPE = "bfloat16"
-PARTS = {                                   # of `all`, in its order: seconds at most
-    "tests": 240, "step": 240, "profile": 60, "twins": 120, "losses": 180, "shakespeare": 300,
-    "sanitize": 300}
+PARTS = {                                   # of `all`, those first that tell most: seconds at most
+    "tests": 240, "step": 240, "twins": 120, "profile": 60, "memcheck": 180, "losses": 180, "racecheck": 180,
+    "shakespeare": 300, "synccheck": 120}
 OF_A_TYPE = ("step", "profile", "twins", "shakespeare")
+LIMIT     = 560                             # seconds for all: a GPU is often lent for ten minutes
 GRACE     = 10                              # seconds to say what one that takes too long has found until then
+TWINS     = "gives_what_its_formula_gives"  # tests of every twin; and which are of shared memory
+OF_SHARED = ("attention", "norm", "cross_entropy", "embedding", "linear")
 
 
 def main() -> int:
@@ -73,7 +76,9 @@ def parse() -> argparse.Namespace:
     everything.add_argument("--data", help="the text for shakespeare, which is left out without")
     dtype(everything)
     everything.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS),
-                            help="only these")
+                            help="only these, in this order")
+    everything.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS",
+                            help=f"for all of them ({LIMIT})")
     part(run_tests)
     step = part(run_step)
     model(step)
@@ -90,7 +95,9 @@ def parse() -> argparse.Namespace:
     shakespeare = part(run_shakespeare)
     shakespeare.add_argument("--data", required=True, help="tinyshakespeare, a text file")
     dtype(shakespeare)
-    part(run_sanitize)
+    part(run_memcheck)
+    part(run_racecheck)
+    part(run_synccheck)
     count = part(run_count)
     names(count, ", or step, a whole one")
     dtype(count, default="float32")
@@ -104,12 +111,16 @@ def parse() -> argparse.Namespace:
 def run_all(options: argparse.Namespace) -> int:
     """Every part below but count, one after another: the output of each goes to FOLDER/<part>.txt as it
     comes; one that fails or takes too long does not keep the next from running, and the status is 1 then.
+    A part begins only if all the time that it may take is left of --limit; the others are named in the end.
     """
     options.out.mkdir(parents=True, exist_ok=True)
-    failed = False
+    until, failed, left_out = time.monotonic() + options.limit, False, []
     for name in options.parts:
         if name == "shakespeare" and not options.data:
             print("shakespeare: left out, for there is no --data", flush=True)
+            continue
+        if time.monotonic() + PARTS[name] + GRACE > until:
+            left_out.append(name)
             continue
         command = [sys.executable, str(HERE), name]
         command += ["--data", options.data] if name == "shakespeare" else []
@@ -118,6 +129,8 @@ def run_all(options: argparse.Namespace) -> int:
         ended   = ending_of(command, file, PARTS[name])
         failed |= ended != "fine"
         print(f"{name}: {ended}, {time.perf_counter() - begun:.0f} s, {file}", flush=True)
+    if left_out:
+        print(f"not run, for they might not end within {options.limit:g} s: --parts {' '.join(left_out)}")
     return int(failed)
 
 
@@ -202,16 +215,19 @@ def run_shakespeare(options: argparse.Namespace) -> int:
     return 0 if shakespeare(options.data, options.dtype) else 1
 
 
-def run_sanitize(options: argparse.Namespace) -> int:
-    """compute-sanitizer over the tests of the twins: reads and writes beyond arrays, races in shared memory,
-    barriers that not all threads reach.
-    """
-    if not shutil.which("compute-sanitizer"):
-        print("compute-sanitizer is not on the PATH: it comes with the CUDA toolkit")
-        return 1
-    found = [pytest(["-k", "gives_what_its_formula_gives"], "compute-sanitizer", "--tool", tool,
-                    "--error-exitcode", "9") for tool in ("racecheck", "memcheck", "synccheck")]
-    return int(any(found))
+def run_memcheck(options: argparse.Namespace) -> int:
+    """compute-sanitizer over the tests of the twins: reads and writes beyond arrays"""
+    return sanitize("memcheck", TWINS)
+
+
+def run_racecheck(options: argparse.Namespace) -> int:
+    """compute-sanitizer over the tests of the twins that have shared memory: races there"""
+    return sanitize("racecheck", f"{TWINS} and ({' or '.join(OF_SHARED)}) or several_tiles")
+
+
+def run_synccheck(options: argparse.Namespace) -> int:
+    """compute-sanitizer over the same tests: barriers that not all threads reach"""
+    return sanitize("synccheck", f"{TWINS} and ({' or '.join(OF_SHARED)}) or several_tiles")
 
 
 def run_count(options: argparse.Namespace) -> int:
@@ -231,6 +247,14 @@ def run_compete(options: argparse.Namespace) -> int:
     from gpu_step import compete
     compete(options.competitor, options.shape, options.dtype, options.dropout, options.device)
     return 0
+
+
+def sanitize(tool: str, tests: str) -> int:
+    if not shutil.which("compute-sanitizer"):
+        print("compute-sanitizer is not on the PATH: it comes with the CUDA toolkit")
+        return 1
+    return pytest(["tests/kernels", "-k", tests],
+                  "compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
 
 
 def pytest(more: list[str], *under: str) -> int:
