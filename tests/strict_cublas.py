@@ -42,13 +42,14 @@ def module(machine) -> types.SimpleNamespace:
 
 REFUSED     = 7                                                               # CUBLAS_STATUS_INVALID_VALUE
 ATTRIBUTES  = {7: 4, 8: 8}                                                    # of an operation: their sizes
-PREFERENCES = {1: 8, 5: 4, 6: 4, 7: 4, 8: 4}
+PREFERENCES = {1: 8, 3: 4, 5: 4, 6: 4, 7: 4, 8: 4}
 
 
 class CublasLt:
     """The library as ctypes shows it. As the real one does, even without a GPU, it refuses an attribute that
-    it does not know or that is of another size. It also refuses an address that is less aligned than it was
-    told when the algorithm was chosen: that may end a GPU's kernel.
+    it does not know or that is of another size. An address that is less aligned than it was told when the
+    algorithm was chosen, and a bias that is less so than D or a pack, is an error: that may end a GPU's
+    kernel. Where it may round parts of sums to the type of D, it does.
     """
 
     def __init__(self, machine):
@@ -88,8 +89,8 @@ class CublasLt:
         if handle.value != HANDLE or count != 1 or len(kinds) != 1 or ctypes.sizeof(choice._obj) != 96:
             return REFUSED
         preferred = self.made[preference.value]
-        aligned   = [preferred.get(name, 256) for name in (5, 6, 7, 8)] + [self.made[operation.value][8]]
-        choice._obj.algorithm[:5] = aligned
+        aligned   = [preferred.get(name, 256) for name in (5, 6, 7, 8)]
+        choice._obj.algorithm[:6] = *aligned, max(aligned[3], 16), preferred.get(3, 7)
         choice._obj.workspace     = min(preferred.get(1, 0), 512)
         found._obj.value          = 1
         return 0
@@ -100,7 +101,7 @@ class CublasLt:
         asked  = self.made[operation.value]
         places = a, b, c, d, asked[8]
         if any(place % aligned for place, aligned in zip(places, choice._obj.algorithm[:5], strict=True)):
-            return REFUSED
+            raise ValueError("an address that is less aligned than the algorithm takes it to be")
         if workspace_size < choice._obj.workspace or not workspace or asked.get(7) != 4:
             return REFUSED
         if (handle, c, of_c.value, stream) != (HANDLE, d, of_d.value, 0):
@@ -111,7 +112,11 @@ class CublasLt:
         bias = _matrix(asked[8], kind, rows, 1, rows)
         alpha, beta = (ctypes.c_float.from_address(address).value for address in (alpha, beta))
         with np.errstate(all="ignore"):
-            product     = alpha * (left.astype("f4") @ right.astype("f4")) + bias.astype("f4")
+            parts       = [left[:, part].astype("f4") @ right[part].astype("f4")
+                           for part in (slice(0, left.shape[1] // 2), slice(left.shape[1] // 2, None))]
+            if choice._obj.algorithm[5] != 2:                                 # …REDUCTION_SCHEME_COMPUTE_TYPE
+                parts = [part.astype(result.dtype).astype("f4") for part in parts]
+            product     = alpha * sum(parts) + bias.astype("f4")
             result[...] = product + beta * result if beta else product
         self.machine.count("matmul", left, right, bias, result)
         return 0

@@ -32,16 +32,32 @@ def test_it_is_added_to_the_sums_and_they_are_rounded_once(cupy, launches, dtype
 
 @of_16_bits
 def test_arrays_of_one_shape_may_lie_anywhere_and_each_call_has_its_bias(cupy, launches, dtype):
-    """At addresses that are multiples of 256, of 16 and of 2 bytes."""
+    """At addresses that are multiples of 64 and of 16 bytes; x and weight at those of 2 bytes, too."""
     for seed, before in enumerate((0, 8, 1, 0)):
         values = arrays(dtype, seed=seed)
-        flat,  = placed((np.concatenate([np.zeros(before, dtype), *(array.ravel() for array in values)]),))
-        ends   = before + np.cumsum([array.size for array in values])
-        here   = [flat[int(end) - array.size:int(end)].reshape(array.shape)
-                  for array, end in zip(values, ends, strict=True)]
-        y, _   = TWINS["linear_forward"](*here)
+        *here, bias = side_by_side(*values, before=before)
+        if before == 1:
+            bias = placed(values[2])
+        y, _ = TWINS["linear_forward"](*here, bias)
         assert np.array_equal(fetched(y), expected(*values))
     assert launches == []
+
+
+@of_16_bits
+def test_a_bias_that_does_not_begin_with_a_pack_is_added_after_the_product(cupy, launches, dtype):
+    """At a multiple of 2, 4 and 8 bytes: the library has algorithms that end at such, and chooses them."""
+    for before in (1, 2, 4):
+        values = arrays(dtype, seed=before)
+        check_that_it_is_added_after(launches, *values, here=side_by_side(*values, before=before))
+
+
+def side_by_side(*values, before):
+    """On the device, in one array, so many numbers from its beginning on."""
+    parts = [np.zeros(before, values[0].dtype), *(array.ravel() for array in values)]
+    flat  = placed(np.concatenate(parts))
+    ends  = before + np.cumsum([array.size for array in values])
+    return [flat[int(end) - array.size:int(end)].reshape(array.shape)
+            for array, end in zip(values, ends, strict=True)]
 
 
 REFUSALS = {"no such product": ("cublasLtMatmulAlgoGetHeuristic", 15),
@@ -64,9 +80,9 @@ def test_arrays_with_gaps_have_it_added_after_the_product(cupy, launches, dtype)
     check_that_it_is_added_after(launches, x, weight.T.copy().T, bias)
 
 
-def check_that_it_is_added_after(launches, x, weight, bias):
+def check_that_it_is_added_after(launches, x, weight, bias, here=None):
     launches.clear()
-    y, _  = TWINS["linear_forward"](*placed((x, weight, bias)))
+    y, _  = TWINS["linear_forward"](*(here or placed((x, weight, bias))))
     sums  = (x.astype("f4") @ weight.astype("f4")).astype(x.dtype)
     assert np.array_equal(fetched(y), (sums.astype("f4") + bias.astype("f4")).astype(x.dtype))
     assert [kernel for kernel, _ in launches] == ["add_bias"]

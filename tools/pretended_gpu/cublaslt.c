@@ -5,9 +5,10 @@
 #include <string.h>
 
 enum { SUCCESS = 0, INVALID_VALUE = 7, COMPUTE_32F = 68, R_32F = 0, EPILOGUE = 7, BIAS_POINTER = 8, EPILOGUE_BIAS = 4 };
+enum { MAX_WORKSPACE = 1, REDUCTIONS = 3, ALIGNMENT_OF_A = 5, ALIGNMENT_OF_D = 8, PACK = 16 };
 typedef struct { int epilogue; const void *bias; } Operation;
 typedef struct { int type; uint64_t rows, columns; int64_t apart; } Layout;
-typedef struct { uint64_t workspace; uint32_t aligned[4]; } Preference;
+typedef struct { uint64_t workspace; uint32_t reductions, aligned[4]; } Preference;
 typedef struct { uint64_t algorithm[8]; size_t workspace; int status; float waves; int reserved[4]; } Choice;
 
 int cublasLtCreate(void **handle) { *handle = malloc(1); return SUCCESS; }
@@ -30,8 +31,10 @@ int cublasLtMatrixLayoutCreate(Layout **made, int type, uint64_t rows, uint64_t 
 int cublasLtMatmulPreferenceCreate(Preference **made) { *made = calloc(1, sizeof **made); return SUCCESS; }
 int cublasLtMatmulPreferenceDestroy(Preference *made) { free(made); return SUCCESS; }
 int cublasLtMatmulPreferenceSetAttribute(Preference *of, int name, const void *value, size_t size) {
-    if (name == 1 && size == 8) memcpy(&of->workspace, value, size);
-    else if (name >= 5 && name <= 8 && size == 4) memcpy(&of->aligned[name - 5], value, size);
+    if (name == MAX_WORKSPACE && size == 8) memcpy(&of->workspace, value, size);
+    else if (name == REDUCTIONS && size == 4) memcpy(&of->reductions, value, size);
+    else if (name >= ALIGNMENT_OF_A && name <= ALIGNMENT_OF_D && size == 4)
+        memcpy(&of->aligned[name - ALIGNMENT_OF_A], value, size);
     else return INVALID_VALUE;
     return SUCCESS;
 }
@@ -45,7 +48,7 @@ int cublasLtMatmulAlgoGetHeuristic(void *handle, Operation *of, Layout *a, Layou
                                    Preference *preferred, int asked, Choice *choice, int *found) {
     if (of->epilogue != EPILOGUE_BIAS || asked != 1 || !fits(a, b, c, d)) return INVALID_VALUE;
     for (int n = 0; n < 4; n++) choice->algorithm[n] = preferred->aligned[n];
-    choice->algorithm[4] = (uint64_t)of->bias;
+    choice->algorithm[4] = preferred->aligned[3] > PACK ? preferred->aligned[3] : PACK;      /* of the bias */
     choice->workspace = preferred->workspace;
     choice->status = SUCCESS;
     *found = 1;

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from npgpt.kernels.cuda import launch as cuda
 from npgpt.kernels.cuda.products import ONE, ZERO, kind
 from npgpt.tensor.device import Array, array_module
 
 COMPUTE_32F, R_32F = 68, 0                                                    # of sums; of α and β
 EPILOGUE, BIAS_POINTER, EPILOGUE_BIAS = 7, 8, 4                               # of an operation
 MAX_WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)                                   # preferred; of A, B, C, D
+REDUCTIONS, IN_COMPUTE_TYPE = 3, 2                                            # of what parts of a sum are
 WORKSPACE = 32 << 20                                                          # bytes, as NVIDIA advises
 
 Pointer = ctypes.c_void_p
@@ -43,16 +45,18 @@ class Plan(NamedTuple):
 def multiply_and_shift(x: Array, weight: Array, bias: Array, y: Array) -> bool:
     """x: (M, K)  weight: (K, N)  bias: (N,)  y: (M, N) becomes x W + b; contiguous, of one type of 16 bits.
 
-    Whether it does: not where cuBLASLt is not found, or knows no algorithm for it.
+    Whether it does: not where cuBLASLt is not found, or knows no algorithm for it, or the bias lies at no
+    multiple of 16 bytes. That it is told, but chooses algorithms all the same that read packs of it.
     """
     xp = array_module(y)
+    w, x_, y_, b = (array.data.ptr for array in (weight, x, y, bias))
     handle, library = xp.cuda.get_cublas_handle(), _library(xp)
-    places = [array.data.ptr for array in (weight, x, y, bias)]
-    plan   = library and _plan(library, handle, kind(xp, y.dtype), *x.shape, bias.size,
-                               tuple(min(place & -place, 256) for place in places))
+    if b % cuda.PACK or not library:
+        return False
+    plan = _plan(library, handle, kind(xp, y.dtype), *x.shape, bias.size,
+                 tuple(min(place & -place, 256) for place in (w, x_, y_, y_ | b)))
     if not plan:
         return False
-    w, x_, y_, b = places
     _set(library.cublasLtMatmulDescSetAttribute, plan.operation, BIAS_POINTER, Pointer(b))
     workspace = xp.empty(plan.choice.workspace, np.uint8)
     return not library.cublasLtMatmul(
@@ -73,7 +77,8 @@ def _library(xp: Any) -> Any:
 
 @functools.cache
 def _plan(library: Any, handle: int, type_: int, M: int, K: int, N: int, aligned: tuple) -> Plan | None:
-    """aligned: what the places of weight, x, y and bias are multiples of, in bytes, at most 256.
+    """aligned: what the places of weight, x, y, and of y and bias both, are multiples of, in bytes, at most
+    256: the bias is read as y is written. A sum may be computed in parts, but these are added up in float32.
 
     cuBLAS counts along columns first: to it each array is its transpose, and yᵀ = Wᵀ xᵀ the product. A
     handle, and so a plan, is of one thread.
@@ -94,7 +99,8 @@ def _plan(library: Any, handle: int, type_: int, M: int, K: int, N: int, aligned
         lay_out(weight, N, K), lay_out(x, K, M), lay_out(y, N, M),
         library.cublasLtMatmulPreferenceCreate(ctypes.byref(preference)),
         prefer(MAX_WORKSPACE, ctypes.c_uint64(WORKSPACE)),
-        *(prefer(name, ctypes.c_uint32(aligned[min(n, 2)])) for n, name in enumerate(ALIGNMENTS)),
+        prefer(REDUCTIONS, ctypes.c_uint32(IN_COMPUTE_TYPE)),
+        *(prefer(name, ctypes.c_uint32(bytes_)) for name, bytes_ in zip(ALIGNMENTS, aligned, strict=True)),
         library.cublasLtMatmulAlgoGetHeuristic(Pointer(handle), operation, weight, x, y, y, preference, 1,
                                                ctypes.byref(choice), ctypes.byref(found)),
         library.cublasLtMatmulPreferenceDestroy(preference)]
