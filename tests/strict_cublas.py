@@ -36,8 +36,11 @@ def module(machine) -> types.SimpleNamespace:
             result[...] = product + beta * result if beta else product
         machine.count("matmul", left, right, result)
 
-    return types.SimpleNamespace(gemmEx=gemmEx, CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_COMPUTE_32F=COMPUTE_32F,
-                                 CUBLAS_GEMM_DEFAULT=GEMM_DEFAULT)
+    def setMathMode(handle, mode):
+        machine.math_modes[machine.current] = mode
+
+    return types.SimpleNamespace(gemmEx=gemmEx, setMathMode=setMathMode, CUBLAS_OP_N=0, CUBLAS_OP_T=1,
+                                 CUBLAS_COMPUTE_32F=COMPUTE_32F, CUBLAS_GEMM_DEFAULT=GEMM_DEFAULT)
 
 
 REFUSED     = 7                                                               # CUBLAS_STATUS_INVALID_VALUE

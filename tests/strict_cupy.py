@@ -42,6 +42,7 @@ class Machine:
         self.capability, self.allocated = "90", 0            # of each device; bytes, none of them ever freed
         self.in_step, self.order = False, "F"                # order: of what is computed
         self.uploads, self.downloads = [], 0                 # the shape and type of each; how many
+        self.math_modes = {}                                 # cuBLAS's, by device
 
     def synchronise(self, what: str) -> None:
         if self.in_step:

@@ -3,6 +3,10 @@
 A device is named as in PyTorch: "cpu", "cuda" or "cuda:1". This is the only file that imports CuPy. CuPy
 computes on the thread's current GPU, and reaches for arrays of another over the bus or refuses to. So to name
 a GPU here, as a model does with each batch of tokens, is to make it the current one.
+
+It is also to tell cuBLAS there to keep sums in float32: where it computes a product of 16 bits in parts, so
+that all of the GPU is busy, it would else round these before it adds them up. CuPy 14 leaves that alone: from
+compute capability 5.0 on it says with each product in what type to compute, TF32 too, and sets no mode.
 """
 
 import os
@@ -16,6 +20,7 @@ from npgpt.tensor.memory import shared
 
 Array = Any        # a numpy.ndarray or a cupy.ndarray; the formulas run on either
 TURING, AMPERE = 75, 80                # compute capabilities, those of T4 and A100
+WIDE_SUMS = 16                         # cublas_api.h: CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
 
 
 def array_module(*arrays: Array):
@@ -145,4 +150,5 @@ def _cuda(device: str) -> Any:
     if index >= count:
         raise DeviceError(f"no device {device}: this machine has {count} CUDA device{'s' * (count != 1)}")
     cupy.cuda.Device(index).use()
+    cupy.cuda.cublas.setMathMode(cupy.cuda.get_cublas_handle(), WIDE_SUMS)    # a thread has one for each GPU
     return cupy

@@ -64,6 +64,14 @@ def test_a_named_gpu_becomes_the_current_one_so_that_formulas_run_there(gpus):
     assert device_of(empty(2, "float32", "cuda")) == "cuda:0" and gpus.current == 0
 
 
+def test_on_a_named_gpu_products_of_16_bits_are_added_up_in_float32(gpus):
+    """Or cuBLAS might add up parts of a sum that it has rounded."""
+    GPT(TINY, device="cuda:1")
+    assert gpus.math_modes == {1: 16}                      # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
+    check_device("cuda")
+    assert gpus.math_modes == {0: 16, 1: 16}
+
+
 def test_two_models_on_two_gpus_take_turns(gpus):
     models = [GPT(TINY, device=device, dtype="float64") for device in ("cuda:0", "cuda:1", "cpu")]
     tokens = np.array([[1, 2, 4]])
