@@ -65,6 +65,11 @@ class NcclCommunicator:
     def __init__(self, ndev, commId, rank):
         assert isinstance(commId, tuple) and (ndev, rank) == (MPI.COMM_WORLD.size, MPI.COMM_WORLD.rank)
         assert set(MPI.COMM_WORLD.allgather(commId)) == {commId}
+        self._world = MPI.COMM_WORLD
+
+    def __del__(self):
+        """As ncclCommDestroy, which CuPy calls: who comes waits for all others."""
+        self._world.Barrier()
 
     def reduce(self, sendbuf, recvbuf, count, datatype, op, root, stream):
         assert op == nccl.NCCL_SUM

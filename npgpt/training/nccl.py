@@ -5,6 +5,7 @@ other processes (npgpt/training/communication.py). Sums need no mean after them:
 by the targets that all of them count together, so the sum of its parts is the mean.
 """
 
+import atexit
 import contextlib
 from collections.abc import Iterator
 from typing import Any
@@ -47,6 +48,9 @@ class NCCLRanks(MPIRanks):
         name        = communicator.bcast(self._nccl.get_unique_id() if self.rank == 0 else None)
         self._gpus  = self._nccl.NcclCommunicator(self.size, name, self.rank)
         self._aside = cupy.cuda.Stream(non_blocking=True)                     # where gradients are added up
+        # Kept until the process has ended: who gives it up waits for all others to, and a rank that has
+        # failed must not, but end them (which processes() registers later, so that it is done before).
+        atexit.register(lambda kept: None, self._gpus)
 
     def _start(self, flat, stretch: slice) -> list:
         current = self._cupy.cuda.get_current_stream()

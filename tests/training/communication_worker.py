@@ -15,6 +15,18 @@ from npgpt.tensor import to_numpy
 from npgpt.training.communication import processes
 from npgpt.training.nccl import gpu_ranks
 
+
+def fail():
+    """Rank 1 does, while the others are at work."""
+    with processes() as ranks:
+        if on_gpus:
+            strict_cupy.machine.devices = ranks.size
+            ranks, _ = gpu_ranks(ranks, "cuda")
+        if ranks.rank == 1:
+            raise TrainingError("this rank has failed")
+        time.sleep(60)
+
+
 on_gpus = sys.argv[1] == "cuda"
 if on_gpus:
     import fake_nccl
@@ -24,6 +36,12 @@ if on_gpus:
     strict_cupy.machine.devices, strict_cupy.machine.order = 2, "C"
 if sys.argv[1] == "npgpt":
     sys.exit(main(sys.argv[2:]))
+if sys.argv[1] == "fail":
+    try:
+        fail()
+    except TrainingError as error:                         # as in main: told, and what it held is forgotten
+        print(f"TrainingError: {error}", file=sys.stderr)
+    sys.exit(1)
 with processes() as ranks:
     device = "cpu"
     if on_gpus:
@@ -36,7 +54,3 @@ with processes() as ranks:
         model, losses, evaluated, moments = steps(ranks, None, dtype, device=device)
         np.savez(Path(folder) / f"{dtype}-{ranks.size}-{ranks.rank}.npz", data=to_numpy(model.flat.data),
                  losses=np.array([*losses, evaluated]), **moments)
-    elif ranks.rank == 1:
-        raise TrainingError("this rank has failed")
-    else:
-        time.sleep(60)

@@ -349,9 +349,11 @@ def test_a_rank_that_is_busy_is_not_waited_for(monkeypatch):
     assert time.monotonic() - begun < 10
 
 
-def test_a_process_that_fails_ends_all_and_its_error_is_told(mpiexec):
+@pytest.mark.parametrize("of_gpus", [(), ("cuda",)], ids=["processes", "GPUs"])
+def test_a_process_that_fails_ends_all_and_its_error_is_told(mpiexec, of_gpus):
+    """That of a GPU does not wait for the others to be done with NCCL, which they never are."""
     begun = time.monotonic()
-    done = mpiexec(3, WORKER, "fail")
+    done = mpiexec(3, WORKER, *of_gpus, "fail")
     assert done.returncode != 0 and "TrainingError: this rank has failed" in done.stderr
     assert time.monotonic() - begun < 10
 
