@@ -11,12 +11,12 @@ from npgpt.cli.arguments import parse, value_of
 from npgpt.cli.training import go_on, reopen, steady_console
 from npgpt.errors import ConfigError, UsageError
 from npgpt.models import SequenceClassifier
-from npgpt.tensor.device import check_device
 from npgpt.terminal import warn
 from npgpt.training.communication import Ranks, processes
 from npgpt.training.config import read_config_file
 from npgpt.training.finetuning import FinetuneConfig
 from npgpt.training.loading import load_any
+from npgpt.training.nccl import own_device
 from npgpt.training.runs import create_run, new_run_path, read_config
 from npgpt.training.trainer import check_ranks
 
@@ -57,7 +57,7 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
     given   = parse(Options, "finetune", arguments, Options(settings=Settings(**vars(base)))).settings
     config  = FinetuneConfig(**{f.name: getattr(given, f.name) for f in fields(FinetuneConfig)})
     console = steady_console()
-    check_device(config.device)
+    own_device(ranks, config.device)
     check_ranks(config, ranks)
     if resume:
         if not config.max_iters:

@@ -8,9 +8,9 @@ import tyro
 from npgpt.cli.arguments import parse, value_of
 from npgpt.cli.training import go_on, reopen, steady_console
 from npgpt.errors import ConfigError, UsageError
-from npgpt.tensor.device import check_device
 from npgpt.training.communication import Ranks, processes
 from npgpt.training.config import TrainConfig, read_settings
+from npgpt.training.nccl import own_device
 from npgpt.training.runs import create_run, new_run_path, read_config
 from npgpt.training.trainer import check_ranks
 
@@ -46,7 +46,7 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
         raise ConfigError(f"{resume} is a fine-tuning: go on with it by npgpt finetune --resume {resume}")
     config  = parse(Options, "train", arguments, Options(settings=base)).settings
     console = steady_console()
-    check_device(config.device)
+    own_device(ranks, config.device)
     check_ranks(config, ranks)
     path = Path(resume) if resume else None
     if ranks.rank == 0 and path:

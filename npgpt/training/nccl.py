@@ -13,21 +13,29 @@ from typing import Any
 from npgpt.errors import ConfigError, DeviceError
 from npgpt.tensor import array_module
 from npgpt.tensor.device import address, check_device
-from npgpt.training.communication import MPIRanks
+from npgpt.training.communication import MPIRanks, Ranks
 
 TYPES = {"float16": "NCCL_FLOAT16", "float32": "NCCL_FLOAT32", "float64": "NCCL_FLOAT64",
          "bfloat16": "NCCL_BFLOAT16"}
 
 
 def gpu_ranks(ranks: MPIRanks, device: str) -> tuple[MPIRanks, str]:
-    """The same ranks, for arrays on GPUs, and this one's device: a machine's n-th process gets its n-th GPU.
+    """The same ranks, for arrays on GPUs, and this one's device, which own_device checks."""
+    device = own_device(ranks, device)
+    return NCCLRanks(ranks.communicator), device
 
-    device: cuda.  Raises ConfigError for one by number, DeviceError if there are fewer GPUs than processes.
+
+def own_device(ranks: Ranks, device: str) -> str:
+    """This rank's: a machine's n-th process gets its n-th GPU. No other is touched: that takes memory there.
+
+    device: cpu or cuda.  Raises ConfigError for a GPU by number where there are several ranks, DeviceError
+    if there are fewer GPUs than processes.
     """
+    if device == "cpu" or not isinstance(ranks, MPIRanks):
+        return check_device(device)
     if device != "cuda":
         raise ConfigError(f"mpiexec's processes share the GPUs out: use device cuda, not {device}")
-    device = check_device(f"cuda:{ranks.number_on_machine()}")
-    return NCCLRanks(ranks.communicator), device
+    return check_device(f"cuda:{ranks.number_on_machine()}")
 
 
 class NCCLRanks(MPIRanks):

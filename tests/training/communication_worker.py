@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 from test_communication import exchange, steps
 
 from npgpt.cli.main import main
@@ -35,7 +36,11 @@ if on_gpus:
     fake_nccl.install(strict_cupy.install(pytest.MonkeyPatch()))
     strict_cupy.machine.devices, strict_cupy.machine.order = 2, "C"
 if sys.argv[1] == "npgpt":
-    sys.exit(main(sys.argv[2:]))
+    status = main(sys.argv[2:])
+    if on_gpus:
+        touched = set(strict_cupy.machine.math_modes)
+        assert touched <= {MPI.COMM_WORLD.rank}, f"rank {MPI.COMM_WORLD.rank} has used GPUs {touched}"
+    sys.exit(status)
 if sys.argv[1] == "fail":
     try:
         fail()

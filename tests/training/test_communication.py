@@ -24,7 +24,7 @@ from npgpt.training.checkpoint import list_checkpoints, load_latest
 from npgpt.training.communication import Ranks, run_on_threads
 from npgpt.training.config import TrainConfig
 from npgpt.training.forks import FORKS, run_on_processes
-from npgpt.training.nccl import NCCLRanks
+from npgpt.training.nccl import NCCLRanks, own_device
 from npgpt.training.runs import open_run
 from npgpt.training.trainer import Trainer, number_of_workers
 from npgpt.workers import physical_cores
@@ -436,6 +436,17 @@ def test_mpiexec_trains_and_threads_go_on(tmp_path, mpiexec):
     done = mpiexec(3, WORKER, "npgpt", "train", "--resume", folder, "--max-iters", "24")
     assert done.returncode == 0 and "going on at step 20" in done.stdout, done.stderr
     assert tiny.train_quietly(open_run(folder), resume=True)
+
+
+def test_a_rank_touches_no_gpu_but_its_own(monkeypatch):
+    """On each that it made current, it has told cuBLAS how to compute."""
+    strict_cupy.install(monkeypatch)
+    monkeypatch.setattr(communication.MPIRanks, "__init__", lambda self: None)
+    monkeypatch.setattr(communication.MPIRanks, "number_on_machine", lambda self: 1)
+    assert own_device(communication.MPIRanks(), "cpu") == own_device(Ranks(), "cpu") == "cpu"
+    assert own_device(communication.MPIRanks(), "cuda") == "cuda:1"
+    assert strict_cupy.machine.math_modes.keys() == {1}
+    assert own_device(Ranks(), "cuda") == "cuda" and strict_cupy.machine.math_modes.keys() == {0, 1}
 
 
 def test_mpiexec_trains_on_gpus(tmp_path, mpiexec):
