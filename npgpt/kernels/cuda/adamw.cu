@@ -45,7 +45,8 @@ __device__ inline bfloat16 rounded(float x, unsigned bits, bfloat16) {
 template <typename T> __device__ T rounded(float x, unsigned, T) { return T(x); }
 
 /* The same for weights of 16 bits, narrow, that follow w. A block takes the numbers that npgpt/tensor/random.py
-   has in one tile, counted from the first of all; a thread 16 of them, with one block of Philox.
+   has in one tile, counted from the first of all; a thread 16 of them, with one block of Philox, four at a time:
+   what they need is all on its way before the first is written.
    offset: of narrow[0] in the first tile, whose number is `tile` */
 template <typename T>
 __global__ void adamw_narrow(T* __restrict__ narrow, float* __restrict__ w, const float* __restrict__ g,
@@ -59,10 +60,21 @@ __global__ void adamw_narrow(T* __restrict__ narrow, float* __restrict__ w, cons
     const long long first = blockIdx.x * 4096ll + threadIdx.x - offset;
     const float scale = *grad_scale;
     #pragma unroll
-    for (int each = 0; each < 16; each++) {                        /* unrolled, `word` stays in registers */
-        const long long n = first + each * 256;
-        if (n < 0 || n >= size) continue;
-        const float next = adamw_step(w[n], scale * g[n], m[n], v[n], settings);
-        narrow[n] = rounded(next, word[each / 4] >> 16 * (each % 4) & 0xffff, T());
+    for (int four = 0; four < 4; four++) {                         /* unrolled, `word` stays in registers */
+        float weight[4], gradient[4], mean[4], square[4];
+        #pragma unroll
+        for (int each = 0; each < 4; each++) {
+            const long long n = first + (4 * four + each) * 256;
+            if (n >= 0 && n < size)
+                weight[each] = w[n], gradient[each] = g[n], mean[each] = m[n], square[each] = v[n];
+        }
+        #pragma unroll
+        for (int each = 0; each < 4; each++) {
+            const long long n = first + (4 * four + each) * 256;
+            if (n < 0 || n >= size) continue;
+            adamw_step(weight[each], scale * gradient[each], mean[each], square[each], settings);
+            w[n] = weight[each], m[n] = mean[each], v[n] = square[each];
+            narrow[n] = rounded(weight[each], word[four] >> 16 * each & 0xffff, T());
+        }
     }
 }
