@@ -117,6 +117,10 @@ def calls(cupy: Any, B: int, dtype: str) -> dict[str, Call]:
         "linear_cross_entropy_backward": Call(ops.linear_cross_entropy_backward, (dloss, saved["head"]),
                                               flops=2 * losses),
         "linear_cross_entropy_forward, 50,257": Call(ops.linear_cross_entropy_forward, as_is, flops=losses),
+        # Of a product as thin, whose logits are written by it, and read and written by the kernel.
+        "linear_cross_entropy_forward, thin": Call(
+            ops.linear_cross_entropy_forward, (thin, normal(V, 16), tokens),
+            again=2 * B * T * V * x.dtype.itemsize),
         "linear_cross_entropy_backward, 50,257": Call(ops.linear_cross_entropy_backward,
                                                       (dloss, saved["head as is"]), flops=2 * losses),
         "embedding_backward": Call(ops.embedding_backward, (dy, (tokens, (V, C)))),

@@ -20,6 +20,7 @@ from kernels.test_twins import TOLERANCE as OF_WIDE_TYPES
 import npgpt.kernels.cuda
 from npgpt import ops
 from npgpt.inspection.examples import OPS, Sizes
+from npgpt.kernels.cuda.cross_entropy import threads_of
 from npgpt.tensor import Key, to_numpy
 from npgpt.tensor.precision import NARROW, accumulator, in_float32, map_arrays
 from npgpt.tensor.random import rounding_bits
@@ -304,6 +305,23 @@ def test_logits_that_are_minus_infinity_or_large(cupy):
     dz       = TWINS["cross_entropy_backward"](placed(np.array(2.0)), saved)
     expected = ops.cross_entropy_backward.reference(2.0, expected_saved)
     np.testing.assert_allclose(dz.get(), expected, atol=1e-14)
+
+
+@pytest.mark.parametrize("V", [1, 100, 9001])
+def test_a_row_has_as_many_threads_as_packs_or_goes_round(cupy, launches, V):
+    """1,024 threads at most, 2 numbers of float64 each: the largest of 9,001 is seen in any of 5 rounds."""
+    z       = np.random.default_rng(0).standard_normal((7, V))
+    targets = np.array([V - 1, 0, -100, V // 2, *[V // 3] * 3])
+    z[np.arange(7), np.arange(7) * (V - 1) // 6] = 20
+    x, weight = np.eye(7), z.T.copy()
+    loss, saved  = ops.linear_cross_entropy_forward.reference(x, weight, targets)
+    plain, kept  = TWINS["cross_entropy_forward"](*placed((z, targets)))
+    here, became = TWINS["linear_cross_entropy_forward"](*placed((x, weight, targets)))
+    np.testing.assert_allclose([plain.get(), here.get()], [loss, loss], rtol=1e-13)
+    np.testing.assert_allclose([kept[2].get(), became[4].get()], [saved[4]] * 2, rtol=1e-13)
+    np.testing.assert_allclose(became[3].get(), saved[3], atol=1e-14)
+    assert [kernel for kernel, _ in launches] == ["cross_entropy_forward", "cross_entropy_in_place"]
+    assert threads_of(z) == {1: 32, 100: 64, 9001: 1024}[V]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

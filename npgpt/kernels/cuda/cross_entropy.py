@@ -1,10 +1,14 @@
-"""Cross-entropy, one block a row: the logits are read once in forward, read and written once in backward."""
+"""Cross-entropy, one block a row: the logits are read once in forward, read and written once in backward.
+Where they become dz at once (linear_cross_entropy.py), they are read twice; the second time from the cache,
+if that holds the rows that are at work. So these shall be few, and have many threads each.
+"""
 
 from npgpt.kernels.cuda import launch as cuda
 from npgpt.tensor import array_module
 from npgpt.tensor.precision import accumulator
 
 SLOTS = 32                             # numbers of shared memory that a block's sums need
+MOST  = 1024                           # threads of a block
 
 
 def cross_entropy_forward(logits, targets, num_items_in_batch=None, ignore_index=-100):
@@ -15,7 +19,8 @@ def cross_entropy_forward(logits, targets, num_items_in_batch=None, ignore_index
     loss = xp.empty((targets.size,), lse.dtype)
     n    = items(targets, num_items_in_batch, ignore_index, lse.dtype)
     cuda.launch("cross_entropy.cu", "cross_entropy_forward", targets.size, logits, targets, lse, loss,
-                logits.shape[-1], logits.shape[-1], ignore_index, shared=cuda.bytes_of(SLOTS, logits.dtype))
+                logits.shape[-1], logits.shape[-1], ignore_index, threads=threads_of(logits),
+                shared=cuda.bytes_of(SLOTS, logits.dtype))
     return loss.sum() / n, (logits, targets, lse, n, ignore_index)
 
 
@@ -29,6 +34,12 @@ def cross_entropy_backward(dloss, saved):
                 cuda.number(xp, dloss / n, lse.dtype), dz, logits.shape[-1], logits.shape[-1],
                 ignore_index)
     return dz
+
+
+def threads_of(logits):
+    """A block's, of forward: one for each pack of a row, as far as there may be so many; whole warps."""
+    packs = -(-logits.shape[-1] * logits.dtype.itemsize // cuda.PACK)
+    return min(MOST, -(-packs // 32) * 32)
 
 
 def takes_targets(targets):

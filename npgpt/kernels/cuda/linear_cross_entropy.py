@@ -6,7 +6,7 @@ and one.
 """
 
 from npgpt.kernels.cuda import launch as cuda
-from npgpt.kernels.cuda.cross_entropy import SLOTS, items, takes_targets
+from npgpt.kernels.cuda.cross_entropy import SLOTS, items, takes_targets, threads_of
 from npgpt.kernels.cuda.products import multiply
 from npgpt.tensor import array_module
 from npgpt.tensor.precision import accumulator, is_narrow
@@ -28,7 +28,7 @@ def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ig
     kernel = "cross_entropy_in_place" if rows == t.size else "cross_entropy_forward"
     for part, z in _logits(flat_x, weight, rows):
         cuda.launch("cross_entropy.cu", kernel, len(z), z, t[part], lse[part], loss[part], *_sizes(z),
-                    ignore_index, shared=cuda.bytes_of(SLOTS, x.dtype))
+                    ignore_index, threads=threads_of(z), shared=cuda.bytes_of(SLOTS, x.dtype))
     return loss.sum() / n, (x, weight, targets, z if rows == t.size else None, lse, n, ignore_index, rows)
 
 
