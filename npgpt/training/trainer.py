@@ -249,10 +249,11 @@ class Trainer:
         loss, square = self.ranks.all_reduce(loss, sum_of_squares(grad[mine]))
         xp   = array_module(grad)
         norm = xp.sqrt(square) / scale
-        told = to_numpy(xp.stack([loss, norm])).tolist()                      # a GPU is waited for once
+        clip = (clip_scale(norm, c.grad_clip) if c.grad_clip else 1.0) / scale
+        told = to_numpy(xp.stack([loss, norm])).tolist()      # a GPU is waited for, and has all but AdamW
         result = Update(told[0], told[1], lr, batch.real)
         if math.isfinite(result.loss) and math.isfinite(result.norm):
-            self.optimizer.step(lr, clip_scale(norm, c.grad_clip or math.inf) / scale)
+            self.optimizer.step(lr, clip)
             self.scale.succeeded()
         elif math.isfinite(result.loss) and self.scale.overflowed():
             return result._replace(again=True)

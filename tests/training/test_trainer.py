@@ -7,13 +7,14 @@ import shutil
 
 import numpy as np
 import pytest
+import strict_cupy
 import tiny
 
 from npgpt.data.shards import write_shard
 from npgpt.errors import CheckpointError, DataError, TrainingError
 from npgpt.models import GPT, GPTConfig
 from npgpt.ops import penalty_forward
-from npgpt.tensor import Key
+from npgpt.tensor import Key, to_numpy
 from npgpt.training.checkpoint import list_checkpoints, load_checkpoint, load_latest, lock_run
 from npgpt.training.config import TrainConfig
 from npgpt.training.loading import load_run
@@ -50,6 +51,22 @@ def test_two_runs_with_one_seed_are_byte_identical_and_another_seed_is_not(tmp_p
         assert tiny.train_quietly(run)
     assert final_bytes(runs[0]) == final_bytes(runs[1])
     assert final_bytes(runs[0])["model"] != final_bytes(runs[2])["model"]
+
+
+@pytest.mark.parametrize("grad_clip", [1.0, 0.0])
+def test_once_a_gpu_was_waited_for_only_the_optimiser_is_launched(monkeypatch, grad_clip):
+    strict_cupy.install(monkeypatch)
+    strict_cupy.machine.order = "C"
+    config  = TrainConfig(**tiny.SETTINGS | {"device": "cuda", "grad_clip": grad_clip})
+    tokens  = np.random.default_rng(0).integers(0, 11, 700)
+    trainer = Trainer(config, GPT(config.model(11), 0, "cuda"), tokens, tokens)
+    counts: list[int] = []
+    note    = lambda *_: counts.append(len(strict_cupy.machine.launches))                    # noqa: E731
+    monkeypatch.setattr("npgpt.training.trainer.to_numpy", lambda array: (note(), to_numpy(array))[1])
+    monkeypatch.setattr(trainer.optimizer, "step", note)
+    trainer.update(0)
+    waited, stepped = counts
+    assert 0 < waited == stepped
 
 
 @pytest.fixture(scope="module")
