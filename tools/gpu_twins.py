@@ -53,7 +53,9 @@ def calls(cupy: Any, B: int, dtype: str) -> dict[str, Call]:
 
     T, H, D, C, V = GPT2.block_size, GPT2.n_head, GPT2.head_size, GPT2.n_embd, GPT2.vocab_size
     x, gain, wide, dy  = normal(B, T, C), normal(C), normal(B, T, 4 * C), normal(B, T, C)
-    tokens, key, dloss = cupy.asarray(rng.integers(0, V, (B, T))), Key(1), cupy.asarray(np.float32(1))
+    often = np.cumsum(1 / np.arange(1, V + 1))                  # as in texts: the n-th token 1/n as often as
+    tokens = np.searchsorted(often, rng.uniform(0, often[-1], (B, T)))          # the first
+    tokens, key, dloss = cupy.asarray(tokens), Key(1), cupy.asarray(np.float32(1))
     q, k, v  = normal(3, B, H, T, D)
     rotation = tuple(normal(T, D // 2, dtype=accumulator(dtype)) for _ in range(2))
     targets, rows = tokens.reshape(-1)[:512], x.reshape(-1, C)

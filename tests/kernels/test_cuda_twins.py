@@ -259,6 +259,28 @@ def test_an_embeddings_gradient_is_added_to_what_is_there(cupy):
     np.testing.assert_allclose(dweight.get(), expected, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("C", [1, 40, 264, 1030])
+def test_every_place_of_a_token_counts_once(cupy, dtype, C):
+    """Those with fewer places than there are warps, with as many, with more, and with hundreds; of columns
+    that are one pack, and more than a warp or a block takes at once. Of whole numbers sums are exact.
+    """
+    rng    = np.random.default_rng(C)
+    counts = np.array([1, 0, 2, 3, 5, 7, 8, 9, 300])
+    tokens = rng.permutation(np.repeat(np.arange(counts.size), counts))
+    dy     = rng.integers(-9, 10, (tokens.size, C)).astype(dtype)
+    results, uneven = [], (dy / np.float32(7)).astype(dtype)
+    for launcher.reversed in (False, True):
+        dweight = cupy.asarray(np.full((counts.size, C), 0.5, accumulator(dtype)))
+        TWINS["embedding_backward"](*placed((dy, (tokens, dweight.shape))), add_to=dweight)
+        expected = np.full(dweight.shape, 0.5)
+        np.add.at(expected, tokens, dy.astype("f8"))
+        np.testing.assert_array_equal(dweight.get(), expected)
+        TWINS["embedding_backward"](*placed((uneven, (tokens, dweight.shape))), add_to=dweight)
+        results.append(dweight.get().tobytes())
+    assert results[0] == results[1]
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("B, H, T, D", [(2, 3, 5, 6), (3, 2, 9, 80), (1, 1, 1, 2), (9, 4, 8, 6)])
 def test_rotary_reads_queries_where_they_are(cupy, interleaved, B, H, T, D):

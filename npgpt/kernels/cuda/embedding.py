@@ -14,5 +14,5 @@ def embedding_backward(dy, saved, add_to=None):
     flat    = tokens.reshape(-1)
     order   = xp.argsort(flat)                                                # stable, as all of CuPy's
     cuda.launch("embedding.cu", "embedding_backward", flat.size, dy, flat, order, dweight, flat.size,
-                shape[1])
+                shape[1], shared=cuda.bytes_of(cuda.THREADS * cuda.PACK // dy.dtype.itemsize, dy.dtype))
     return dweight.astype(dy.dtype, copy=False) if add_to is None else dweight
