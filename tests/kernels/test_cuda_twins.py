@@ -20,6 +20,7 @@ from kernels.test_twins import TOLERANCE as OF_WIDE_TYPES
 import npgpt.kernels.cuda
 from npgpt import ops
 from npgpt.inspection.examples import OPS, Sizes
+from npgpt.kernels.cuda import attention
 from npgpt.kernels.cuda.cross_entropy import threads_of
 from npgpt.tensor import Key, to_numpy
 from npgpt.tensor.precision import NARROW, accumulator, in_float32, map_arrays
@@ -183,6 +184,20 @@ def test_attention_of_several_tiles(cupy, launches, dtype, D, T, S, H, G, causal
         results.append([array.tobytes() for array in arrays_in(fetched((y_here, gradients)))])
     assert all(result == results[0] for result in results)
     assert all(blocks > 2 for kernel, blocks in launches if kernel.startswith("attention"))
+
+
+@pytest.mark.parametrize("dtype, D", [
+    ("float32", 1), ("float32", 20), ("float32", 65), ("float32", 128), ("float64", 3), ("float64", 64),
+    ("bfloat16", 8), ("float16", 33), ("bfloat16", 64), ("float16", 128)])
+def test_the_product_of_every_row_of_gradients_and_results(cupy, dtype, D):
+    """From 1 to 32 threads a row, whose packs are whole and aligned, or not. Of whole numbers it is exact."""
+    rng   = np.random.default_rng(D)
+    dy, y = rng.integers(-9, 10, (2, 2, 23, 3, D)).astype(dtype)                            # (B, T, H, D)
+    dy    = np.concatenate([dy, dy], -1)
+    here  = attention.products(placed(dy)[..., D:].swapaxes(1, 2), placed(y.swapaxes(1, 2).copy()))
+    assert here.dtype == accumulator(dtype) and here.shape == (2, 3, 23, 1)
+    expected = (dy[..., D:].astype("f8") * y.astype("f8")).sum(-1, keepdims=True).swapaxes(1, 2)
+    np.testing.assert_array_equal(here.get(), expected)
 
 
 @pytest.mark.parametrize("cupy", ["CPU"], indirect=True)

@@ -161,21 +161,27 @@ __global__ void attention_forward(
     }
 }
 
-/* Σᵢ dyₜᵢ yₜᵢ, one warp a row.  dy, y: (B, H, T, width), with their strides  product: (B, H, T) */
+/* Σᵢ dyₜᵢ yₜᵢ, a pack of each for every thread: `lanes` of a warp are a row, a power of 2. There are fewer than 2³²
+   rows, for more fit in no GPU.  dy, y: (B, H, T, width), with their strides  product: (B, H, T) */
 template <typename T>
 __global__ void attention_products(const T* dy, long long dy_b, long long dy_h, long long dy_t, const T* y,
                                    long long y_b, long long y_h, long long y_t, Sum<T>* product,
-                                   long long rows, long long H, long long length, long long width) {
+                                   long long rows, long long H, long long length, long long width,
+                                   long long lanes) {
     typedef Sum<T> A;
-    const long long row = (blockIdx.x * (long long)blockDim.x + threadIdx.x) / 32;
-    if (row >= rows) return;                                       /* the whole warp */
-    const long long b = row / length / H, h = row / length % H, t = row % length;
-    dy += b * dy_b + h * dy_h + t * dy_t;
-    y  += b * y_b + h * y_h + t * y_t;
+    const unsigned lane = threadIdx.x % unsigned(lanes);
+    const unsigned row  = blockIdx.x * (blockDim.x / unsigned(lanes)) + threadIdx.x / unsigned(lanes);
     A sum = 0;
-    for (long long d = threadIdx.x % 32; d < width; d += 32) sum += A(dy[d]) * A(y[d]);
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) product[row] = sum;
+    if (row < rows) {
+        const unsigned head = row / unsigned(length), t = row % unsigned(length);
+        const unsigned b = head / unsigned(H), h = head % unsigned(H), d = lane * Pack<T>::SIZE;
+        const Pack<T> gradients = load(dy + b * dy_b + h * dy_h + t * dy_t + d, width - d);
+        const Pack<T> values    = load(y + b * y_b + h * y_h + t * y_t + d, width - d);
+        #pragma unroll
+        for (int n = 0; n < Pack<T>::SIZE; n++) sum += A(gradients.number[n]) * A(values.number[n]);
+    }
+    for (int offset = lanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+    if (row < rows && lane == 0) product[row] = sum;
 }
 
 /* A tile of P̃ and of dA = P (dP − Σ dP P), from those of q, k, v and dy. */

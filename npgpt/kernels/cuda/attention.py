@@ -65,18 +65,26 @@ def attention_backward(dy, saved):
     if not cuda.covers(lse) or lse.dtype != accumulator(q.dtype):
         return NotImplemented
     xp = array_module(q)
-    B, H, T, D = q.shape
-    product    = xp.empty(lse.shape, lse.dtype)
+    B, H, T, _ = q.shape
+    product    = products(dy, y)
     dq, dk, dv = side_by_side(q, k, v)
     kept, grown = _dropout(xp, q, k, dropout, dropout_key)
-    cuda.launch("attention.cu", "attention_products", -(-product.size // (cuda.THREADS // 32)),
-                *_strided(dy), *_strided(y), product, product.size, H, T, D)
     arrays  = (*_strided(q), *_strided(k), *_strided(v), *_strided(dy),
                *_masks(xp, q, key_mask, segments), kept, lse, product)
     sizes   = (*_sizes(q, k, causal, key_mask, segments), grown)
     _launch(of_q, B * H, T, *arrays, *_strided(dq), *sizes)
     _launch(of_kv, B * k.shape[1], k.shape[2], *arrays, *_strided(dk), *_strided(dv), *sizes)
     return dq, dk, dv
+
+
+def products(dy, y):
+    """dy, y: (B, H, T, D)  →  Σ dy y of each row: (B, H, T, 1)"""
+    B, H, T, D = y.shape
+    product = array_module(y).empty((B, H, T, 1), accumulator(y.dtype))
+    lanes   = 1 << (-(-D * y.dtype.itemsize // cuda.PACK) - 1).bit_length()   # of a row, with a pack each
+    cuda.launch("attention.cu", "attention_products", -(-product.size * lanes // cuda.THREADS),
+                *_strided(dy), *_strided(y), product, product.size, H, T, D, lanes)
+    return product
 
 
 def _launch(tiles, heads, length, *args):
