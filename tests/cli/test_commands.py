@@ -1,6 +1,7 @@
 """The commands as a user types them: what they print, their exit status, one clear sentence for bad input."""
 
 import ast
+import contextlib
 import importlib
 import inspect
 import json
@@ -299,13 +300,21 @@ def test_gradcheck_shows_a_row_an_example_and_fails_on_a_wrong_gradient(capsys, 
     refused(capsys, 1, "relu: the gradient of x is wrong", "gradcheck", "relu")
 
 
+@contextlib.contextmanager
 def start(folder, *flags):
-    """`npgpt train` in a process of its own, long enough to be stopped."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "npgpt", "train", "--data", "text.txt", *tiny.FLAGS,
-         "--max-iters", "1000000", "--eval-interval", "100", "--out-dir", "run", *flags],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"})
+    """`npgpt train` in a process of its own, long enough to be stopped. It heeds SIGHUP even where these
+    tests run under nohup, and ends with them.
+    """
+    with subprocess.Popen(
+            [sys.executable, "-m", "npgpt", "train", "--data", "text.txt", *tiny.FLAGS,
+             "--max-iters", "1000000", "--eval-interval", "100", "--out-dir", "run", *flags],
+            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+            env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for(process, text):

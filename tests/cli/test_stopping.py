@@ -77,6 +77,12 @@ def test_training_goes_on_where_its_output_fails(tmp_path, output, told):
     assert list_checkpoints(tmp_path / "run")[0].name == "step-000020"
 
 
+def with_a_terminal():
+    """Its own, and not under nohup, though these tests may be."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def test_a_closed_terminal_saves(tmp_path):
     """With the live line, whose thread also finds it gone."""
     tiny.write_text(tmp_path)
@@ -85,10 +91,13 @@ def test_a_closed_terminal_saves(tmp_path):
              "--max-iters", "1000000", "--sample-tokens", "0"]
     with subprocess.Popen(train, cwd=tmp_path, stdin=others, stdout=others, stderr=others,
                           start_new_session=True,
-                          preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) as process:
-        os.close(others)
-        while not (steps := list_checkpoints(tmp_path / "run")):
-            os.read(terminal, 10_000)
-        os.close(terminal)
-        assert process.wait(timeout=30) == 130
+                          preexec_fn=with_a_terminal) as process:
+        try:
+            os.close(others)
+            while not (steps := list_checkpoints(tmp_path / "run")):
+                os.read(terminal, 10_000)
+            os.close(terminal)
+            assert process.wait(timeout=30) == 130
+        finally:
+            process.kill()
     assert list_checkpoints(tmp_path / "run")[0] > steps[0]
