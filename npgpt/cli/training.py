@@ -58,7 +58,8 @@ def go_on(path: Path, command: str, resume: bool, ranks: Ranks, console: Console
 
 
 def reopen(path: Path, before: Config, config: Config, console: Console) -> None:
-    """Writes the settings that may change into the run's folder as they are now."""
+    """Writes the settings that may change into the run's folder as they are now, and tells where the learning
+    rate jumps by that."""
     for name in (f.name for f in fields(before)):
         if getattr(config, name) != getattr(before, name) and name not in MAY_CHANGE:
             raise ConfigError(f"{name} cannot change when a run goes on: "

@@ -101,7 +101,6 @@ class GenerationSettings:
                    and all(_is_whole(id) and id >= 0 for id in word) for word in words):
             raise ConfigError("bad_words_ids must be a list of lists of ids, none empty, "
                               f"not {self.bad_words_ids!r}")
-
         if not all(callable(rule) for rule in self.logits_processor):
             raise ConfigError("logits_processor must be functions of (sequences, scores) that give scores, "
                               f"not {self.logits_processor!r}")
