@@ -1,11 +1,13 @@
 """Reading options into a dataclass by tyro, with wrong ones told in one sentence."""
 
 import contextlib
+import dataclasses
 import io
 import re
 from collections.abc import Sequence
 from typing import Any
 
+import docstring_parser
 import tyro
 
 from npgpt.errors import UsageError
@@ -16,6 +18,8 @@ def parse(options: Any, command: str, arguments: Sequence[str], default: Any = N
 
     Raises UsageError.
     """
+    if {"-h", "--help"} & set(arguments):
+        _tell(options)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -40,6 +44,21 @@ def value_of(name: str, arguments: Sequence[str]) -> str | None:
 def unescaped(text: str) -> str:
     """Of a text on a command line, where a newline is hard to write: \\n is one."""
     return text.replace("\\n", "\n")
+
+
+def _tell(options: Any) -> None:
+    """A field's docstring becomes its help, a paragraph that is broken where the screen ends; tyro by itself
+    keeps each line break before an indented line.
+    """
+    told = {text.arg_name: " ".join((text.description or "").split())
+            for kind in reversed(options.__mro__[:-1])
+            for text in docstring_parser.parse_from_object(kind).params}
+    for field in dataclasses.fields(options):
+        kind = getattr(field.type, "__origin__", field.type)          # what is Annotated
+        if dataclasses.is_dataclass(kind):
+            _tell(kind)
+        elif field.name in told:
+            field.metadata = {**field.metadata, "help": told[field.name]}           # type: ignore[assignment]
 
 
 def _sentence(box: str) -> str:
