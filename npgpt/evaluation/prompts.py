@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from npgpt.data.records import Dialogue, Message, Pair, Record
-from npgpt.errors import DataError
+from npgpt.errors import ConfigError, DataError
 from npgpt.generation.chat import Render, chat_template, transcript
 from npgpt.tokenizers.files import Tokenizer
 
@@ -29,7 +29,8 @@ def make_prompts(records: Sequence[Record], tokenizer: Tokenizer, render: Render
 
     render: for conversations; see `render_for`.  prefix: the token that an empty prompt becomes.
     source: for errors.  Raises DataError, naming the record, for one that is neither pair nor conversation,
-    has the text of a special token in a message or an empty prompt for which there is no prefix.
+    has the text of a special token in a message, is refused by the template, or has an empty prompt for which
+    there is no prefix.
     """
     for number, record in enumerate(records, 1):
         where = f"record {number} of {source}"
@@ -39,7 +40,10 @@ def make_prompts(records: Sequence[Record], tokenizer: Tokenizer, render: Render
                 continue
             *before, answer = messages
             _refuse_special_tokens(before, tokenizer, where)
-            text = render(before)
+            try:
+                text = render(before)
+            except ConfigError as error:
+                raise DataError(f"{where}: {error}") from None
             yield Prompt(number, text, tokenizer.encode(text, allowed_special="all"), (answer["content"],))
         elif isinstance(record, Pair):
             references = tuple(text for text in record.completions if text.strip())

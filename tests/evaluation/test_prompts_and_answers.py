@@ -73,8 +73,8 @@ def test_records_that_are_no_prompts():
             prompts(Pair("x", ("y",)), record)
     with pytest.raises(DataError, match="the prompt of record 1 of f.jsonl is empty"):
         prompts(Pair("", ("x",)), prefix=None)
-    with pytest.raises(ConfigError, match="chat template refuses"):
-        prompts(talk("u:x", "a:y"), template="{{ raise_exception('no') }}")
+    with pytest.raises(DataError, match="record 2 of f.jsonl: the model's chat template refuses .*: no"):
+        prompts(Pair("x", ("y",)), talk("u:x", "a:y"), template="{{ raise_exception('no') }}")
     assert prompts(talk("u:x", "a:<|turn|>"))                        # the reference is only compared
 
 
