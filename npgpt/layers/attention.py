@@ -1,7 +1,7 @@
 """Causal self-attention: every position asks all positions up to itself, in several heads at once."""
 
 from npgpt.errors import ConfigError
-from npgpt.layers.dropout import Dropout
+from npgpt.layers.dropout import Dropout, chance
 from npgpt.layers.linear import Linear
 from npgpt.layers.module import Module
 from npgpt.layers.norm import RMSNorm
@@ -42,7 +42,7 @@ class SelfAttention(Module):
                               f"key; {n_head} is no multiple of {n_kv_head}")
         D = head_dim or n_embd // n_head
         self.heads, self.causal = (n_head, n_kv_head, n_kv_head), causal      # of q, k, v
-        self.attention_dropout, self.rope_interleaved = attention_dropout, rope_interleaved
+        self.attention_dropout, self.rope_interleaved = chance(attention_dropout), rope_interleaved
         self.c_attn = Linear(n_embd, sum(self.heads) * D, bias)
         self.q_norm = None if qk_norm is None else RMSNorm(D, qk_norm)
         self.k_norm = None if qk_norm is None else RMSNorm(D, qk_norm)

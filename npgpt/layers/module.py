@@ -11,6 +11,7 @@ Forward changes nothing of a layer, backward only adds to the gradients of its p
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any, Self
@@ -135,6 +136,15 @@ class Module:
         first_names = {id(parameter): name for name, parameter in reversed(list(self.named_parameters()))}
         return {name: parameter for name, parameter in self.named_parameters()
                 if first_names[id(parameter)] == name}
+
+    def __repr__(self) -> str:
+        """How many numbers it has, then a line for each parameter: its name, its shape, if it is frozen."""
+        parameters = self.parameters
+        width = max(map(len, parameters), default=0)
+        size  = sum(math.prod(parameter.shape) for parameter in parameters.values())
+        return "\n".join([f"{type(self).__name__}: {size:,} parameters",
+                          *(f"    {name:<{width}}  {parameter.shape}{'  frozen' if parameter.frozen else ''}"
+                            for name, parameter in parameters.items())])
 
     def initialise(self, seed: int | None = 0, device: str = "cpu", dtype: str = "float32") -> Self:
         """Makes the arrays of all parameters, laid flat. Initial values depend on seed and name alone;

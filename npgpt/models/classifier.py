@@ -77,16 +77,16 @@ class SequenceClassifier(Decoder):
         last    = self._last(tokens.shape, attention_mask)                    # (B,)
         x, body = self.body_forward(tokens, key, None, attention_mask)        # (B, T, C)
         logits, head = self.score.forward(x[array_module(x).arange(len(x)), last])
-        return logits, [body, (head, last, x.shape)]
+        return logits, ["forward", body, (head, last, x.shape)]
 
     def backward_logits(self, dlogits, saved, after_block=None) -> None:
         """dlogits: (B, n_labels), saved: from `forward`, which is used up.  Adds to every gradient."""
         self.flat.make_current()
-        head, last, shape = take(saved)
+        head, last, shape = take(saved, "forward")
         xp = array_module(dlogits)
         dx = xp.zeros(shape, dlogits.dtype)                                   # no other place is read
         dx[xp.arange(len(dx)), last] = self.score.backward(dlogits, head)
-        self.body_backward(dx, take(saved), after_block)
+        self.body_backward(dx, take(saved, "forward"), after_block)
 
     def loss(self, tokens, targets, key=None, num_items_in_batch: int | None = None, attention_mask=None):
         """tokens: (B, T)  targets: numbers of labels, (B,)  →  mean cross-entropy: 0-d, nats; for `backward`
@@ -97,13 +97,14 @@ class SequenceClassifier(Decoder):
         targets = self._checked_targets(targets, len(logits))
         loss, s = cross_entropy_forward(logits, targets, num_items_in_batch and int(num_items_in_batch),
                                         IGNORE_INDEX)
-        return loss, [*saved, s]
+        return loss, ["loss", saved, s]
 
     def backward(self, saved, dloss=1.0, after_block=None) -> None:
         """saved: from `loss`, which is used up.  Adds to every gradient.  after_block: as `body_backward`."""
         self.flat.make_current()
         dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
-        self.backward_logits(cross_entropy_backward(dloss, take(saved)), saved, after_block)
+        dlogits = cross_entropy_backward(dloss, take(saved, "loss"))
+        self.backward_logits(dlogits, take(saved, "loss"), after_block)
 
     def _last(self, shape, attention_mask):
         """Where the last real token of each row stands: (B,), on the model's device."""

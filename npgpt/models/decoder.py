@@ -87,6 +87,8 @@ class Decoder(Module):
         """tokens: (B, T), as `_checked` gives them  →  x: (B, T, C), saved for `body_backward`"""
         if key is not None and not isinstance(key, Key):
             raise ConfigError(f"key must be an npgpt.Key, which turns dropout on, or None, not {key!r}")
+        if key is not None and kv_cache is not None:
+            raise ConfigError("a KV cache is for decoding, and a key turns training's dropout on: give one")
         places, key_mask, segments = self._places(tokens.shape, kv_cache.length if kv_cache else 0,
                                                   attention_mask)
         s_wpe = s_ln_f = rotation = None
@@ -117,7 +119,7 @@ class Decoder(Module):
         for block in reversed(self.h):
             if s_h and s_h[-1] is None:
                 return
-            dx = block.backward(dx, take(s_h))
+            dx = block.backward(dx, s_h.pop())
             if after_block:
                 after_block(block)
         if s_wte is None:
@@ -177,12 +179,18 @@ class Decoder(Module):
         return to_device(tokens, self.flat.device)
 
 
-def take(saved: list):
-    """The last of what forward saved; from then on it is only the caller's. Raises DataError."""
+def take(saved: list, of: str):
+    """The last of what forward or loss saved; from then on it is only the caller's. Raises DataError.
+
+    of: which of the two it is to be from; the first thing in `saved` is that name.
+    """
     if not isinstance(saved, list):
         raise DataError(f"backward takes `saved`, the second thing that forward or loss gives, and not a "
                         f"{type(saved).__name__}")
-    if not saved:
+    if saved[0] != of:
+        raise DataError(f"this `saved` is from {saved[0]}, and what is called here takes that from {of}: "
+                        "backward goes with loss, and backward_logits with forward")
+    if len(saved) == 1:
         raise DataError("a backward has used this `saved` up already: let forward or loss make another")
     return saved.pop()
 

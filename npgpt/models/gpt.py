@@ -61,13 +61,13 @@ class GPT(Decoder):
         tokens = self._checked(tokens, kv_cache=kv_cache)
         x, body = self.body_forward(tokens, key, kv_cache, attention_mask)
         logits, head = self.lm_head.forward(x)
-        return logits, [body, head]
+        return logits, ["forward", body, head]
 
     def backward_logits(self, dlogits, saved) -> None:
         """dlogits: (B, T, vocab_size), saved: from `forward`, which is used up.  Adds to every gradient."""
         self.flat.make_current()
-        dx = self.lm_head.backward(dlogits, take(saved))
-        self.body_backward(dx, take(saved))
+        dx = self.lm_head.backward(dlogits, take(saved, "forward"))
+        self.body_backward(dx, take(saved, "forward"))
 
     def loss(self, tokens, targets, key=None, num_items_in_batch: int | None = None, attention_mask=None):
         """tokens, targets: (B, T)  →  mean cross-entropy over targets ≠ −100: 0-d, nats; saved for `backward`
@@ -80,14 +80,14 @@ class GPT(Decoder):
             raise DataError(f"targets must have the shape of tokens, {tokens.shape}, not {targets.shape}")
         x, body = self.body_forward(tokens, key, None, attention_mask)
         loss, head = self.lm_head.loss(x, targets, num_items_in_batch and int(num_items_in_batch))
-        return loss, [body, head]
+        return loss, ["loss", body, head]
 
     def backward(self, saved, dloss=1.0, after_block=None) -> None:
         """saved: from `loss`, which is used up.  Adds to every gradient.  after_block: as `body_backward`."""
         self.flat.make_current()
         dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
-        dx    = self.lm_head.loss_backward(dloss, take(saved))
-        self.body_backward(dx, take(saved), after_block)
+        dx    = self.lm_head.loss_backward(dloss, take(saved, "loss"))
+        self.body_backward(dx, take(saved, "loss"), after_block)
 
     def next_logits(self, tokens, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T), of which the last block_size are read  →  logits of the next token: NumPy (B, V)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from npgpt import GPT, GPTConfig
-from npgpt.errors import DataError
+from npgpt.errors import ConfigError, DataError
 from npgpt.generation import decoding
 from npgpt.generation.kv_cache import KVCache, LayerCache
 from npgpt.layers import SelfAttention
@@ -267,6 +267,11 @@ def test_more_than_the_block_is_refused_with_what_is_in_the_cache():
     with pytest.raises(DataError, match="1 to block_size = 8 long, not 3 after 6 in the cache"):
         model.forward(x[:, 6:], kv_cache=cache)
     assert cache.length == 6 and close(model.next_logits(x[:, :7], cache), model.next_logits(x[:, :7]))
+
+
+def test_dropout_with_a_cache_is_refused():
+    with pytest.raises(ConfigError, match="a KV cache is for decoding, and a key turns"):
+        gpt().forward(tokens(), Key(1), KVCache(3, BLOCK))
 
 
 def test_a_sequence_with_nothing_new_is_refused():

@@ -37,6 +37,20 @@ def test_parameters_are_named_by_attributes_and_listed_once():
     assert pair.parameters["first.weight"] is pair.again.weight
 
 
+def test_a_module_shows_its_parameters_with_or_without_arrays():
+    pair = Pair()
+    shown = """Pair: 32 parameters
+    first.weight    (3, 4)
+    first.bias      (4,)
+    parts.0.weight  (4,)
+    parts.0.bias    (4,)
+    parts.1.weight  (4, 2)"""
+    assert repr(pair) == repr(pair.initialise()) == shown
+    pair.freeze(lambda name: name != "first.weight")
+    assert repr(pair).splitlines()[1:3] == ["    first.weight    (3, 4)  frozen", "    first.bias      (4,)"]
+    assert repr(layers.Dropout(0.5)) == "Dropout: 0 parameters"
+
+
 def test_parameters_and_gradients_are_views_into_two_flat_arrays_matrices_first():
     pair = Pair().initialise(dtype="float64")
     flat = pair.flat
@@ -200,6 +214,13 @@ def test_dropout_without_a_key_or_with_p_zero_is_the_identity(p, key):
     x, dropout = normal(2, 3), layers.Dropout(p)
     y, saved = dropout.forward(x, key)
     assert y is x and dropout.backward(x, saved) is x
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, math.nan])
+def test_dropout_of_everything_or_of_less_than_nothing_is_refused(p):
+    for layer in (layers.Dropout, lambda p: layers.SelfAttention(8, 2, attention_dropout=p)):
+        with pytest.raises(ConfigError, match=f"dropout must be at least 0 and below 1, not {p}"):
+            layer(p)
 
 
 def test_dropout_with_a_key_drops():

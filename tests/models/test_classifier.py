@@ -222,7 +222,11 @@ def test_what_backward_has_used_up_is_refused():
     once = model.flat.grad.copy()
     with pytest.raises(DataError, match="a backward has used this `saved` up already"):
         model.backward(saved)
+    with pytest.raises(DataError, match="this `saved` is from loss"):
+        model.backward_logits(np.ones((3, 4)), model.loss(tokens(), TARGETS)[1])
     _, saved = model.forward(tokens())
+    with pytest.raises(DataError, match="this `saved` is from forward"):
+        model.backward(saved)
     model.zero_grad()
     model.backward_logits(np.ones((3, 4)), saved)
     with pytest.raises(DataError, match="a backward has used this `saved` up already"):

@@ -133,7 +133,7 @@ def test_nothing_to_learn_is_refused_and_changes_nothing():
 def test_backward_goes_no_further_down_than_something_learns():
     model = gpt()
     model.freeze(lambda name: name.startswith(("h.1.mlp.", "ln_f")))
-    _, (body, _) = model.loss(tokens(), tokens(1), KEY)
+    _, (_, body, _) = model.loss(tokens(), tokens(1), KEY)
     embedded, places, dropped, blocks, _ = body
     assert embedded is places is dropped is blocks[0] is None and blocks[1] and blocks[2]
     called = mock.Mock(side_effect=AssertionError)

@@ -199,7 +199,7 @@ def test_backward_drops_what_it_has_passed():
     """So that gradients may take its place: first the head's, then block by block."""
     model    = lively(gpt())
     _, saved = model.loss(tokens(), tokens(seed=1))
-    body, head = saved
+    _, body, head = saved
     blocks  = body[3]
     assert len(blocks) == len(model.h) == 2
     watched = [weakref.ref(next(part for part in arrays(parts) if part.shape[-1] == width))
@@ -212,10 +212,14 @@ def test_backward_drops_what_it_has_passed():
 
     model.backward(saved, after_block=after_block)
     assert left == [[False, True, False], [False, False, False]]
-    assert not saved and not blocks
+    assert saved == ["loss"] and not blocks
     with pytest.raises(DataError, match="a backward has used this `saved` up already"):
         model.backward(saved)
+    with pytest.raises(DataError, match="this `saved` is from loss, .* takes that from forward"):
+        model.backward_logits(np.ones((3, 6, 13)), model.loss(tokens(), tokens())[1])
     _, saved = model.forward(tokens())
+    with pytest.raises(DataError, match="this `saved` is from forward, .* takes that from loss"):
+        model.backward(saved)
     model.backward_logits(np.ones((3, 6, 13)), saved)
     with pytest.raises(DataError, match="let forward or loss make another"):
         model.backward_logits(np.ones((3, 6, 13)), saved)
@@ -281,7 +285,7 @@ def test_dropout_acts_in_every_place_and_only_with_a_key():
     silent = lively(gpt())
     assert model.loss(x, y)[0] == silent.loss(x, y)[0]
     assert model.loss(x, y, Key(1))[0] == model.loss(x, y, Key(1))[0] != model.loss(x, y, Key(1, step=1))[0]
-    _, (body, _) = model.loss(x, y, Key(1))
+    _, (_, body, _) = model.loss(x, y, Key(1))
     _, _, drop, blocks, _ = body
     sites = [drop[1].site] + [part[-1][1].site for block in blocks for part in (block[1], block[3])]
     assert len(set(sites)) == 5
