@@ -23,7 +23,8 @@ def parse(options: Any, command: str, arguments: Sequence[str], default: Any = N
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(options, prog=f"npgpt {command}", args=list(arguments), default=default)
+            return tyro.cli(options, prog=f"npgpt {command}", description=" ".join(options.__doc__.split()),
+                            args=list(arguments), default=default)
     except SystemExit as leaving:
         if leaving.code in (0, None):
             raise

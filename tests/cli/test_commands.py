@@ -243,6 +243,7 @@ def test_every_option_is_listed_and_documented(command, capsys, monkeypatch):
     assert leaving.value.code == 0
     said = capsys.readouterr().out
     options = importlib.import_module(f"npgpt.cli.{command}").Options
+    assert " ".join(options.__doc__.split()) in said
     settings = {"train": TrainConfig, "bench": TrainConfig, "prepare": PrepareConfig,
                 "finetune": FinetuneConfig}
     texts: dict[str, str] = {}                             # of a field that a subclass changes, the last
