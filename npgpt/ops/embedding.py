@@ -1,9 +1,11 @@
 """Embedding: each token takes its row of a table.
 
-    y = W[token]           the same as y = onehot(token) W, without the product by zeros
+    y = W[token]           the same as y = E W, E = onehot(token), without the product by zeros
 
-Backward.  From y = onehot(token) W:   dW = onehot(token)ᵀ dy
-that is                                dW[v] = Σ dy over all places where token = v
+E is (N, V): for each of the N places a row of zeros, with a 1 in the column of its token.
+
+Backward.  From y = E W (linear.py):   dW = Eᵀ dy, dW[v] = Σₙ E[n, v] dyₙ
+that is                                dW[v] = Σ dyₙ over all places n whose token is v
 In words: a row of the table gathers the gradients of every place it was used, and rows not used get nothing.
 Tokens are whole numbers and have no gradient.
 """

@@ -1,12 +1,14 @@
 """The linear map: every row of x is multiplied by one matrix and shifted.
 
-    y = x W + b            yₙⱼ = Σᵢ xₙᵢ Wᵢⱼ + bⱼ
+    y = x W + b            yₙⱼ = Σᵢ xₙᵢ Wᵢⱼ + bⱼ            x: (N, C)   W: (C, D)   b: (D,)   y: (N, D)
 
-Backward.  ∂yₙⱼ/∂xₙᵢ = Wᵢⱼ, so       dxₙᵢ = Σⱼ dyₙⱼ Wᵢⱼ       that is   dx = dy Wᵀ
-           ∂yₙⱼ/∂Wᵢⱼ = xₙᵢ, so       dWᵢⱼ = Σₙ xₙᵢ dyₙⱼ       that is   dW = xᵀ dy
-           ∂yₙⱼ/∂bⱼ  = 1,   so       dbⱼ  = Σₙ dyₙⱼ
+Backward.  xₙᵢ goes into row n alone, and W and b into every row:
+           ∂yₙⱼ/∂xₙᵢ = Wᵢⱼ, so       dxₙᵢ = Σⱼ dyₙⱼ Wᵢⱼ       that is   dx = dy Wᵀ      (N, C)
+           ∂yₙⱼ/∂Wᵢⱼ = xₙᵢ, so       dWᵢⱼ = Σₙ xₙᵢ dyₙⱼ       that is   dW = xᵀ dy      (C, D)
+           ∂yₙⱼ/∂bⱼ  = 1,   so       dbⱼ  = Σₙ dyₙⱼ                                     (D,)
 In words: the gradient goes back through the same wires, and each wire is blamed by what went in times what
-was wanted out, summed over all rows. The shapes leave no other choice.
+was wanted out, summed over all rows. Who forgets which factor is transposed finds it from the shapes: where N,
+C and D differ, only one product fits.
 """
 
 from npgpt.tensor import accelerated, array_module

@@ -1,4 +1,4 @@
-"""The rectified linear unit: what is negative becomes 0.
+"""The rectified linear unit (Nair & Hinton 2010): what is negative becomes 0.
 
     y = max(x, 0)
 

@@ -2,7 +2,7 @@
 
     y = x + h
 
-Backward.  ∂y/∂x = ∂y/∂h = 1:    dx = dy    dh = dy
+Backward.  ∂yᵢ/∂xⱼ = ∂yᵢ/∂hⱼ = δᵢⱼ:    dx = dy    dh = dy
 In words: a sum hands its gradient to both sides unchanged. It is the road on which gradients reach the first
 layers of a deep network; and where x also went into h, its two gradients add.
 """
