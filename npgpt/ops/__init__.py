@@ -4,16 +4,17 @@ Forward returns (y, saved), backward takes (dy, saved) and returns the gradients
 arguments that have one, in their order. The derivation stands at the head of each file. Single functions are
 adamw, weight_gradient and sum_of_squares.
 
-What a derivation takes as known.  Training lowers one number, the loss L. dx is ∂L/∂x, of x's shape: how much L
-rises for each little that an element of x does. Backward is handed dy and needs to know no more of L, for an
-element of x moves L only by the elements of y that it goes into (the chain rule):
+What a derivation takes as known.  Training lowers one number, the loss L. dx is ∂L/∂x, of x's shape: how much
+L rises for each little that an element of x does; training goes the other way. Backward is handed dy and
+needs to know no more of L, for an element of x moves L only by the elements of y that it goes into (the chain
+rule):
 
     dxᵢ = Σⱼ dyⱼ ∂yⱼ/∂xᵢ
 
-All the ∂yⱼ/∂xᵢ at once, numbers of y times numbers of x, are never made: each file finds a short form of the
-sum. Two things follow from it, and all files use them:
-    What goes into several places gets the sum over all of them: a bias that every row has added, dbⱼ = Σₙ dyₙⱼ;
-    x in y = x + f(x). Broadcast in forward is a sum in backward.
+All the ∂yⱼ/∂xᵢ at once, numbers of y times numbers of x, are never made: each file finds a short form of
+the sum. Two things follow from it, and all files use them:
+    What goes into several places gets the sum over all of them: a bias that is added to every row,
+    dbⱼ = Σₙ dyₙⱼ; x in y = x + f(x). Broadcast in forward is a sum in backward.
     What is computed in steps, h = f(x) and y = g(h), is gone back from the last: dh from dy, then dx from dh.
 
 How it is written.  δᵢⱼ is 1 where i = j, else 0; [a statement] is 1 where it is true, else 0.
@@ -24,8 +25,9 @@ How it is written.  δᵢⱼ is 1 where i = j, else 0; [a statement] is 1 where 
     T, S, C, D, …   axes: B batch, T time (queries), S source (keys), C channels, H heads, D head size,
                     V vocabulary; (..., C) are N rows of C, however many axes they stand in
 
-From plain to hard: residual, linear, embedding, relu, gelu, swiglu, softmax, cross_entropy, rmsnorm, layernorm,
-dropout, rotary, attention. `npgpt gradcheck NAME` compares a backward with differences of its forward.
+From plain to hard: residual, linear, embedding, relu, gelu, swiglu, softmax, cross_entropy, rmsnorm,
+layernorm, dropout, rotary, attention. `npgpt gradcheck NAME` compares a backward with differences of its
+forward.
 """
 
 from npgpt.ops.adamw import adamw

@@ -1,13 +1,18 @@
 """Cross-entropy of softmax: how many nats the target costs under the predicted distribution, from logits.
 
+A row of logits z predicts the probabilities p = softmax(z), and its target t costs −log pₜ nats, natural
+logarithms. As pₜ = e^zₜ/Σⱼ e^zⱼ, that is ℓ − zₜ:
+
     loss = (1/N) Σₙ (ℓₙ − zₙ,ₜₙ)        ℓₙ = log Σⱼ e^zₙⱼ        tₙ: the target of row n; n: rows that count
 
 Rows with the target `ignore_index` do not count; N is the number that do, at least 1, so that a batch without
-any has loss 0 and gradient 0. With m = max(z) taken out first, ℓ = m + log Σⱼ e^(zⱼ − m), nothing overflows.
+any has loss 0 and gradient 0. With m = max(z) taken out first, ℓ = m + log Σⱼ e^(zⱼ − m), nothing overflows;
+m cancels, so nothing comes back through the max (softmax.py).
 
-Backward.  ∂ℓₙ/∂zₙⱼ = e^zₙⱼ/Σᵢ e^zₙᵢ = pₙⱼ, the softmax, and ∂zₙ,ₜₙ/∂zₙⱼ = [j = tₙ]:
+Backward.  ∂ℓₙ/∂zₙⱼ = e^zₙⱼ/Σᵢ e^zₙᵢ = pₙⱼ = e^(zₙⱼ − ℓₙ), and ∂zₙ,ₜₙ/∂zₙⱼ = [j = tₙ]:
     dzₙⱼ = (pₙⱼ − [j = tₙ]) dloss / N        0 in rows that do not count
-In words: what was predicted minus what happened.
+In words: what was predicted minus what happened. Each row that counts sums to 0: what the target is to gain
+the others are to lose.
 """
 
 from npgpt.tensor import accelerated, array_module

@@ -7,8 +7,8 @@ Backward.  xₙᵢ goes into row n alone, and W and b into every row:
            ∂yₙⱼ/∂Wᵢⱼ = xₙᵢ, so       dWᵢⱼ = Σₙ xₙᵢ dyₙⱼ       that is   dW = xᵀ dy      (C, D)
            ∂yₙⱼ/∂bⱼ  = 1,   so       dbⱼ  = Σₙ dyₙⱼ                                     (D,)
 In words: the gradient goes back through the same wires, and each wire is blamed by what went in times what
-was wanted out, summed over all rows. Who forgets which factor is transposed finds it from the shapes: where N,
-C and D differ, only one product fits.
+was wanted out, summed over all rows. Who forgets which factor is transposed finds it from the shapes: where
+N, C and D differ, only one product fits.
 """
 
 from npgpt.tensor import accelerated, array_module

@@ -2,14 +2,17 @@
 
     z = x Wᵀ            loss = (1/N) Σₙ (ℓₙ − zₙ,ₜₙ)            as in cross_entropy.py
 
-For GPT-2 the logits of 4 × 1024 tokens are 4096 × 50257 numbers, more than all activations of a block. Each
-row's loss needs only its own logits, so they are made for some rows, used, and dropped; only ℓ is kept, one
-number a row. The weight is (V, C), one row a token, as in the embedding that it usually is tied to.
+For GPT-2 the logits of 4 × 1024 tokens are 4096 × 50257 numbers, four times what a block saves for backward.
+Each row's loss needs only its own logits, so they are made for some rows, used, and dropped; only ℓ is kept,
+one number a row. The weight is (V, C), one row a token, as in the embedding that it usually is tied to.
 
-Backward makes the logits of the same rows again, and from dz (see cross_entropy.py), as in linear.py:
-    dx = dz W            dW = Σ over the row groups of dzᵀ x
+Backward.  It makes the logits of the same rows again, and from them dz (cross_entropy.py).
+From z = x Wᵀ, which is linear.py's map with Wᵀ (C, V) as its matrix, dx = dz (Wᵀ)ᵀ and d(Wᵀ) = xᵀ dz:
+    dx = dz W            dW = dzᵀ x, a sum over rows, and so over the groups of rows
 Where one group holds all rows there is nothing to drop them for: dz is known as soon as ℓ is, but for the
 factor dloss/N, and is kept in the place of the logits, which saves their second product.
+In words: a row's loss looks at that row alone, so rows may come one after the other; W, which all of them
+read, adds up what each says.
 """
 
 from npgpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
@@ -23,7 +26,8 @@ LOGITS_AT_ONCE = 1 << 25    # 128 MiB in float32: 667 rows of GPT-2's vocabulary
 def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ignore_index=-100, rows=None):
     """x: (..., C)  weight: (V, C)  targets: integers (...)  →  loss: 0-d, nats
 
-    num_items_in_batch: N, as in cross_entropy_forward.  rows: how many rows of logits exist at once.
+    targets, num_items_in_batch (N), ignore_index: as in cross_entropy_forward.  rows: how many rows of logits
+    exist at once, by default what LOGITS_AT_ONCE allows.
     """
     xp = array_module(x)
     flat_x, t = x.reshape(-1, x.shape[-1]), targets.reshape(-1)

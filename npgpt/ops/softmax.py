@@ -1,12 +1,17 @@
-"""Softmax: any row of numbers becomes a row of probabilities.
+"""Softmax (Bridle 1990): any row of numbers becomes a row of probabilities.
 
     yᵢ = e^xᵢ / Σⱼ e^xⱼ
-A constant taken from the whole row changes nothing, so max(x) is taken first, and nothing overflows.
+A constant m taken from the whole row changes nothing: above and below it is a factor e^(−m). So m = max(x) is
+taken first, and nothing overflows; and as y does not depend on m, nothing comes back through the max,
+whichever element it is. A row that is −∞ throughout has no softmax and gives NaN.
 
-Backward.  With Z = Σⱼ e^xⱼ, by the quotient rule:    ∂yⱼ/∂xᵢ = (δᵢⱼ e^xⱼ Z − e^xⱼ e^xᵢ)/Z² = yⱼ (δᵢⱼ − yᵢ)
-hence    dxᵢ = Σⱼ dyⱼ yⱼ (δᵢⱼ − yᵢ) = yᵢ (dyᵢ − Σⱼ dyⱼ yⱼ)
-In words: an input is pushed up as far as its output's gradient exceeds the average gradient under y. The
-pushes sum to 0, for a constant added to the row changes nothing.
+Backward.  With Z = Σⱼ e^xⱼ, ∂Z/∂xᵢ = e^xᵢ, by the quotient rule:
+    ∂yⱼ/∂xᵢ = (δᵢⱼ e^xⱼ Z − e^xⱼ e^xᵢ)/Z² = yⱼ (δᵢⱼ − yᵢ)
+hence
+    dxᵢ = Σⱼ dyⱼ yⱼ (δᵢⱼ − yᵢ) = yᵢ (dyᵢ − Σⱼ dyⱼ yⱼ)
+In words: Σⱼ dyⱼ yⱼ is the mean of dy under the probabilities y. The gradient of an input is how far that of
+its output lies above this mean, times its probability. These sum to 0, as they must: to raise the whole row
+changes nothing.
 """
 
 from npgpt.tensor import accelerated, array_module

@@ -11,7 +11,7 @@ from npgpt.kernels.cuda.products import multiply
 from npgpt.tensor import array_module
 from npgpt.tensor.precision import accumulator, is_narrow
 
-LOGITS_AT_ONCE = 1 << 30               # 2 GiB in 16 bits: 21,364 rows of GPT-2's vocabulary
+LOGITS_AT_ONCE = 1 << 30               # 2 GiB in 16 bits: 21,365 rows of GPT-2's vocabulary
 ALIGNED        = 128                   # bytes, to which rows of logits are filled up
 
 
