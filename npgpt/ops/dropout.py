@@ -1,11 +1,14 @@
 """Dropout (Srivastava et al. 2014): elements become 0 with probability p, the others make up for it.
 
-    y = m x / q            m: random, 1 with probability q = 1 − p, else 0
+    y = m x / q            m: random, 1 with probability q = 1 − p, else 0     so that E[y] = q x/q = x
 
-Backward.  y is linear in x:    dx = m dy / q
+Backward.  ∂yᵢ/∂xⱼ = δᵢⱼ mᵢ/q:    dx = m dy / q
+In words: what was dropped had no part in y, and gets no gradient; what was kept went in 1/q times, and so
+does its gradient.
+
 The mask is not stored: it is a pure function of the key and is made again (npgpt/tensor/random.py). It
-compares 16 random bits, so q is taken as the nearest multiple of 2⁻¹⁶, and dividing by that same q keeps the
-mean exactly.
+compares 16 random bits, so q is taken as the nearest multiple of 2⁻¹⁶ above 0, and dividing by that same q
+keeps the mean exactly.
 """
 
 from npgpt.tensor import accelerated, array_module

@@ -12,12 +12,13 @@ GPT-2 uses an approximation of Φ by a tanh, from the same paper:
 Backward.  ds/du = ½ (1 − tanh² u) = 2 s (1 − s)  and  u' = √(2/π) (1 + 3a x²), so
     y' = s + x · 2 s (1 − s) u' = s + y (1 − s) 2u',    dx = y' dy
 
-In words: a soft gate. Far to the right the gradient passes whole, far to the left not at all, and around 0
-the gate itself moves with x. Both forms keep y' for backward: it costs less to keep than to compute again.
+In words: a soft gate. Far to the right the gradient passes whole, far to the left not at all. Around 0 the
+gate itself moves with x: dx is up to 1.13 dy, at √2, and left of −0.75 y falls as x rises.
+Both forms keep y' for backward: it costs less to keep than to compute again.
 
-NumPy has no erf. Beyond 6, erf is ±1 to the last bit of a double. Below, erf(x) = 1 − e^(−x²) erfcx(x), where
-erfcx(x) = e^(x²) erfc(x) is so smooth that a polynomial through its values at 32 Chebyshev points meets it to
-1e-14.
+NumPy has no erf. It is odd, erf(−x) = −erf(x), and from 6 on 1 to the last bit of a double. From 0 to 6,
+erf(x) = 1 − e^(−x²) erfcx(x), where erfcx(x) = e^(x²) (1 − erf(x)) is so smooth that a polynomial through its
+values at 32 Chebyshev points meets it to 1e-14.
 """
 
 import functools
@@ -64,7 +65,7 @@ def gelu_erf_backward(dy, saved):
 
 
 def erf(x):
-    """The error function, to 1e-14.   x: (...) → (...)"""
+    """The error function, off by 1e-14 at most.   x: (...) → (...)"""
     xp = array_module(x)
     size = xp.minimum(abs(x), 6.0)
     s = size / 3 - 1                                                          # [0, 6] → [−1, 1]

@@ -2,15 +2,17 @@
 
     μ = mean(x)    r = 1/√(var(x) + ε)    x̂ = (x − μ) r    y = γ x̂ + β
 
-Backward.  From y = γ x̂ + β, summing over rows:   dγ = Σ dy x̂    dβ = Σ dy    dx̂ = γ dy
+Backward.  γ and β go into every row:              dγ = Σₙ dyₙ x̂ₙ    dβ = Σₙ dyₙ    dx̂ = γ dy
 Then through x̂ = (x − μ) r, within one row of C numbers.  With var = mean((x − μ)²):
     ∂μ/∂xᵢ = 1/C
     ∂var/∂xᵢ = (2/C) (xᵢ − μ)                     the term through μ vanishes, for Σ (x − μ) = 0
     ∂r/∂xᵢ = −½ (var + ε)^(−3/2) ∂var/∂xᵢ = −r³ (xᵢ − μ)/C = −r² x̂ᵢ/C
     ∂x̂ⱼ/∂xᵢ = r (δᵢⱼ − 1/C) + (xⱼ − μ) ∂r/∂xᵢ = r (δᵢⱼ − 1/C − x̂ᵢ x̂ⱼ/C)
-and dxᵢ = Σⱼ dx̂ⱼ ∂x̂ⱼ/∂xᵢ is
+and dxᵢ = Σⱼ dx̂ⱼ ∂x̂ⱼ/∂xᵢ = r (dx̂ᵢ − Σⱼ dx̂ⱼ/C − x̂ᵢ Σⱼ dx̂ⱼ x̂ⱼ/C) is
     dx = r (dx̂ − mean(dx̂) − x̂ mean(dx̂ x̂))
-In words: dx̂ loses its components along 1 and along x̂, the two directions that normalising erased.
+In words: dx̂ loses its components along 1 and along x̂, the two directions that normalising erased. (The second
+all but wholly: mean(x̂²) = var/(var + ε) is 1 only where var ≫ ε. In a row of equal numbers x̂ is 0, nothing is
+lost along it, and r is 1/√ε.)
 """
 
 from npgpt.tensor import accelerated

@@ -1,7 +1,9 @@
 """A linear map with a low-rank addition (LoRA, Hu et al. 2021): what a fine-tuning changes in a large matrix
 is nearly of low rank, so the change alone is learned, as the product of two thin matrices, r ≪ C, D.
 
-    y = x W + b + s (x A) B            W: (C, D)   A: (C, r)   B: (r, D)   s = α/r
+    y = x W + b + s (x A) B            x: (N, C)   W: (C, D)   A: (C, r)   B: (r, D)   s = α/r
+
+α is chosen once: divided by r, it need not be chosen anew for another r.
 
 Backward.  With h = x A, (N, r), the addition is two linear maps in a row; from linear.py
     dh = s dy Bᵀ                (N, r)
@@ -35,13 +37,13 @@ def lora_forward(x, weight, bias, lora_A, lora_B, scale=1.0):
 def lora_backward(dy, saved, out=None, learned=(True, True)):
     """dy: (..., D)  →  dx: (..., C)  dweight: (C, D)  dbias: (D,) or None  dlora_A: (C, r)  dlora_B: (r, D)
 
-    out, learned: of weight and bias, as in linear_backward.
+    out, learned: of weight and bias, as in linear_backward. lora_A and lora_B always are.
     """
     x, weight, has_bias, lora_A, lora_B, scale, h = saved
     rows_x  = x.reshape(-1, x.shape[-1])                                      # (N, C)
     rows_dy = dy.reshape(-1, dy.shape[-1])                                    # (N, D)
     s       = array_module(x).full((), scale, x.dtype)
-    dh      = s * (rows_dy @ lora_B.T)                                    # (N, r)
+    dh      = s * (rows_dy @ lora_B.T)                                        # (N, r)
     dx      = rows_dy @ weight.T
     dx     += dh @ lora_A.T
     dweight = weight_gradient(rows_x, rows_dy, out) if learned[0] else None

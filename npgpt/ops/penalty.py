@@ -1,11 +1,13 @@
-"""The L1 and L2 penalties: large weights cost something, added to the loss.
+"""The L1 and L2 penalties (Tibshirani 1996; Hoerl & Kennard 1970): large weights cost something, added to the
+loss.
 
     y = λ₁ Σ |w| + λ₂ Σ w²
 
-Backward.  y' = λ₁ sign(w) + 2 λ₂ w  for each w, with sign(0) = 0:    dw = (λ₁ sign(w) + 2 λ₂ w) dy
-In words: L1 pulls every weight towards 0 with the same force, so that small ones arrive; L2 pulls in
-proportion. Unlike AdamW's weight decay (adamw.py) these go through the gradient, and so through Adam's
-scaling.
+Backward.  ∂y/∂w of each w is λ₁ sign(w) + 2 λ₂ w; at 0, where |w| has no derivative, sign(0) = 0 is taken:
+    dw = (λ₁ sign(w) + 2 λ₂ w) dy
+In words: L1 pulls every weight towards 0 with the same force, so that small ones come to within a step of it,
+and then jump to and fro; L2 pulls in proportion, ever less. Unlike AdamW's weight decay (adamw.py) these go
+through the gradient, and so through Adam's scaling.
 """
 
 from npgpt.tensor import accelerated, array_module

@@ -3,7 +3,7 @@
     s = x + h        y = norm(s)
 
 Backward.  s has two readers: the norm, and the next sum on the residual road. Their gradients add:
-    ds = (what came along the road) + (what the norm hands back for dy)        dx = dh = ds
+    ds = (what came along the road) + (what the norm hands back for dy)        dx = dh = ds    (residual.py)
 In words: the road is met by a side street. What is saved is what the norm saves, and backward takes that of a
 norm alone as well: nothing was added then, and ds is dx.
 """
@@ -27,9 +27,9 @@ def residual_layernorm_backward(dy, saved):
     """dy: two of (..., C), what came along the road and what came to the norm  →  dx, dh: (..., C), one array
     dgamma: (C,)  dbeta: (C,) or None
     """
-    ds, dy = dy
-    dx, dgamma, dbeta = layernorm_backward(dy, saved)
-    return *residual_backward(ds + dx, ()), dgamma, dbeta
+    road, dy = dy
+    side, dgamma, dbeta = layernorm_backward(dy, saved)
+    return *residual_backward(road + side, ()), dgamma, dbeta
 
 
 @accelerated(takes_16_bits=True)
@@ -45,6 +45,6 @@ def residual_rmsnorm_backward(dy, saved):
     """dy: two of (..., C), what came along the road and what came to the norm  →  dx, dh: (..., C), one array
     dgamma: (C,)
     """
-    ds, dy = dy
-    dx, dgamma = rmsnorm_backward(dy, saved)
-    return *residual_backward(ds + dx, ()), dgamma
+    road, dy = dy
+    side, dgamma = rmsnorm_backward(dy, saved)
+    return *residual_backward(road + side, ()), dgamma

@@ -3,14 +3,15 @@ without its mean and its shift, which models turned out not to miss.
 
     r = 1/√(mean(x²) + ε)    x̂ = x r    y = γ x̂
 
-Backward.  From y = γ x̂, summing over rows:       dγ = Σ dy x̂    dx̂ = γ dy
+Backward.  γ goes into every row:     dγ = Σₙ dyₙ x̂ₙ    dx̂ = γ dy
 Then through x̂ = x r, within one row of C numbers:
     ∂mean(x²)/∂xᵢ = (2/C) xᵢ
     ∂r/∂xᵢ = −½ (mean(x²) + ε)^(−3/2) (2/C) xᵢ = −r³ xᵢ/C = −r² x̂ᵢ/C
     ∂x̂ⱼ/∂xᵢ = r δᵢⱼ + xⱼ ∂r/∂xᵢ = r (δᵢⱼ − x̂ᵢ x̂ⱼ/C)
-and dxᵢ = Σⱼ dx̂ⱼ ∂x̂ⱼ/∂xᵢ is
+and dxᵢ = Σⱼ dx̂ⱼ ∂x̂ⱼ/∂xᵢ = r (dx̂ᵢ − x̂ᵢ Σⱼ dx̂ⱼ x̂ⱼ/C) is
     dx = r (dx̂ − x̂ mean(dx̂ x̂))
-In words: dx̂ loses its component along x̂, the one direction that normalising erased: a row's length.
+In words: dx̂ loses its component along x̂ (all of it where mean(x²) ≫ ε), the one direction that normalising
+erased: a row's length.
 """
 
 from npgpt.tensor import accelerated

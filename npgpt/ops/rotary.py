@@ -3,8 +3,8 @@ angle that grows with the place t. Pair i has its own rate θᵢ (npgpt/layers/p
 
     a' = a cos tθᵢ − b sin tθᵢ        b' = a sin tθᵢ + b cos tθᵢ
 
-Turning q by tθ and k by sθ leaves their product a function of the difference (t − s)θ: attention sees how far
-apart two positions are, not where they stand.
+With R(α) for turning by α, R(α)ᵀ = R(−α), a query at t and a key at s have the product
+⟨R(tθ) q, R(sθ) k⟩ = ⟨q, R((s − t)θ) k⟩: attention sees how far apart two positions are, not where they stand.
 
 Which channels are a pair is a convention, and weights belong to one of the two: neighbours (2i, 2i + 1), as
 in the paper ("interleaved"), or channels half a head apart (i, i + D/2), as Hugging Face's Llama. Each is the

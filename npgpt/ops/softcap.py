@@ -2,7 +2,7 @@
 
     t = tanh(x/c)         y = c t
 
-Backward.  y' = c (1 − t²)/c = 1 − t², so    dx = dy (1 − t²)
+Backward.  tanh' = 1 − tanh², so y' = c (1 − t²)/c = 1 − t² and    dx = dy (1 − t²)
 In words: small scores pass as they are; the nearer one is to the cap, the less it is asked to move.
 """
 

@@ -1,10 +1,12 @@
-"""Stochastic rounding (Forsythe 1950; Gupta et al. 2015): a number between two neighbours becomes the upper
-one with the chance of how far it is on its way there.
+"""Stochastic rounding (Forsythe 1950; Gupta et al. 2015): a number between two neighbours becomes the one
+further from 0 with the chance of how far it is on its way there.
 
-    y = lower + ulp [u < (x − lower)/ulp]        u uniform on [0, 1)        so that E[y] = x
+    y = lower + ulp [u < (x − lower)/ulp]        u uniform on [0, 1)
+    E[y] = lower + ulp (x − lower)/ulp = x       lower: the neighbour nearer to 0   ulp: from it to the other
 
 bfloat16 is the first half of a float32: the second half, as a number below 2¹⁶, is how far it is. Adding 16
-random bits to it carries into the first half just as often as it should, and then the second half is cut off.
+random bits to it carries into the first half just as often as it should: where it is n, for n of the 2¹⁶
+numbers that they may be. Then the second half is cut off.
 NaN stays NaN: to the bits of a GPU's, 0x7fffffff, a carry would make it −0.
 
 In words: rounded to nearest, a weight never moves by steps of less than half the gap between its neighbours;

@@ -1,4 +1,6 @@
-"""The sum of squares of a flat array, Σ xₙ²: the square of its norm, by which gradients are clipped."""
+"""The sum of squares of a flat array, Σ xₙ²: the square of its norm, by which gradients are clipped (Pascanu,
+Mikolov & Bengio 2013). There is no backward: this happens after it.
+"""
 
 from npgpt.tensor import accelerated
 

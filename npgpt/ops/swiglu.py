@@ -4,13 +4,13 @@
 
 g s is the sigmoid linear unit SiLU, also called Swish (Elfwing et al. 2018; Ramachandran et al. 2017).
 
-Backward.  With σ' = s (1 − s), by the product rule:
+Backward.  1 − s = e^(−g)/(1 + e^(−g)), so σ' = e^(−g)/(1 + e^(−g))² = s (1 − s). By the product rule:
     ∂(g s)/∂g = s + g s (1 − s)               dg = dy u s (1 + g (1 − s))
                                               du = dy g s
 and dx = [dg | du]. σ(g) is computed as ½ (1 + tanh(g/2)), which is the same and never overflows; far to the
 left, where s is below a rounding of 1, it is 0.
-In words: each half is the other's gain. The gate learns from what it let through, and what was let through
-learns as far as the gate was open.
+In words: each half is the other's gain. The gate learns by as much as stood behind it, u, and what stood
+there by as much as was let through, g s.
 """
 
 from npgpt.tensor import accelerated, array_module
