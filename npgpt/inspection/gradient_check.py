@@ -3,20 +3,20 @@
 Forward maps x to y; its derivative at x is a linear map J, and backward must apply Jᵀ. For any direction v in
 x and any dy in y the two sides of
 
-    ⟨dy, J v⟩ = ⟨Jᵀ dy, v⟩
+    ⟨dy, J v⟩ = ⟨Jᵀ dy, v⟩                                    ⟨a, b⟩ = Σᵢ aᵢ bᵢ, (J v)ⱼ = Σᵢ ∂yⱼ/∂xᵢ vᵢ
 
 are one number. The left is measured with forward alone, by a central difference along v, the right is
 ⟨backward(dy), v⟩:
 
     ⟨dy, forward(x + h v) − forward(x − h v)⟩ / 2h            with h = 10⁻⁵ ‖x‖, ‖v‖ = 1
 
-The difference errs by about h²/6 times the third derivative: where the two sides are apart, one of h/16 tells
-whether it was that. And it errs by rounding, for which 64 u Σ |dy y| / h is allowed, u = 2⁻⁵³.
+The difference errs by about h²/6 times the third derivative along v: where the two sides are apart, one of
+h/16 tells whether it was that. And it errs by rounding, for which 64 u Σ |dy y| / h is allowed, u = 2⁻⁵³.
 
 A wrong element of the gradient shows in ⟨·, v⟩ only as far as v reaches into it, so every |vᵢ| is at least
-0.1/√n; and it shows beside all others, which come to about ‖gradient‖/√n, so of that a millionth is allowed,
-and not of ‖gradient‖. Each input and each parameter is checked by itself, so that none hides behind a larger
-one.
+about 0.1/√n, n being how many elements x has; and it shows beside all others, which come to about
+‖gradient‖/√n, so of that a millionth is allowed, and not of ‖gradient‖. Each input and each parameter is
+checked by itself, so that none hides behind a larger one.
 
 Two things look like a wrong gradient and are none. A kink between x − h v and x + h v, as ReLU's at 0; and
 numbers within forward that are much larger than y, or inputs much larger than the differences between them

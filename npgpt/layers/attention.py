@@ -20,6 +20,7 @@ class SelfAttention(Module):
     bias: of c_attn; proj_bias: of c_proj, by default as bias.  proj_std: of c_proj's initial values.
     qk_norm: the ε of an RMSNorm over each head's queries and keys (Henry et al. 2020), or None for none.
     rope_interleaved: which channels a rotation turns together, see npgpt.ops.rotary.
+    causal: False lets every position ask all.  Raises ConfigError for heads that cannot be.
 
     In forward:  rotation: cos and sin of npgpt.layers.RotaryPosition, for queries and keys.
     key_mask: bool (B, T), False hides a position.  segments: integers (B, T): each position asks those of its
@@ -65,10 +66,10 @@ class SelfAttention(Module):
     def backward(self, dy, saved):
         s1, s2, s3, s4, s5, s6 = saved
         dy,  = split_heads(self.c_proj.backward(self.dropout.backward(dy, s6), s5), self.heads[:1])
-        dq, dk, dv = attention_backward(dy, s4)
+        dq, dk, dv = attention_backward(dy, s4)                               # (B, H or G, T, D)
         dq   = self._place_backward(dq, self.q_norm, s2)
         dk   = self._place_backward(dk, self.k_norm, s3)
-        return self.c_attn.backward(merge_heads([dq, dk, dv]), s1)
+        return self.c_attn.backward(merge_heads([dq, dk, dv]), s1)            # (B, T, (H + 2G) D) → (B, T, C)
 
     def _place(self, x, norm, rotation):
         """Queries or keys, (B, H, T, D): of one length if qk_norm, then turned to their places if rotary."""

@@ -2,6 +2,9 @@
 one follows the other, tells the four kinds apart.
 
 A block is put together from its parts, and knows nothing of their options.   x, y: (B, T, C)
+Backward goes the same way from the end. Where x takes two roads, past a layer and through it, it gets the sum
+of what comes back on both (npgpt/ops/residual.py).
+
 `context`, in forward: what attention alone takes: rotation, key_mask, segments, kv_cache
 (npgpt.layers.SelfAttention).
 """
@@ -16,7 +19,9 @@ Norm = LayerNorm | RMSNorm
 
 
 class Block(Module):
-    """Pre-norm, as GPT-2 and Llama:   x + attention(norm(x)), then x + feed_forward(norm(x))"""
+    """Pre-norm, as GPT-2 (Radford et al. 2019) and Llama:
+    x + attention(norm(x)), then x + feed_forward(norm(x))
+    """
 
     def __init__(self, ln_1: Norm, attn: SelfAttention, ln_2: Norm, mlp: FeedForward):
         self.ln_1, self.attn, self.ln_2, self.mlp = ln_1, attn, ln_2, mlp
@@ -24,7 +29,7 @@ class Block(Module):
     def forward(self, x, key=None, **context):
         h, s1 = self.ln_1.forward(x)
         h, s2 = self.attn.forward(h, key and key.child(0), **context)
-        (x, h), s3 = self.ln_2.forward_sum(x, h)
+        (x, h), s3 = self.ln_2.forward_sum(x, h)                              # x + h, and its norm
         h, s4 = self.mlp.forward(h, key and key.child(1))
         y, s5 = residual_forward(x, h)
         return y, (s1, s2, s3, s4, s5)
@@ -32,8 +37,8 @@ class Block(Module):
     def backward(self, dy, saved):
         s1, s2, s3, s4, s5 = saved
         dx, dh = residual_backward(dy, s5)
-        dx = self.ln_2.backward_sum(dx, self.mlp.backward(dh, s4), s3)
-        return self.ln_1.backward_sum(dx, self.attn.backward(dx, s2), s1)
+        dx = self.ln_2.backward_sum(dx, self.mlp.backward(dh, s4), s3)        # of x + h, so of x and of h
+        return self.ln_1.backward_sum(dx, self.attn.backward(dx, s2), s1)     # the road, and past ln_1
 
 
 class PostNormBlock(Module):
@@ -60,7 +65,7 @@ class PostNormBlock(Module):
 
 
 class ParallelBlock(Module):
-    """Both read the same normalised x, as GPT-J (Wang & Komatsuzaki 2021) and PaLM:
+    """Both read the same normalised x, as GPT-J (Wang & Komatsuzaki 2021) and PaLM (Chowdhery et al. 2022):
     x + attention(norm(x)) + feed_forward(norm(x))
     """
 

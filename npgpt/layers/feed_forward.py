@@ -19,7 +19,7 @@ ACTIVATIONS = {
 class FeedForward(Module):
     """c_proj(activation(c_fc(x))), n_inner wide inside.   x: (B, T, C) → y: (B, T, C)
 
-    n_inner: 4 C by default.  proj_std: of c_proj's initial values.  dropout: on y.
+    n_inner: 4 C by default.  proj_std: of c_proj's initial values.  dropout: on y.  Raises ConfigError.
     Under swiglu, c_fc makes the gate and what it lets through side by side: 2 n_inner columns.
     """
 

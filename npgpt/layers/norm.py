@@ -17,7 +17,7 @@ from npgpt.ops.rmsnorm import rmsnorm_backward, rmsnorm_forward
 
 
 class LayerNorm(Module):
-    """weight (γ), bias (β): (n_embd,).   x: (..., n_embd) → y: (..., n_embd), of mean 0 and variance 1"""
+    """weight (γ), bias (β): (n_embd,).   x, y: (..., n_embd); before γ and β y has mean 0, variance 1"""
 
     def __init__(self, n_embd: int, bias: bool = True, eps: float = 1e-5):
         self.weight = Parameter(n_embd, constant=1.0)
@@ -48,7 +48,7 @@ class LayerNorm(Module):
 
 
 class RMSNorm(Module):
-    """weight (γ): (n_embd,).   x: (..., n_embd) → y: (..., n_embd), of mean square 1"""
+    """weight (γ): (n_embd,).   x, y: (..., n_embd); before γ y has mean square 1"""
 
     def __init__(self, n_embd: int, eps: float = 1e-5):
         self.weight = Parameter(n_embd, constant=1.0)

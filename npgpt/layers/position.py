@@ -55,6 +55,7 @@ class RotaryPosition:
     stretched by `factor` (Chen et al. 2023, "linear"), or those alone that do not fit into the context of
     `original_block_size` tokens (Llama 3.1, "llama3"): wavelengths above its low_freq_factor-th part are
     stretched, those below its high_freq_factor-th part stay, in between the two rates are mixed.
+    Raises ConfigError.
     """
 
     def __init__(self, head_dim: int, base: float = 10000.0, scaling: str = "none", factor: float = 1.0,

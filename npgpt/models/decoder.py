@@ -1,10 +1,10 @@
 """The body of a decoder: embeddings, causal blocks and the last norm; a head is for its children to add.
 
-    x = wte[token] + wpe[place]        x = h_n(… h_0(x))        ln_f(x)
+    x = wte[token] + wpe[place]        x = hₙ₋₁(… h₀(x))        ln_f(x)        n: n_layer
 
 GPT-2 is the default; npgpt/models/config.py names what others do otherwise. Names and initial values are
-GPT-2's: Normal(0, 0.02²), the projections that end in a residual addition scaled by 1/√(2·n_layer), for there
-are 2·n_layer of them; biases 0, gains 1.
+transformers' for GPT-2: Normal(0, 0.02²), the projections that end in a residual addition scaled by
+1/√(2·n_layer), for there are 2·n_layer of them, whose sum is to vary as much at any depth; biases 0, gains 1.
 """
 
 import math

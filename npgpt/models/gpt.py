@@ -1,8 +1,8 @@
 """GPT (Radford et al. 2018, 2019) and its descendants: causal blocks that predict each next token.
 
-    x = wte[token] + wpe[place]        x = h_n(… h_0(x))        logits = ln_f(x) wteᵀ
+    x = wte[token] + wpe[place]        x = hₙ₋₁(… h₀(x))        logits = ln_f(x) wteᵀ        n: n_layer
 
-All but the head is npgpt/models/decoder.py.
+All but the head is npgpt/models/decoder.py. wte is read at both ends, and its two gradients add.
 """
 
 from dataclasses import asdict
