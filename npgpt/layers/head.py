@@ -35,7 +35,7 @@ class LanguageModelHead(Module):
         learned = not self.weight.frozen
         dx, dweight, _ = linear_backward(dlogits, s1, learned=(learned, False))
         if learned:
-            self.weight.add_grad(dweight.T)
+            self.weight.add_grad(dweight.T)               # the map's matrix was Wᵀ: (C, V) → (V, C)
         return dx
 
     def loss(self, x, targets, num_items_in_batch=None):

@@ -7,7 +7,8 @@ how the caller says:
 
     layer = Linear(3, 5).initialise(seed=0, device="cpu", dtype="float64")
 
-Forward changes nothing of a layer, backward only adds to the gradients of its parameters.
+Forward changes nothing of a layer, backward only adds to the gradients of its parameters: one that is used in
+two places, or for two batches, gets the sum of both.
 """
 
 import copy

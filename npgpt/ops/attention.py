@@ -41,7 +41,7 @@ from npgpt.tensor import accelerated, array_module
 def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropout=0.0, dropout_key=None):
     """q: (B, H, T, D)  k, v: (B, G, S, D), H a multiple of G  →  y: (B, H, T, D)
 
-    causal: whether a query sees no key behind its own place; S − T keys stand before the first query's.
+    causal: whether keys after a query's own place are hidden from it; the queries are the last T places.
     key_mask: bool (B, S), False hides a key from every query; None hides none.
     segments: integers (B, S), T ≤ S, of the keys; the queries are the last T. Each sees its own alone.
     dropout: the chance that a probability becomes 0; dropout_key: npgpt.tensor.Key, or None for no dropout.

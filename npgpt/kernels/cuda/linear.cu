@@ -1,7 +1,8 @@
 #include "common.cuh"
 #include "columns.cuh"
 
-/* A block takes a share of the rows, one a warp at a time, and 32 packs of columns, `groups` of which are a row. */
+/* A block takes a share of the rows, one a warp at a time, and of these a group of 32 packs of columns; a row has
+   `groups`. */
 struct Share {
     long long first, apart, column;                                /* its warp's rows; where its columns begin */
 
