@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from npgpt.cli.arguments import parse
+from npgpt.cli.arguments import parse, unescaped
 from npgpt.cli.progress import progress_bar
 from npgpt.errors import ConfigError, DataError
 from npgpt.inspection.page import write_page
@@ -46,8 +46,7 @@ def run(arguments: list[str]) -> int:
     page    = options.out.suffix.lower() == ".html"
     _check(options)
     loaded  = load_model(options.model, options.checkpoint, options.device, warn)
-    tokens  = [*loaded.tokenizer.prefix,
-               *loaded.tokenizer.encode_ordinary(options.text.replace("\\n", "\n"))]
+    tokens  = [*loaded.tokenizer.prefix, *loaded.tokenizer.encode_ordinary(unescaped(options.text))]
     target  = len(tokens) if options.target is None else options.target
     with progress_bar() as progress:
         task   = progress.add_task("predictions explained", total=None)

@@ -15,10 +15,8 @@ from npgpt.interop.huggingface import find_folder, read_model
 from npgpt.interop.huggingface_writing import write_model
 from npgpt.layers import LanguageModelHead, Parameter
 from npgpt.models.config import GPTConfig
-from npgpt.models.decoder import IGNORE_INDEX, Decoder, take
+from npgpt.models.decoder import Decoder, take
 from npgpt.tensor import array_module, to_numpy
-
-__all__ = ["GPT", "IGNORE_INDEX"]
 
 
 class GPT(Decoder):

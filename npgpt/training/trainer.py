@@ -21,7 +21,7 @@ from npgpt.data.packing import ExampleBatches
 from npgpt.errors import CheckpointError, ConfigError, TrainingError
 from npgpt.files import sweep
 from npgpt.layers import Module
-from npgpt.models.gpt import IGNORE_INDEX
+from npgpt.models.decoder import IGNORE_INDEX
 from npgpt.ops.penalty import penalty_backward
 from npgpt.ops.sum_of_squares import sum_of_squares
 from npgpt.tensor import Key, array_module, to_numpy

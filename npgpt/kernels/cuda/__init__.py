@@ -1,1 +1,1 @@
-"""Twins in CUDA, launched through CuPy. None yet: on a GPU the formulas run."""
+"""Twins in CUDA: <op>.py covers what it can of a call, and launches what stands in <op>.cu through CuPy."""
