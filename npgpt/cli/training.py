@@ -18,7 +18,7 @@ from npgpt.errors import ConfigError
 from npgpt.interop.beside_models import read_chat_template
 from npgpt.terminal import Steady, warn
 from npgpt.tokenizers import BPETokenizer
-from npgpt.training.checkpoint import list_checkpoints, lock_run
+from npgpt.training.checkpoint import list_checkpoints, lock_run, step_of
 from npgpt.training.communication import Ranks
 from npgpt.training.loading import load_run
 from npgpt.training.monitor import Monitor, show_sample
@@ -67,7 +67,7 @@ def reopen(path: Path, before: Config, config: Config, console: Console) -> None
     if config != before:
         with lock_run(path):                  # a trainer that is at work there keeps its settings
             write_config(path, config)
-    step = max((int(folder.name.removeprefix("step-")) for folder in list_checkpoints(path)), default=0)
+    step = max(map(step_of, list_checkpoints(path)), default=0)
     old, new = before.rate(step), config.rate(step)
     if config.lr_decay_iters is None and not math.isclose(old, new, rel_tol=0.01):
         console.print(f"the learning rate falls until max_iters, and so goes on at {new:.2e} instead of "

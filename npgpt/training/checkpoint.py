@@ -100,7 +100,15 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """The folders RUN/checkpoints/step-…, newest first; load_checkpoint says which are sound."""
-    return [folder for _, folder in sorted(_steps(run), reverse=True)]
+    found = [folder for folder in (run / "checkpoints").glob("step-*")
+             if folder.name.removeprefix("step-").isdecimal()
+             and folder.name == _name(step_of(folder)) and folder.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint, as its folder's name has it."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def load_latest(run: Path, warn: Callable[[str], None]) -> Checkpoint:
@@ -121,9 +129,9 @@ def prune_checkpoints(run: Path, keep: Collection[int]) -> None:
     Each is renamed to a hidden name before its files are deleted. Raises CheckpointError, with everything
     still there, when that would remove every checkpoint.
     """
-    checkpoints = _steps(run)
-    doomed = [folder for step, folder in checkpoints if step not in keep]
-    if doomed and len(doomed) == len(checkpoints):
+    folders = list_checkpoints(run)
+    doomed  = [folder for folder in folders if step_of(folder) not in keep]
+    if doomed and len(doomed) == len(folders):
         raise CheckpointError(f"no checkpoint of the steps {sorted(keep)} is in {run}, so none is removed")
     try:
         _sweep(run)
@@ -165,13 +173,6 @@ def lock_run(run: Path) -> Iterator[None]:
 
 def _name(step: int) -> str:
     return f"step-{step:06d}"
-
-
-def _steps(run: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of everything that has a checkpoint's name."""
-    return [(int(digits), path) for path in (run / "checkpoints").glob("step-*")
-            if (digits := path.name.removeprefix("step-")).isdecimal()
-            and path.name == _name(int(digits)) and path.is_dir()]
 
 
 def _free_name(path: Path) -> Path:

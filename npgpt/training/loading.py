@@ -14,7 +14,7 @@ from npgpt.models import GPT, GPTConfig, SequenceClassifier
 from npgpt.tensor.precision import accumulator
 from npgpt.tokenizers import load_tokenizer
 from npgpt.tokenizers.files import Tokenizer, assemble_tokenizer
-from npgpt.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_latest
+from npgpt.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_latest, step_of
 from npgpt.training.finetuning import Loaded
 from npgpt.training.runs import new_model, read_config, tokenizer_folder
 
@@ -91,7 +91,7 @@ def load_run(path: Path, which: str, device: str,
 
 
 def _at_step(path: Path, step: int | str) -> Path:
-    steps = {str(int(folder.name.removeprefix("step-"))): folder for folder in list_checkpoints(path)}
+    steps = {str(step_of(folder)): folder for folder in list_checkpoints(path)}
     if str(step) not in steps:
         known = ", ".join(["best", "latest", *steps])
         raise CheckpointError(f"{path} has no checkpoint {step!r}: use {known}")

@@ -24,7 +24,7 @@ from npgpt.cli.main import main
 from npgpt.data.plans import PrepareConfig
 from npgpt.inspection.metrics import read_metrics
 from npgpt.layers import Block
-from npgpt.training.checkpoint import list_checkpoints
+from npgpt.training.checkpoint import list_checkpoints, step_of
 from npgpt.training.config import TrainConfig
 from npgpt.training.finetuning import FinetuneConfig
 from npgpt.training.loading import load_model
@@ -334,7 +334,7 @@ def test_a_signal_saves_once_and_exits_with_130(folder, number, capsys):
         said, errors = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in errors
     assert "stopping after this step and saving" in errors and "npgpt train --resume run" in said
-    step = int(list_checkpoints(Path("run"))[0].name.removeprefix("step-"))
+    step = step_of(list_checkpoints(Path("run"))[0])
     assert step >= 12 and not list(Path("run/checkpoints").glob(".*"))
     assert main(["train", "--resume", "run", "--max-iters", str(step + 3)]) == 0
     assert f"going on at step {step}" in capsys.readouterr().out

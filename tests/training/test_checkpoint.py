@@ -21,6 +21,7 @@ from npgpt.training.checkpoint import (
     lock_run,
     prune_checkpoints,
     save_checkpoint,
+    step_of,
 )
 
 WORKER = Path(__file__).with_name("checkpoint_worker.py")
@@ -39,7 +40,7 @@ def damage(folder):
 
 
 def steps(run):
-    return [int(folder.name.removeprefix("step-")) for folder in list_checkpoints(run)]
+    return list(map(step_of, list_checkpoints(run)))
 
 
 def names(run):

@@ -15,7 +15,7 @@ from npgpt.errors import CheckpointError, DataError, TrainingError
 from npgpt.models import GPT, GPTConfig
 from npgpt.ops import penalty_forward
 from npgpt.tensor import Key, to_numpy
-from npgpt.training.checkpoint import list_checkpoints, load_checkpoint, load_latest, lock_run
+from npgpt.training.checkpoint import list_checkpoints, load_checkpoint, load_latest, lock_run, step_of
 from npgpt.training.config import TrainConfig
 from npgpt.training.loading import load_run
 from npgpt.training.optimizer import AdamW
@@ -147,7 +147,7 @@ def test_the_latest_two_and_the_best_checkpoints_are_kept(tmp_path, monkeypatch)
     monkeypatch.setattr(Trainer, "evaluate", lambda self: next(losses))
     run = tiny.new_run(tmp_path, max_iters=50, workers=1)
     tiny.train_quietly(run)
-    kept = [int(folder.name.removeprefix("step-")) for folder in list_checkpoints(run.path)]
+    kept = list(map(step_of, list_checkpoints(run.path)))
     assert kept == [50, 40, 10]
     assert load_run(run.path, "best", "cpu", print)[2].step == 10
     assert load_run(run.path, "latest", "cpu", print)[2].step == 50
