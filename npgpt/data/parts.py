@@ -19,7 +19,7 @@ from npgpt.data.deduplication import MINIMA, signature
 from npgpt.data.plans import PrepareConfig
 from npgpt.data.reading import Segment, read_segment
 from npgpt.data.shards import id_type, write_shard
-from npgpt.files import atomic_write
+from npgpt.files import atomic_write, file_sha256
 from npgpt.tokenizers import load_tokenizer
 from npgpt.tokenizers.files import Tokenizer
 
@@ -219,10 +219,8 @@ def write_one_shard(task: ShardTask) -> dict[str, Any]:
     """Writes the shard, unless it is there, and returns its line in the manifest."""
     if not task.path.exists():
         write_shard(task.path, _ids(task), task.vocab_size, task.format)
-    with task.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"name": task.path.name, "tokens": task.stop - task.start, "bytes": task.path.stat().st_size,
-            "sha256": digest}
+            "sha256": file_sha256(task.path)}
 
 
 def _ids(task: ShardTask) -> Iterator[np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 from npgpt.data.corpora import BUILT_IN, iterate_documents
 from npgpt.data.prepared import is_prepared, open_prepared, read_manifest
 from npgpt.errors import DataError
+from npgpt.files import file_sha256
 from npgpt.tokenizers import load_tokenizer
 from npgpt.tokenizers.checks import checked_text
 from npgpt.tokenizers.files import Tokenizer
@@ -106,11 +107,7 @@ def byte_lengths(documents: Sequence[np.ndarray], tokenizer: Tokenizer) -> np.nd
 
 
 def _hash(files: Iterable[Path]) -> str:
-    hashes = []
-    for path in files:
-        with path.open("rb") as file:
-            hashes.append(hashlib.file_digest(file, "sha256").digest())
-    return _joined(hashes)
+    return _joined([bytes.fromhex(file_sha256(path)) for path in files])
 
 
 def _joined(hashes: Sequence[bytes]) -> str:

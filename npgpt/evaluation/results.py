@@ -26,12 +26,6 @@ def model_sha256(parameters: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
     """Writes it as JSON with npgpt's version, whole or not at all. A number that is not finite becomes null.
     Raises ConfigError where the file cannot be written."""

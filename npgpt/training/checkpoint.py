@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from npgpt.errors import CheckpointError, TrainingError
-from npgpt.files import fsync_folder, make_folder, remove
+from npgpt.files import file_sha256, fsync_folder, make_folder, remove
 from npgpt.interop.safetensors_files import safetensors_pieces
 
 VERSION = 1
@@ -216,9 +216,7 @@ def _check(folder: Path) -> tuple[int, dict[str, Any]]:
             if not path.is_file():  # opening a pipe would wait for ever
                 raise OSError(f"{path.name} is no regular file")
             if path.name != "manifest.json":
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                entries[path.name] = {"size": path.stat().st_size, "sha256": digest}
+                entries[path.name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is no checkpoint: there is no {error.filename}") from error
     except OSError as error:

@@ -16,7 +16,8 @@ from npgpt.cli.tasks.report import counted, numbers_table, print_bootstrap, writ
 from npgpt.data.records import Labelled, Record, read_records
 from npgpt.errors import DataError
 from npgpt.evaluation import classification
-from npgpt.evaluation.results import file_sha256, write_lines
+from npgpt.evaluation.results import write_lines
+from npgpt.files import file_sha256
 from npgpt.terminal import printable, warn
 from npgpt.tokenizers.files import Tokenizer
 from npgpt.training.loading import load_classifier

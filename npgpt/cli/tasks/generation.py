@@ -19,7 +19,8 @@ from npgpt.data.records import Dialogue, Record, read_records
 from npgpt.errors import ConfigError, DataError
 from npgpt.evaluation import generation, text_overlap
 from npgpt.evaluation.prompts import Prompt, make_prompts, render_for
-from npgpt.evaluation.results import file_sha256, write_lines
+from npgpt.evaluation.results import write_lines
+from npgpt.files import file_sha256
 from npgpt.generation.chat import TRANSCRIPT_STOPS
 from npgpt.terminal import warn
 from npgpt.training.loading import Loaded, load_model

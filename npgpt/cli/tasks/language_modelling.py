@@ -25,7 +25,8 @@ from npgpt.evaluation import documents, language_modelling
 from npgpt.evaluation.answers import answers_of
 from npgpt.evaluation.answers import measure as measure_answers
 from npgpt.evaluation.prompts import render_for
-from npgpt.evaluation.results import file_sha256, write_lines
+from npgpt.evaluation.results import write_lines
+from npgpt.files import file_sha256
 from npgpt.terminal import warn
 from npgpt.tokenizers.files import Tokenizer
 from npgpt.training.loading import Loaded, load_model
