@@ -48,11 +48,9 @@ def run(arguments: list[str]) -> int:
     loaded  = load_model(options.model, options.checkpoint, options.device, warn)
     tokens  = [*loaded.tokenizer.prefix, *loaded.tokenizer.encode_ordinary(unescaped(options.text))]
     target  = len(tokens) if options.target is None else options.target
-    with progress_bar() as progress:
-        task   = progress.add_task("predictions explained", total=None)
-        report = make_report(
-            options.model.resolve().name, loaded.model, loaded.tokenizer, tokens, target, page,
-            lambda done, total: progress.update(task, completed=done, total=total))
+    with progress_bar("predictions explained") as progress:
+        report = make_report(options.model.resolve().name, loaded.model, loaded.tokenizer, tokens, target,
+                             page, progress)
     if page:
         write_page(report, options.out)
     else:

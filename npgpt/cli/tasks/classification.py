@@ -36,11 +36,8 @@ def run(options: Options, console: Console) -> None:
     records = read_records(Path(options.data))[:options.limit]
     labels  = _numbers_of_labels(records, model.labels, options.data)
     texts, truncated = _encoded(records, tokenizer, model.config.block_size, options.data)
-    with progress_bar() as progress:
-        task = progress.add_task("texts", total=None)
-        p    = classification.probabilities(
-            model, texts, options.batch_size,
-            lambda done, total: progress.update(task, completed=done, total=total))      # (N, K)
+    with progress_bar("texts") as progress:
+        p = classification.probabilities(model, texts, options.batch_size, progress)     # (N, K)
     predicted = p.argmax(-1)
     result    = classification.measure(labels, predicted, len(model.labels), options.seed, options.resamples)
     protocol  = {"texts": len(texts), "truncated": truncated, "context": model.config.block_size,

@@ -47,12 +47,10 @@ def run(options: Options, console: Console) -> None:
         raise DataError(f"{options.data} has no prompt with an answer that leaves room for {most} new tokens "
                         f"in the model's block_size of {room + most}: lower max_new_tokens, or give shorter "
                         "prompts")
-    with progress_bar() as progress:
-        task    = progress.add_task("prompts", total=None)
+    with progress_bar("prompts") as progress:
         written = generation.write_on(
             loaded.model, loaded.tokenizer, [prompt.tokens for prompt in asked], most, options.num_beams,
-            loaded.eos_token_ids, stops, options.batch_size,
-            lambda done, total: progress.update(task, completed=done, total=total))
+            loaded.eos_token_ids, stops, options.batch_size, progress)
     overlap = text_overlap.compare([one.text for one in written], [prompt.references for prompt in asked],
                                    options.use_stemmer, options.seed, options.resamples)
     protocol = {

@@ -55,12 +55,10 @@ def _texts(options: Options, loaded: Loaded, records: Sequence[str], console: Co
     else:
         data = _own_documents(options.model, loaded)
     kept   = documents.limited(data.tokens, options.limit, prefix is not None)
-    with progress_bar() as progress:
-        task   = progress.add_task("tokens scored", total=None)
+    with progress_bar("tokens scored") as progress:
         result = language_modelling.measure(
             loaded.model, kept, documents.byte_lengths(kept, tokenizer), context, stride, prefix,
-            options.batch_size, options.seed, options.resamples,
-            lambda done, total: progress.update(task, completed=done, total=total))
+            options.batch_size, options.seed, options.resamples, progress)
     units, count = result.units
     protocol = {"context": context, "stride": stride, "documents": len(kept), "tokens": result.tokens,
                 "bytes": result.bytes, "first_token_follows": prefix, "bootstrap_units": units,
@@ -91,11 +89,9 @@ def _answers(options: Options, loaded: Loaded, records: Sequence[Record], consol
     render = render_for(records, loaded.chat_template, loaded.named_tokens, loaded.tokenizer)
     examples, left_out = encode_records(records, tokenizer, context, end, render)
     answers = answers_of(examples, options.limit)
-    with progress_bar() as progress:
-        task   = progress.add_task("tokens scored", total=None)
+    with progress_bar("tokens scored") as progress:
         result = measure_answers(loaded.model, answers, documents.byte_lengths(answers.tokens, tokenizer),
-                                 options.batch_size, options.seed, options.resamples,
-                                 lambda done, total: progress.update(task, completed=done, total=total))
+                                 options.batch_size, options.seed, options.resamples, progress)
     count    = len(answers.tokens)
     protocol = {"context": context, "scored": "answers", "records": count, "tokens": result.tokens,
                 "bytes": result.bytes, "masked_ratio": answers.masked_ratio, "end": end,

@@ -23,12 +23,10 @@ def run(options: Options, console: Console) -> None:
     loaded  = load_model(options.model, options.checkpoint, options.device, warn)
     context = context_of(options, loaded)
     data    = multiple_choice.read_questions(Path(options.data), options.limit)
-    with progress_bar() as progress:
-        task   = progress.add_task("tokens scored", total=None)
+    with progress_bar("tokens scored") as progress:
         result = multiple_choice.measure(
             loaded.model, data.questions, loaded.tokenizer, context, prefix_of(loaded), options.delimiter,
-            options.batch_size, options.seed, options.resamples,
-            lambda done, total: progress.update(task, completed=done, total=total))
+            options.batch_size, options.seed, options.resamples, progress)
     count, endings = len(data.questions), sum(map(len, result.log_likelihoods))
     protocol = {"context": context, "delimiter": options.delimiter, "questions": count, "endings": endings,
                 "tokens": result.tokens, "truncated": result.truncated, "acc_norm_per": "character",
