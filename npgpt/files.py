@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from npgpt.errors import ConfigError
+
 PARTIAL = ".*.partial"          # what is being written, or was by a process that was killed
 
 
@@ -74,6 +76,24 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         aside.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def output_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """As `atomic_write`, of a file that a user asked for: raises ConfigError where it cannot be written."""
+    try:
+        with atomic_write(path, mode) as file:
+            yield file
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_output(path: Path) -> None:
+    """Raises ConfigError for what `output_file` would otherwise tell only after the work."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"cannot write {path}: it is no regular file")
 
 
 @contextlib.contextmanager

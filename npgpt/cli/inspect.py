@@ -9,6 +9,7 @@ import tyro
 from npgpt.cli.arguments import parse, unescaped
 from npgpt.cli.progress import progress_bar
 from npgpt.errors import ConfigError, DataError
+from npgpt.files import check_output
 from npgpt.inspection.page import write_page
 from npgpt.inspection.pictures import check_matplotlib
 from npgpt.inspection.report import make_report
@@ -63,10 +64,7 @@ def _check(options: Options) -> None:
     """Raises for what would otherwise be told only after the work."""
     if options.out.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"cannot write {options.out}: its name must end with {' or '.join(SUFFIXES)}")
-    if not options.out.parent.is_dir():
-        raise ConfigError(f"cannot write {options.out}: there is no folder {options.out.parent}")
-    if options.out.exists() and not options.out.is_file():
-        raise ConfigError(f"cannot write {options.out}: it is no regular file")
+    check_output(options.out)
     if options.out.suffix.lower() == ".png":
         check_matplotlib()
     if not options.text:

@@ -1,18 +1,16 @@
 """A result as a file: the numbers, how they were got, and hashes that say of which model on which data."""
 
-import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 import npgpt
-from npgpt.errors import ConfigError
-from npgpt.files import atomic_write
+from npgpt.files import output_file
 from npgpt.tensor import to_numpy
 
 
@@ -29,7 +27,7 @@ def model_sha256(parameters: Mapping[str, Any]) -> str:
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
     """Writes it as JSON with npgpt's version, whole or not at all. A number that is not finite becomes null.
     Raises ConfigError where the file cannot be written."""
-    with _whole(path) as file:
+    with output_file(path, "w") as file:
         json.dump(_finite({"npgpt": npgpt.__version__, **result}), file, indent=1, ensure_ascii=False,
                   allow_nan=False)
         file.write("\n")
@@ -37,17 +35,8 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes JSONL, whole or not at all. Raises ConfigError where the file cannot be written."""
-    with _whole(path) as file:
+    with output_file(path, "w") as file:
         file.writelines(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in rows)
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[IO[str]]:
-    try:
-        with atomic_write(path, "w") as file:
-            yield file
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _finite(value: Any) -> Any:

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from npgpt.errors import ConfigError
-from npgpt.files import atomic_write
+from npgpt.files import output_file
 from npgpt.inspection.report import Report
 from npgpt.inspection.token_names import token_name
 
@@ -27,11 +26,8 @@ SCRIPTS = ("page.js", "text.js", "lens.js", "attention.js")
 def write_page(report: Report, path: Path) -> None:
     """Raises ConfigError if the file cannot be written."""
     page = make_page(report)
-    try:
-        with atomic_write(path, "w") as file:
-            file.write(page)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+    with output_file(path, "w") as file:
+        file.write(page)
 
 
 def make_page(report: Report) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from npgpt.errors import ConfigError
-from npgpt.files import atomic_write
+from npgpt.files import output_file
 
 FORMATS = {".png": "png", ".svg": "svg"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")     # Okabe & Ito 2008
@@ -46,11 +46,8 @@ def draw_picture(path: Path, draw: Callable[[Any], None]) -> None:
         FigureCanvasAgg(figure)
         draw(figure)
         nothing = {"Date": None} if kind == "svg" else {"Software": None}
-        try:
-            with atomic_write(path) as file:
-                figure.savefig(file, format=kind, metadata=nothing)
-        except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+        with output_file(path) as file:
+            figure.savefig(file, format=kind, metadata=nothing)
 
 
 def check_matplotlib() -> None:

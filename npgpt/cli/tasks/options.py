@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from npgpt.errors import ConfigError
+from npgpt.files import check_output
 
 TASKS_OF = {
     "context": ("language-modelling", "multiple-choice"), "stride": ("language-modelling",),
@@ -99,10 +100,7 @@ def check(options: Options) -> None:
     if options.task in ASKED and not options.data:
         raise ConfigError(f"say by --data {ASKED[options.task]}")
     for path in options.files.values():
-        if not path.parent.is_dir():
-            raise ConfigError(f"{path} cannot be written: there is no folder {path.parent}")
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"{path} cannot be written: it is no regular file")
+        check_output(path)
     for (one, path), (other, same) in combinations(options.files.items(), 2):
         if path.resolve() == same.resolve():
             raise ConfigError(f"{one} and {other} are both {path}: give two files")
