@@ -80,14 +80,17 @@ def _placed(values: tuple, device: str) -> tuple:
     return map_arrays(lambda array: to_device(array, device), values)
 
 
-def _gpt(**options) -> Build:
+def _gpt(change: Callable[[GPT], None] = lambda model: None, **options) -> Build:
+    """change: what is done to the model, of which then not all is learned."""
     def build(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case:
         config = GPTConfig(n.V, block_size=n.T + 1, n_layer=2, n_head=n.H, n_embd=n.H * n.D, **options)
         draw, model = Draw(rng), GPT(config, device=device, dtype="float64")
+        change(model)
         draw.parameters(model)
         tokens, targets, key = draw.tokens(n.V, n.B, n.T), draw.targets(n.V, n.B, n.T), Key(1, step=2)
+        learned = {name: p for name, p in model.parameters.items() if not p.frozen}
         return Case(lambda: model.loss(tokens, targets, key), lambda dy, saved: model.backward(saved, dy), (),
-                    model.parameters)
+                    learned)
     return build
 
 
@@ -97,19 +100,6 @@ def _gpt_logits(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case
     draw.parameters(model)
     tokens = draw.tokens(n.V, n.B, n.T)
     return Case(lambda: model.forward(tokens), model.backward_logits, (), model.parameters)
-
-
-def _in_part(change: Callable[[GPT], None], **options) -> Build:
-    """A GPT of which not all is learned."""
-    def build(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case:
-        config = GPTConfig(n.V, block_size=n.T, n_layer=2, n_head=n.H, n_embd=n.H * n.D, **options)
-        draw, model = Draw(rng), GPT(config, device=device, dtype="float64")
-        change(model)
-        draw.parameters(model)
-        tokens, targets, key = draw.tokens(n.V, n.B, n.T), draw.targets(n.V, n.B, n.T), Key(1, step=2)
-        return Case(lambda: model.loss(tokens, targets, key), lambda dy, saved: model.backward(saved, dy), (),
-                    model.flat.parameters)
-    return build
 
 
 def _classifier(**options) -> Build:
@@ -343,10 +333,10 @@ MODELS: dict[str, Build] = {
     "GPT, parallel, rotary, interleaved": _gpt(
         block="parallel", position="rotary", rope_interleaved=True, rope_scaling="linear", rope_factor=2.0,
         head_dim=4, attention_dropout=0.2),
-    "GPT, its last block and norm alone": _in_part(
+    "GPT, its last block and norm alone": _gpt(
         lambda model: model.freeze(lambda name: name.startswith(("h.1", "ln_f"))), dropout=0.1),
-    "GPT, LoRA": _in_part(lambda model: layers.add_lora(model, 2, 3.0, ("c_attn", "c_proj")), dropout=0.1),
-    "GPT, as Llama, LoRA, checkpointed": _in_part(
+    "GPT, LoRA": _gpt(lambda model: layers.add_lora(model, 2, 3.0, ("c_attn", "c_proj")), dropout=0.1),
+    "GPT, as Llama, LoRA, checkpointed": _gpt(
         lambda model: layers.add_lora(model, 2, 3.0, ("c_attn", "c_fc")), **LLAMA, n_kv_head=1, head_dim=4,
         gradient_checkpointing=True),
     "SequenceClassifier": _classifier(dropout=0.1),
