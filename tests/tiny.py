@@ -4,9 +4,9 @@ import random
 from pathlib import Path
 
 from npgpt.training.config import TrainConfig
+from npgpt.training.loop import train
 from npgpt.training.monitor import Monitor
 from npgpt.training.runs import Run, create_run
-from npgpt.training.trainer import train
 
 SETTINGS = {
     "tokenizer": "character", "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 8, "dropout": 0.2,

@@ -132,7 +132,7 @@ def work(competitor: str, shape: Shape, dropout: float) -> None:
     from npgpt.tensor import twins
     from npgpt.training.communication import run_on_threads
     from npgpt.training.forks import run_on_processes
-    from npgpt.training.trainer import number_of_workers
+    from npgpt.training.loop import number_of_workers
     if competitor == "npgpt formulas":
         twins.find_twin = lambda *_: None                                     # type: ignore[assignment]
     config = shape.settings(dropout)

@@ -24,7 +24,8 @@ from npgpt.tensor.device import allow_tf32, bytes_held, check_device, to_device
 from npgpt.training.communication import Ranks
 from npgpt.training.config import TrainConfig, read_settings
 from npgpt.training.forks import run_on_processes
-from npgpt.training.trainer import Trainer, number_of_workers
+from npgpt.training.loop import number_of_workers
+from npgpt.training.trainer import Trainer
 
 CHARACTERS = 65         # vocabulary of a character preset, which comes from the text: as in tinyshakespeare
 LARGE = {"cpu": 2000, "cuda": 8192}     # rows of a product whose speed is the limit

@@ -16,9 +16,9 @@ from npgpt.training.communication import Ranks, processes
 from npgpt.training.config import read_config_file
 from npgpt.training.finetuning import FinetuneConfig
 from npgpt.training.loading import load_any
+from npgpt.training.loop import check_ranks
 from npgpt.training.nccl import own_device
 from npgpt.training.runs import create_run, new_run_path, read_config
-from npgpt.training.trainer import check_ranks
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from npgpt.cli.training import go_on, reopen, steady_console
 from npgpt.errors import ConfigError, UsageError
 from npgpt.training.communication import Ranks, processes
 from npgpt.training.config import TrainConfig, read_settings
+from npgpt.training.loop import check_ranks
 from npgpt.training.nccl import own_device
 from npgpt.training.runs import create_run, new_run_path, read_config
-from npgpt.training.trainer import check_ranks
 
 
 @dataclass(frozen=True)

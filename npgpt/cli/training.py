@@ -21,10 +21,10 @@ from npgpt.tokenizers import BPETokenizer
 from npgpt.training.checkpoint import list_checkpoints, lock_run, step_of
 from npgpt.training.communication import Ranks
 from npgpt.training.loading import load_run
+from npgpt.training.loop import sample_text, train
 from npgpt.training.monitor import Monitor, show_sample
 from npgpt.training.run_data import Config
 from npgpt.training.runs import Run, open_run, tokenizer_folder, write_config
-from npgpt.training.trainer import sample_text, train
 
 MAY_CHANGE = {   # settings that a resumed run may be given anew
     "dropout", "gradient_checkpointing", "max_iters", "learning_rate", "warmup_iters", "lr_decay_iters",

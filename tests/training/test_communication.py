@@ -24,9 +24,10 @@ from npgpt.training.checkpoint import list_checkpoints, load_latest
 from npgpt.training.communication import Ranks, run_on_threads
 from npgpt.training.config import TrainConfig
 from npgpt.training.forks import FORKS, run_on_processes
+from npgpt.training.loop import number_of_workers
 from npgpt.training.nccl import NCCLRanks, own_device
 from npgpt.training.runs import open_run
-from npgpt.training.trainer import Trainer, number_of_workers
+from npgpt.training.trainer import Trainer
 from npgpt.workers import physical_cores
 
 WORKER = Path(__file__).with_name("communication_worker.py")
@@ -379,7 +380,7 @@ def test_the_cores_are_those_this_process_may_use(monkeypatch):
 
 
 def test_by_default_every_core_is_a_rank_that_has_a_sequence(monkeypatch):
-    monkeypatch.setattr("npgpt.training.trainer.physical_cores", lambda: 8)
+    monkeypatch.setattr("npgpt.training.loop.physical_cores", lambda: 8)
     sizes = {"batch_size": 3, "gradient_accumulation_steps": 2}
     assert number_of_workers(TrainConfig(**sizes)) == 6
     assert number_of_workers(TrainConfig()) == 8

@@ -20,8 +20,9 @@ from npgpt.training.checkpoint import list_checkpoints, load_checkpoint
 from npgpt.training.communication import run_on_threads
 from npgpt.training.finetuning import FinetuneConfig
 from npgpt.training.loading import load_classifier, load_model
+from npgpt.training.loop import overfits, sample_text
 from npgpt.training.runs import create_run, new_model, new_run_path, open_run
-from npgpt.training.trainer import Trainer, overfits, sample_text
+from npgpt.training.trainer import Trainer
 
 SETTINGS = {"block_size": 24, "batch_size": 2, "gradient_accumulation_steps": 2, "max_iters": 12,
             "learning_rate": 1e-2, "warmup_iters": 2, "eval_interval": 6, "log_interval": 3,

@@ -1,4 +1,4 @@
-"""What a new run is made of: whose text the tokenizer has seen, and where one document ends."""
+"""What a new run is made of: which folder, whose text the tokenizer has seen, where one document ends."""
 
 import json
 import os
@@ -10,12 +10,13 @@ import tiny
 
 from npgpt.data.corpora import split_documents
 from npgpt.data.prepared import open_prepared
+from npgpt.data.shards import write_shard
 from npgpt.errors import ConfigError, DataError, TrainingError
 from npgpt.tokenizers import BPETokenizer, load_tokenizer
 from npgpt.training.checkpoint import lock_run
 from npgpt.training.config import TrainConfig
-from npgpt.training.runs import create_run, new_model, open_run
-from npgpt.training.trainer import sample_text
+from npgpt.training.loop import sample_text
+from npgpt.training.runs import create_run, new_model, new_run_path, open_run
 
 
 def folder_of_documents(tmp_path):
@@ -141,3 +142,43 @@ def test_a_tokenizer_with_gaps_is_trained_with_and_sampled_from(tmp_path):
     assert model.config.vocab_size == 3001
     _, text = sample_text(run, model, 40)
     assert len(text.encode(errors="replace")) >= 1
+
+
+def test_a_run_that_cannot_be_created_leaves_nothing(tmp_path):
+    config = TrainConfig(**tiny.SETTINGS | {"data": str(tiny.write_text(tmp_path, 60))})
+    with pytest.raises(Exception, match="tokens"):
+        create_run(tmp_path / "run", config, print)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tokens_of_another_tokenizer_are_refused(tmp_path):
+    run = tiny.new_run(tmp_path)
+    write_shard(run.path / "data" / "val.bin", [np.arange(9)], vocab_size=99)
+    with pytest.raises(DataError, match="val.bin was made with a vocabulary of 99, but the tokenizer"):
+        open_run(run.path)
+
+
+def test_a_new_run_takes_a_free_name_and_never_an_occupied_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(new_run_path(TrainConfig(), "quick")) == "runs/quick"          # and takes it, so that the next
+    assert str(new_run_path(TrainConfig(), "quick")) == "runs/quick-2"
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/runs").touch()
+    monkeypatch.chdir(tmp_path / "sub")
+    with pytest.raises(TrainingError, match="cannot use the run folder runs/quick: File exists"):
+        new_run_path(TrainConfig(), "quick")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    assert str(new_run_path(TrainConfig(out_dir="mine"), "quick")) == "mine"
+    for unfinished in ("tokenizer", "data", ".base.7.partial"):   # left by a run killed while it was made
+        (tmp_path / "mine" / unfinished).mkdir()
+    with pytest.raises(TrainingError, match="not an empty folder"):         # or somebody's own: no lock
+        new_run_path(TrainConfig(out_dir="mine"), "quick")
+    (tmp_path / "mine/lock").touch()
+    assert str(new_run_path(TrainConfig(out_dir="mine"), "quick")) == "mine"
+    (tmp_path / "mine/letter").write_text("dear")
+    with pytest.raises(TrainingError, match="not an empty folder"):
+        new_run_path(TrainConfig(out_dir="mine"), "quick")
+    (tmp_path / "mine/config.toml").write_text("")
+    with pytest.raises(TrainingError, match="--resume mine"):
+        new_run_path(TrainConfig(out_dir="mine"), "quick")
