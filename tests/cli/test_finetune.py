@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from commands import said_by
 
 from npgpt import GPT
 from npgpt.cli.main import main
@@ -39,11 +40,7 @@ def finetune(*words):
 
 
 def refused(capsys, status, *words):
-    capsys.readouterr()
-    assert finetune(*words) == status
-    said = capsys.readouterr().err
-    assert said.startswith("npgpt: ") and said.count("\n") == 1 and "Traceback" not in said
-    return said
+    return said_by(capsys, status, "finetune", *words)
 
 
 def test_a_run_learns_answers_goes_on_writes_and_is_exported(capsys):

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 import tiny
 from model_folders import random_model
@@ -23,10 +24,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def refused(capsys, status, sentence, *arguments):
-    capsys.readouterr()
-    assert main(["inspect", *arguments]) == status
-    said = capsys.readouterr().err
-    assert said.startswith("npgpt: ") and said.count("\n") == 1 and re.search(sentence, said), said
+    commands.refused(capsys, status, sentence, "inspect", *arguments)
 
 
 def data_of(path):

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import tiny
@@ -20,10 +22,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def refused(capsys, status, sentence, *arguments):
-    capsys.readouterr()
-    assert main(["plot", *arguments]) == status
-    said = capsys.readouterr().err
-    assert said.startswith("npgpt: ") and said.count("\n") == 1 and sentence in said, said
+    commands.refused(capsys, status, re.escape(sentence), "plot", *arguments)
 
 
 def test_a_trained_run_is_drawn_and_named_once(folder, capsys):

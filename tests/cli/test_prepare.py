@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import preparing
 import pytest
 import tiny
@@ -28,12 +29,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def refused(capsys, status, sentence, *arguments):
-    """The command ends with this status and one line that matches; says nothing else on stderr."""
-    capsys.readouterr()
-    assert main(["prepare", *map(str, arguments)]) == status
-    said = capsys.readouterr().err
-    assert said.startswith("npgpt: ") and said.count("\n") == 1 and "Traceback" not in said, said
-    assert re.search(sentence, said), said
+    commands.refused(capsys, status, sentence, "prepare", *arguments)
 
 
 def test_prepare_then_train(folder, capsys):

@@ -5,6 +5,7 @@ import re
 import sys
 from types import SimpleNamespace
 
+import commands
 import pytest
 import tiny
 
@@ -26,11 +27,7 @@ def said(capsys, *arguments):
 
 
 def refused(capsys, status, sentence, *arguments):
-    capsys.readouterr()
-    assert main(["tokenizer", *map(str, arguments)]) == status
-    error = capsys.readouterr().err
-    assert error.startswith("npgpt: ") and error.count("\n") == 1 and "Traceback" not in error
-    assert re.search(sentence, error), error
+    commands.refused(capsys, status, sentence, "tokenizer", *arguments)
 
 
 def type_in(monkeypatch, data):

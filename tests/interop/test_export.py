@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from commands import said_by
 from model_folders import (
     gpt2_arrays,
     random_model,
@@ -150,15 +151,6 @@ def test_the_hub_is_only_imported_when_it_is_needed():
 
 
 # Commands
-
-def said_by(capsys, status, *arguments):
-    """One line on stderr, whatever is wrong with a model."""
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == status
-    said = capsys.readouterr().err
-    assert said.startswith("npgpt: ") and said.count("\n") == 1 and "Traceback" not in said, said
-    return said
-
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
