@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from npgpt.interop.huggingface import CONFIG
-from npgpt.interop.safetensors_files import member, read_json, refused, shown
+from npgpt.interop.untrusted import member, read_json, refused, shown
 
 GENERATION, CHAT_TEMPLATE, TOKENIZER_CONFIG = \
     "generation_config.json", "chat_template.jinja", "tokenizer_config.json"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from npgpt.interop.entries import Entries
 from npgpt.interop.layouts import Piece, Place
-from npgpt.interop.safetensors_files import shown
+from npgpt.interop.untrusted import shown
 
 OWN_CLASSIFIER = "SequenceClassifier"           # the architecture, in npgpt's own layout
 LANGUAGE_MODEL_HEAD, SCORE = "lm_head.weight", "score.weight"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from npgpt.errors import ConfigError
-from npgpt.interop.safetensors_files import shown
+from npgpt.interop.untrusted import shown
 
 REQUIRED: Any = object()
 

@@ -15,7 +15,7 @@ from npgpt.errors import CheckpointError
 from npgpt.interop.entries import Entries
 from npgpt.interop.families import llama_places, llama_settings
 from npgpt.interop.layouts import Assembled
-from npgpt.interop.safetensors_files import refused, shown
+from npgpt.interop.untrusted import refused, shown
 
 SUFFIX = ".gguf"
 ENTRIES = {                 # of llama.cpp's Llama → of Hugging Face's

@@ -30,16 +30,8 @@ from npgpt.interop.entries import Entries
 from npgpt.interop.families import FAMILIES, Family, Settings
 from npgpt.interop.hub import fetch, is_name
 from npgpt.interop.layouts import Assembled, Piece, Place
-from npgpt.interop.safetensors_files import (
-    FLOATS,
-    MODEL,
-    Tensor,
-    member,
-    open_folder,
-    read_json,
-    refused,
-    shown,
-)
+from npgpt.interop.safetensors_files import FLOATS, MODEL, Tensor, open_folder
+from npgpt.interop.untrusted import member, read_json, refused, shown
 
 CONFIG = "config.json"
 OWN, OWN_SETTINGS = "npgpt", "npgpt_config"

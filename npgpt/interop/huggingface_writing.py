@@ -15,15 +15,8 @@ from npgpt.interop.classifiers import OWN_CLASSIFIER, Labels, label_entries, wit
 from npgpt.interop.families import FAMILIES, Settings, family_for
 from npgpt.interop.huggingface import CONFIG, EMBEDDING, OWN, OWN_SETTINGS, prefixed
 from npgpt.interop.layouts import taken_apart
-from npgpt.interop.safetensors_files import (
-    INDEX,
-    MODEL,
-    NAMES,
-    SIZES,
-    read_json,
-    safetensors_pieces,
-    stored_type,
-)
+from npgpt.interop.safetensors_files import INDEX, MODEL, NAMES, SIZES, safetensors_pieces, stored_type
+from npgpt.interop.untrusted import read_json
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

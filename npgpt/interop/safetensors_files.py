@@ -20,11 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from npgpt.errors import CheckpointError
+from npgpt.interop.untrusted import MAX_JSON, member, parse_json, read_json, refused, shown
 from npgpt.tensor.device import to_numpy
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
-MAX_JSON = 1 << 20          # bytes of a header or index: 9,000 tensors; parsed, it takes up to 30 times that
 MAX_DIMENSIONS = 8
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}          # → as NumPy has it
 SIZES  = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2,
@@ -81,29 +80,6 @@ def open_folder(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def member(folder: Path, name: str, index: Path | None = None) -> Path:
-    """The file of that name inside a folder. Raises CheckpointError if it lies elsewhere or is no file.
-
-    A link may not lead out of the folder; in Hugging Face's own cache, where snapshots/HASH/NAME leads to
-    blobs/SUM two folders up, it may lead there.  index: what named the file.
-    """
-    path, named = folder / name, index or folder
-    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name or Path(name).is_absolute():
-        raise refused(named, f"it names the file {shown(name)}, which is not inside the folder")
-    try:
-        target, homes = path.resolve(), [folder.resolve()]
-        if homes[0].parent.name == "snapshots":
-            homes.append(homes[0].parent.parent / "blobs")
-        if target.parent not in homes:
-            raise refused(path, "it is a link that leads out of its folder; put the file itself there")
-        if not path.is_file():                      # opening a pipe would wait for ever
-            pickled = " (of PyTorch's pickles npgpt reads none)" * (folder / "pytorch_model.bin").exists()
-            raise CheckpointError(f"{folder} is no complete model: there is no file {name} in it{pickled}")
-    except (OSError, RuntimeError) as error:        # RuntimeError: links in a circle
-        raise refused(path, getattr(error, "strerror", None) or "it cannot be found") from error
-    return path
-
-
 def open_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one file by name, in their order there, after checking all of the header."""
     try:
@@ -115,7 +91,7 @@ def open_file(path: Path) -> dict[str, Tensor]:
             if length > MAX_JSON:
                 raise refused(path, f"its header of {length:,} bytes is longer than the {MAX_JSON:,} that "
                                     "npgpt reads")
-            header = _json(path, file.read(length), "its header")
+            header = parse_json(path, file.read(length), "its header")
             data   = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise refused(path, error.strerror or str(error)) from error
@@ -229,45 +205,3 @@ def narrow_bfloat16(values: np.ndarray) -> np.ndarray:
     nan    = np.isnan(wide)
     narrow[nan] = (bits[nan] >> 16) | 0x40
     return narrow.reshape(np.shape(values))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of at most MAX_JSON bytes; raises CheckpointError."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_JSON + 1)
-    except OSError as error:
-        raise refused(path, error.strerror or str(error)) from error
-    if len(data) > MAX_JSON:
-        raise refused(path, f"it is longer than the {MAX_JSON:,} bytes that npgpt reads")
-    return _json(path, data, "it")
-
-
-def _json(path: Path, data: bytes, what: str) -> dict[str, Any]:
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in found:
-                raise refused(path, f"{what} has the entry {shown(name)} twice")
-            found[name] = value
-        return found
-
-    try:
-        content = json.loads(data.decode(), object_pairs_hook=without_duplicates)
-    except UnicodeDecodeError as error:
-        raise refused(path, f"{what} is not UTF-8 at byte {error.start}") from None
-    except (ValueError, RecursionError) as error:               # RecursionError: thousands of open brackets
-        raise refused(path, f"{what} is not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise refused(path, f"{what} is not a JSON object")
-    return content
-
-
-def shown(value: Any) -> str:
-    """A name or a value from a file, short enough for a sentence."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
-def refused(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be used: {reason}")

@@ -12,13 +12,13 @@ from model_folders import refused, safetensors, write_index, write_shards, write
 from safetensors.numpy import load_file, save_file
 
 from npgpt.interop.safetensors_files import (
-    MAX_JSON,
     narrow_bfloat16,
     open_file,
     open_folder,
     safetensors_pieces,
     widen_bfloat16,
 )
+from npgpt.interop.untrusted import MAX_JSON
 
 
 @pytest.fixture
