@@ -12,7 +12,7 @@ from rich.table import Table
 
 from npgpt.cli.progress import progress_bar
 from npgpt.cli.tasks.options import Options
-from npgpt.cli.tasks.report import counted, numbers_table, print_bootstrap, write_out
+from npgpt.cli.tasks.report import bootstrap_entries, counted, numbers_table, print_bootstrap, write_out
 from npgpt.data.records import Labelled, Record, read_records
 from npgpt.errors import DataError
 from npgpt.evaluation import classification
@@ -42,7 +42,7 @@ def run(options: Options, console: Console) -> None:
     result    = classification.measure(labels, predicted, len(model.labels), options.seed, options.resamples)
     protocol  = {"texts": len(texts), "truncated": truncated, "context": model.config.block_size,
                  "zero_division": 0, "macro_over": "the classes that occur or were given",
-                 "bootstrap_units": "texts", "bootstrap_number": len(texts), "confidence": 0.95}
+                 **bootstrap_entries("texts", len(texts))}
     if options.predictions is not None:
         write_lines(options.predictions, _rows(records, predicted, p, model.labels))
     write_out(options, model, {"source": options.data, "kind": "records",

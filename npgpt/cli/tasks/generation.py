@@ -9,6 +9,7 @@ from npgpt.cli.arguments import unescaped
 from npgpt.cli.progress import progress_bar
 from npgpt.cli.tasks.options import Options
 from npgpt.cli.tasks.report import (
+    bootstrap_entries,
     counted,
     numbers_table,
     prefix_of,
@@ -58,8 +59,8 @@ def run(options: Options, console: Console) -> None:
         "without_answer": len(records) - len(prompts), "unfinished": sum(not one.ended for one in written),
         "max_new_tokens": most, "num_beams": options.num_beams, "eos_token_ids": loaded.eos_token_ids,
         "stop_strings": stops, "several_references": sum(len(prompt.references) > 1 for prompt in asked),
-        "signatures": overlap.signatures, "missing_packages": overlap.missing, "bootstrap_units": "prompts",
-        "bootstrap_number": len(asked), "confidence": 0.95}
+        "signatures": overlap.signatures, "missing_packages": overlap.missing,
+        **bootstrap_entries("prompts", len(asked))}
     if options.predictions is not None:
         write_lines(options.predictions, _rows(asked, written, overlap))
     write_out(options, loaded.model, {"source": options.data, "kind": "records",

@@ -11,6 +11,7 @@ from rich.console import Console
 from npgpt.cli.progress import progress_bar
 from npgpt.cli.tasks.options import Options
 from npgpt.cli.tasks.report import (
+    bootstrap_entries,
     context_of,
     counted,
     numbers_table,
@@ -61,8 +62,8 @@ def _texts(options: Options, loaded: Loaded, records: Sequence[str], console: Co
             options.batch_size, options.seed, options.resamples, progress)
     units, count = result.units
     protocol = {"context": context, "stride": stride, "documents": len(kept), "tokens": result.tokens,
-                "bytes": result.bytes, "first_token_follows": prefix, "bootstrap_units": units,
-                "bootstrap_number": count, "confidence": 0.95}
+                "bytes": result.bytes, "first_token_follows": prefix,
+                **bootstrap_entries(units, count)}
     numbers  = {name: getattr(result, name) for name in UNITS}
     if options.surprisal is not None:
         write_lines(options.surprisal, _surprisal_rows(
@@ -95,8 +96,7 @@ def _answers(options: Options, loaded: Loaded, records: Sequence[Record], consol
     count    = len(answers.tokens)
     protocol = {"context": context, "scored": "answers", "records": count, "tokens": result.tokens,
                 "bytes": result.bytes, "masked_ratio": answers.masked_ratio, "end": end,
-                "left_out": dict(left_out), "bootstrap_units": "records", "bootstrap_number": count,
-                "confidence": 0.95}
+                "left_out": dict(left_out), **bootstrap_entries("records", count)}
     numbers  = {name: getattr(result, name) for name in UNITS}
     if options.surprisal is not None:
         write_lines(options.surprisal, _surprisal_rows(answers.tokens, answers.counted, result.surprisals,

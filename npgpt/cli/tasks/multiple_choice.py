@@ -7,6 +7,7 @@ from rich.console import Console
 from npgpt.cli.progress import progress_bar
 from npgpt.cli.tasks.options import Options
 from npgpt.cli.tasks.report import (
+    bootstrap_entries,
     context_of,
     counted,
     numbers_table,
@@ -30,8 +31,7 @@ def run(options: Options, console: Console) -> None:
     count, endings = len(data.questions), sum(map(len, result.log_likelihoods))
     protocol = {"context": context, "delimiter": options.delimiter, "questions": count, "endings": endings,
                 "tokens": result.tokens, "truncated": result.truncated, "acc_norm_per": "character",
-                "acc_bytes_per": "byte", "bootstrap_units": "questions", "bootstrap_number": count,
-                "confidence": 0.95}
+                "acc_bytes_per": "byte", **bootstrap_entries("questions", count)}
     write_out(options, loaded.model, {"source": options.data, "kind": "questions", "sha256": data.sha256},
               result.numbers, result.intervals, protocol)
 

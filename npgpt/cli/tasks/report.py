@@ -11,7 +11,7 @@ from rich.table import Table
 
 from npgpt.cli.tasks.options import Options
 from npgpt.errors import ConfigError
-from npgpt.evaluation.bootstrap import Interval
+from npgpt.evaluation.bootstrap import CONFIDENCE, Interval
 from npgpt.evaluation.results import model_sha256, write_result
 from npgpt.training.loading import Loaded
 
@@ -58,6 +58,11 @@ def numbers_table(units: Mapping[str, str], numbers: Mapping[str, Any],
         table.add_row(name.replace("_", " "), "–" if number is None else f"[bold]{number:,.4f}[/]",
                       "–" if interval is None else f"{interval[0]:,.4f} to {interval[1]:,.4f}", escape(unit))
     return table
+
+
+def bootstrap_entries(units: str, count: int) -> dict[str, Any]:
+    """What a protocol says of the intervals."""
+    return {"bootstrap_units": units, "bootstrap_number": count, "confidence": CONFIDENCE}
 
 
 def print_bootstrap(options: Options, units: str, count: int, console: Console) -> None:
