@@ -114,7 +114,7 @@ def settings_that_matter(config: Any, vocab_size: int) -> dict[str, Any]:
         "n_kv_head": model.kv_heads, "head_dim": model.head_size, "n_inner": model.inner_size,
         "lr_decay_iters": config.lr_decay_iters or config.max_iters,
         "min_lr": config.learning_rate / 10 if config.min_lr is None else config.min_lr,
-        "batch_size × gradient_accumulation_steps": config.batch_size * config.gradient_accumulation_steps,
+        "batch_size × gradient_accumulation_steps": config.sequences_per_update,
         "batch_size × eval_iters": config.batch_size * config.eval_iters,
         "dtype": "tf32" if config.tf32 else "float32" if config.dtype == "float64" else config.dtype,
     }

@@ -201,6 +201,11 @@ class StepSettings(Settings):
     """The run's folder, new or empty; by default runs/ and the name of the preset, or of the model that is
     fine-tuned, with a number if that is taken."""
 
+    @property
+    def sequences_per_update(self) -> int:
+        """On all ranks together."""
+        return self.batch_size * self.gradient_accumulation_steps
+
     def rate(self, step: int) -> float:
         """The learning rate of update number `step`, from 0."""
         least = self.learning_rate / 10 if self.min_lr is None else self.min_lr
@@ -220,20 +225,19 @@ class StepSettings(Settings):
             self._need(getattr(self, name) >= 0, name, "at least 0")
         for name in ("beta1", "beta2"):
             self._need(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
-        sequences = self.batch_size * self.gradient_accumulation_steps
+        sequences = self.sequences_per_update
         self._need(self.workers is None or 1 <= self.workers <= sequences, "workers",
-             f"1 to {sequences}, a sequence of the step for each")
+                   f"1 to {sequences}, a sequence of the step for each")
         self._need(self.workers in (None, 1) or self.device == "cpu", "workers", "1 on a GPU")
         self._need(0 <= self.seed < 2**64, "seed", "at least 0 and below 2⁶⁴")
         self._need(self.dtype in ("float32", "float64", *NARROW), "dtype",
-             "float32 or float64, or on a GPU bfloat16 or float16")
+                   "float32 or float64, or on a GPU bfloat16 or float16")
         self._need(self.dtype not in NARROW or self.device != "cpu", "dtype", "float32 or float64 on the CPU")
         self._need(not self.tf32 or (self.device != "cpu" and self.dtype == "float32"), "tf32",
-             "false but in float32 on a GPU")
+                   "false but in float32 on a GPU")
         self._need(self.lr_decay_iters is None or self.lr_decay_iters >= 1, "lr_decay_iters", "at least 1")
         self._need(self.min_lr is None or 0 <= self.min_lr <= self.learning_rate, "min_lr",
-             "at least 0 and at most learning_rate")
-
+                   "at least 0 and at most learning_rate")
 
     def _need(self, fine: bool, name: str, what: str) -> None:
         if not fine:

@@ -122,8 +122,7 @@ class FinetuneConfig(StepSettings, FinetuneSettings):
 
     def resolved(self, rows: int) -> "FinetuneConfig":
         """With the numbers that depend on how many rows there are."""
-        sequences = self.batch_size * self.gradient_accumulation_steps
-        updates   = self.max_iters or max(1, round(self.epochs * rows / sequences))
+        updates = self.max_iters or max(1, round(self.epochs * rows / self.sequences_per_update))
         return dataclasses.replace(self, max_iters=updates,
                                    eval_interval=self.eval_interval or max(1, updates // 10))
 

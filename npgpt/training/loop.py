@@ -34,7 +34,7 @@ from npgpt.training.monitor import Monitor, Silence
 from npgpt.training.nccl import gpu_ranks
 from npgpt.training.run_data import Config
 from npgpt.training.runs import Run, new_model
-from npgpt.training.trainer import Trainer, sequences_per_update
+from npgpt.training.trainer import Trainer
 from npgpt.workers import physical_cores
 
 NON_FINITE_IN_A_ROW = 3         # updates skipped for NaN or Inf before the run gives up
@@ -184,7 +184,7 @@ def overfits(state: dict[str, Any], train_loss: float | None) -> bool:
 
 def check_ranks(config: Config, processes: Ranks) -> None:
     """Raises ConfigError where mpiexec started more ranks than a step has sequences, or there are workers."""
-    most = sequences_per_update(config)
+    most = config.sequences_per_update
     if processes.size > 1 and (processes.size > most or config.workers not in (None, 1)):
         raise ConfigError("mpiexec's processes are the ranks: leave workers out, and start at most "
                           f"{most}, a sequence of the step for each")
@@ -194,7 +194,7 @@ def number_of_workers(config: Config) -> int:
     """How many processes share the step: as the configuration says, or the cores there are work for."""
     if config.workers is not None or config.device != "cpu":
         return config.workers or 1
-    return min(physical_cores(), sequences_per_update(config))
+    return min(physical_cores(), config.sequences_per_update)
 
 
 def sample_text(run: Run, model: Any, tokens: int | None = None) -> tuple[str, str] | None:

@@ -34,10 +34,6 @@ class Update(NamedTuple):
     again: bool = False
 
 
-def sequences_per_update(config: Config) -> int:
-    return config.batch_size * config.gradient_accumulation_steps
-
-
 class Trainer:
     """A model, its optimiser and its data: one update, one evaluation.
 
@@ -132,8 +128,8 @@ class Trainer:
     def _batches(self, tokens: Tokens) -> Batches | ExampleBatches:
         c = self.config
         if isinstance(tokens, Examples):
-            return ExampleBatches(tokens, c.block_size, sequences_per_update(c), c.seed, c.packing)
-        return Batches(tokens, c.block_size, sequences_per_update(c), c.seed)
+            return ExampleBatches(tokens, c.block_size, c.sequences_per_update, c.seed, c.packing)
+        return Batches(tokens, c.block_size, c.sequences_per_update, c.seed)
 
     def name_non_finite(self, update: Update) -> str:
         """Which tensor is not finite: a parameter, the loss, or a gradient (the first of each, in forward's
