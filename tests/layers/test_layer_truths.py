@@ -207,6 +207,11 @@ def test_heads_must_be_of_one_size(n_embd, n_head):
         layers.SelfAttention(n_embd, n_head)
 
 
+def test_equally_many_queries_must_share_a_key():
+    with pytest.raises(ConfigError, match="n_head must be a multiple of n_kv_head.* 4 is no multiple of 3"):
+        layers.SelfAttention(8, 4, 3)
+
+
 # ---- dropout, feed-forward, positions, checkpointing ----
 
 @pytest.mark.parametrize(("p", "key"), [(0.5, None), (0.0, Key(1))])
@@ -263,6 +268,17 @@ def test_sinusoidal_positions_are_sines_and_cosines():
         for i in range(5):
             angle = t / 10000 ** (2 * (i // 2) / 5)
             assert math.isclose(table[t, i], math.cos(angle) if i % 2 else math.sin(angle), abs_tol=1e-14)
+
+
+def test_far_into_a_text_angles_are_as_exact_as_at_its_beginning():
+    """An angle of 100,000 rounded to float32 before its sine is off by 0.004."""
+    places, rotary = np.array([0, 3, 100_003]), layers.RotaryPosition(8)
+    exact = rotary.rotation(places, np.zeros(1))
+    angles = [[t * 10000 ** (-2 * i / 8) for i in range(4)] for t in places]
+    np.testing.assert_allclose(exact, [np.cos(angles), np.sin(angles)], rtol=0, atol=1e-10)
+    np.testing.assert_array_equal(rotary.rotation(places, np.zeros(1, "f4")), np.asarray(exact, "f4"))
+    y, _ = layers.SinusoidalPosition().forward(np.zeros((1, 3, 8), "f4"), places)
+    np.testing.assert_array_equal(y[0], sinusoidal_table(places, 8).astype("f4"))
 
 
 def test_learned_positions_differ_by_place_and_not_by_example():
