@@ -163,6 +163,17 @@ def test_gradients_of_the_logits_are_right():
                     parameters=model.parameters)
 
 
+@pytest.mark.parametrize("of", ["loss", "forward"])
+def test_backward_tells_of_each_block_when_it_has_passed_it(of):
+    model, passed = classifier(), []
+    if of == "loss":
+        model.backward(model.loss(tokens(), TARGETS)[1], after_block=passed.append)
+    else:
+        logits, saved = model.forward(tokens())
+        model.backward_logits(logits, saved, passed.append)
+    assert passed == model.h[::-1]
+
+
 def test_the_parts_of_a_batch_add_up_to_the_whole():
     model, x = classifier(), tokens()
     loss, whole = gradients(model, x, TARGETS, KEY, attention_mask=LEFT)

@@ -285,10 +285,24 @@ def test_dropout_acts_in_every_place_and_only_with_a_key():
     silent = lively(gpt())
     assert model.loss(x, y)[0] == silent.loss(x, y)[0]
     assert model.loss(x, y, Key(1))[0] == model.loss(x, y, Key(1))[0] != model.loss(x, y, Key(1, step=1))[0]
-    _, (_, body, _) = model.loss(x, y, Key(1))
-    _, _, drop, blocks, _ = body
-    sites = [drop[1].site] + [part[-1][1].site for block in blocks for part in (block[1], block[3])]
-    assert len(set(sites)) == 5
+
+
+@pytest.mark.parametrize("block", ["pre", "post", "parallel", "parallel_post"])
+def test_no_two_places_drop_by_the_same_key(block):
+    model    = gpt(block=block, dropout=0.3, attention_dropout=0.2)
+    _, saved = model.loss(tokens(), tokens(seed=1), Key(1, step=4, example=8))
+    keys = list(keys_in(saved))
+    assert len(keys) == len(set(keys)) == 1 + 2 * 3    # the embeddings; in a block attention and two sums
+    assert {key._replace(site=0) for key in keys} == {Key(1, step=4, example=8)}
+
+
+def keys_in(saved):
+    """Every key of what forward saved."""
+    if isinstance(saved, Key):
+        yield saved
+    elif isinstance(saved, (tuple, list)):
+        for part in saved:
+            yield from keys_in(part)
 
 
 def test_forward_and_loss_leave_gradients_and_tokens_alone():
