@@ -17,7 +17,7 @@ from npgpt import GPT, GPTConfig
 from npgpt.errors import ConfigError, DeviceError
 from npgpt.inspection.examples import OPS, Sizes
 from npgpt.ops.stochastic_rounding import stochastic_rounding
-from npgpt.tensor import Key, to_device, to_numpy
+from npgpt.tensor import Key, to_device, to_numpy, twins
 from npgpt.tensor.precision import NARROW, arrays_in, map_arrays
 from npgpt.tensor.random import ROUNDING, rounding_bits
 from npgpt.training.checkpoint import load_latest
@@ -70,6 +70,20 @@ def test_an_op_rounds_what_it_gives_and_little_in_between(cupy, label, dtype):
     assert_near(y_here, y, 2 * EPSILON[dtype])                                # a product, and a bias added
     assert_near(saved_here, saved, EPSILON[dtype])
     assert_near(dx_here, expected, 4 * EPSILON[dtype])
+
+
+@pytest.mark.parametrize("label", [label for label in OPS if label.split(",")[0] in (
+    "linear", "lora", "linear_cross_entropy", "residual", "residual_layernorm", "residual_rmsnorm")])
+def test_what_multiplies_matrices_is_given_them_in_16_bits(monkeypatch, label):
+    """Or tensor cores had nothing to do, and the head's weight and logits would take twice their room."""
+    strict_cupy.install(monkeypatch)
+    case  = OPS[label](Sizes(), np.random.default_rng(0), "cpu")
+    names, in_float32 = [], twins.in_float32
+    monkeypatch.setattr(twins, "in_float32", lambda formula, *rest: names.append(formula.__name__) or
+                        in_float32(formula, *rest))
+    y, saved = case.forward(*rounded("float16", case.inputs)[1])
+    case.backward(strict_cupy.asarray(np.ones(y.shape)).astype(y.dtype), saved)
+    assert not {case.forward.__name__, case.backward.__name__, "weight_gradient"} & set(names)
 
 
 @pytest.mark.parametrize("dtype", NARROW)

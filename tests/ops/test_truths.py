@@ -321,3 +321,17 @@ def test_linear_cross_entropy_bounds_the_logits_by_itself(monkeypatch):
     ops.linear_cross_entropy_forward(normal(9, 2), normal(5, 2), np.zeros(9, int))
     assert seen == [(4, 5), (4, 5), (1, 5)]
     assert LOGITS_AT_ONCE * 4 == 128 * 2**20
+
+
+@pytest.mark.parametrize(("rows", "again"), [(4, False), (3, True)])
+def test_logits_that_all_exist_at_once_are_not_made_again(monkeypatch, rows, again):
+    x, weight, targets = normal(4, 3), normal(5, 3, seed=1), np.array([0, 4, -100, 2])
+    _, saved = ops.linear_cross_entropy_forward(x, weight, targets, None, -100, rows)
+    made = []
+    def backward(*arguments):
+        made.append(arguments)
+        return ops.cross_entropy_backward(*arguments)
+    monkeypatch.setattr(importlib.import_module("npgpt.ops.linear_cross_entropy"), "cross_entropy_backward",
+                        backward)
+    ops.linear_cross_entropy_backward(np.asarray(1.0), saved)
+    assert bool(made) is again
