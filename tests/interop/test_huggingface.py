@@ -1,5 +1,6 @@
 """Model folders read: what they hold, by hand, and what is wrong with them, by name."""
 
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from model_folders import (
     LLAMA,
     gpt2_arrays,
     llama_arrays,
+    random_model,
     refused,
     write_folder,
     write_shards,
@@ -31,7 +33,8 @@ def test_gpt2_by_either_name_and_with_old_buffers(tmp_path):
         without[f"h.{n}.attn.masked_bias"] = np.array(-1e4, "f4")
     one  = npgpt.GPT.from_pretrained(write_folder(tmp_path / "one", arrays=with_prefix))
     two  = npgpt.GPT.from_pretrained(str(write_folder(tmp_path / "two", arrays=without,
-                                                      architectures=["GPT2Model"])))
+                                                      architectures=["GPT2Model"], n_positions=...,
+                                                      n_ctx=6)))
     assert one.config == two.config and one.config.activation == "gelu_tanh" and one.config.dropout == 0.1
     for name, parameter in one.parameters.items():
         np.testing.assert_array_equal(parameter.data, with_prefix[f"transformer.{name}"])
@@ -41,7 +44,8 @@ def test_gpt2_by_either_name_and_with_old_buffers(tmp_path):
 
 def test_llama_is_turned_and_laid_side_by_side(tmp_path):
     arrays = llama_arrays()
-    model  = npgpt.GPT.from_pretrained(write_folder(tmp_path, LLAMA, arrays))
+    buffer = {"model.layers.1.self_attn.rotary_emb.inv_freq": np.ones(1, "f4")}       # of old files
+    model  = npgpt.GPT.from_pretrained(write_folder(tmp_path, LLAMA, arrays | buffer))
     get    = lambda name: arrays[f"model.layers.1.{name}.weight"].T                     # noqa: E731
     for place, expected in {
             "h.1.attn.c_attn": np.hstack([get(f"self_attn.{part}_proj") for part in "qkv"]),
@@ -126,6 +130,7 @@ WRONG = {
     "another family's": (LLAMA, {"architectures": ["GPT2LMHeadModel"]}, "LlamaForCausalLM and LlamaModel"),
     "architectures is text": (GPT2, {"architectures": "GPT2LMHeadModel"}, "architectures are"),
     "quantised": (LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config"),
+    "compressed": (LLAMA, {"compression_config": {"bits": 4}}, "compression_config"),
     "looks ahead": (LLAMA, {"is_causal": False}, "is_causal = False"),
     "GPT-2 looks ahead": (GPT2, {"is_causal": False}, "is_causal = False"),
     "scale_attn_weights": (GPT2, {"scale_attn_weights": False}, "scale_attn_weights = False"),
@@ -159,6 +164,8 @@ WRONG = {
     "epsilon is negative": (LLAMA, {"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0"),
     "hidden_act": (LLAMA, {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
     "experts": (LLAMA, {"num_local_experts": 8}, "num_local_experts = 8"),
+    "experts of Qwen": (LLAMA, {"num_experts": 8}, "num_experts = 8"),
+    "experts of DeepSeek": (LLAMA, {"n_routed_experts": 8}, "n_routed_experts = 8"),
     "window": (LLAMA, {"sliding_window": 5}, "sliding_window of 5 tokens is less than its context of 6"),
     "window by default": (LLAMA, {"model_type": "mistral", "architectures": None,
                                   "max_position_embeddings": 8192}, "sliding_window of 4,096"),
@@ -204,6 +211,18 @@ def test_configurations_that_npgpt_does_not_have_are_refused_by_name(name, tmp_p
     config, changes, words = WRONG[name]
     write_folder(tmp_path, config, gpt2_arrays() if config is GPT2 else llama_arrays(), **changes)
     refused(load(tmp_path), tmp_path, words, error=(ConfigError, CheckpointError))
+
+
+@pytest.mark.parametrize("changes", [
+    {"vocab_size": 10**9}, {"n_embd": 10**9}, {"n_head": 10**9, "head_dim": 2}, {"head_dim": 10**9},
+    {"n_inner": 10**9}, {"block_size": 10**9}], ids=str)
+def test_a_model_in_npgpts_own_layout_is_not_made_larger_than_its_files(changes, tmp_path):
+    random_model(npgpt.GPTConfig(11, 6, 2, 2, 4, norm="rmsnorm")).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["npgpt_config"] |= changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(load(tmp_path), f"its {next(iter(changes))} is 1,000,000,000, and all tensors together have",
+            error=ConfigError)
 
 
 @pytest.mark.parametrize("content, words", [
