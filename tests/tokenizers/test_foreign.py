@@ -280,6 +280,15 @@ def template(*tokens, id=899):
 
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+SPLIT      = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERNS["cl100k"]}, "behavior": "Isolated",
+              "invert": False}
+DIGITS     = {"type": "Digits", "individual_digits": True}
+
+
+def splitting(*steps):
+    return change(pre_tokenizer={"type": "Sequence", "pretokenizers": [*steps]})
+
+
 REFUSED = {
     "a list": (lambda data: [], "no byte-level BPE"),
     "no model": (change(model=None), "no byte-level BPE"),
@@ -303,9 +312,19 @@ REFUSED = {
     "a prefix space": (change(pre_tokenizer=BYTE_LEVEL | {"add_prefix_space": True, "use_regex": True}),
                        "splits text in a way"),
     "no splitting": (change(pre_tokenizer=None), "splits text in a way"),
-    "another pattern": (change(pre_tokenizer={"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
-        BYTE_LEVEL]}), "splits text in a way"),
+    "bytes without splitting": (change(pre_tokenizer=BYTE_LEVEL), "splits text in a way"),
+    "another pattern": (splitting(SPLIT | {"pattern": {"Regex": "(a+)+$"}}, BYTE_LEVEL), "splits text in a"),
+    "a pattern taken out": (splitting(SPLIT | {"behavior": "Removed"}, BYTE_LEVEL), "splits text in a way"),
+    "a pattern inside out": (splitting(SPLIT | {"invert": True}, BYTE_LEVEL), "splits text in a way"),
+    "a pattern and GPT-2's": (splitting(SPLIT, BYTE_LEVEL | {"use_regex": True}), "splits text in a way"),
+    "a pattern and a prefix space": (splitting(SPLIT, BYTE_LEVEL | {"add_prefix_space": True}),
+                                     "splits text in a way"),
+    "numbers": (splitting(DIGITS | {"individual_digits": False}, BYTE_LEVEL | {"use_regex": True}),
+                "splits text in a way"),
+    "digits alone": (splitting(DIGITS, BYTE_LEVEL), "splits text in a way"),
+    "digits and a prefix space": (splitting(DIGITS, BYTE_LEVEL | {"use_regex": True,
+                                                                  "add_prefix_space": True}),
+                                  "splits text in a way"),
     "splitting that is no object": (change(pre_tokenizer=["ByteLevel"]), "splits text in a way"),
     "added tokens without content": (change(added_tokens=[{"id": 3}]), "added_tokens are not a list"),
     "an added token without an id": (change(added_tokens=[{"content": "<s>"}]), "'<s>' has the id None"),
