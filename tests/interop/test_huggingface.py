@@ -32,9 +32,10 @@ def test_gpt2_by_either_name_and_with_old_buffers(tmp_path):
         without[f"h.{n}.attn.bias"] = np.tril(np.ones((6, 6), "u1")).reshape(1, 1, 6, 6)
         without[f"h.{n}.attn.masked_bias"] = np.array(-1e4, "f4")
     one  = npgpt.GPT.from_pretrained(write_folder(tmp_path / "one", arrays=with_prefix))
-    two  = npgpt.GPT.from_pretrained(str(write_folder(tmp_path / "two", arrays=without,
-                                                      architectures=["GPT2Model"], n_positions=...,
-                                                      n_ctx=6)))
+    defaults = dict.fromkeys(["activation_function", "layer_norm_epsilon", "resid_pdrop", "embd_pdrop",
+                              "attn_pdrop", "n_positions"], ...)
+    two  = npgpt.GPT.from_pretrained(str(write_folder(
+        tmp_path / "two", arrays=without, architectures=["GPT2Model"], n_ctx=6, **defaults)))
     assert one.config == two.config and one.config.activation == "gelu_tanh" and one.config.dropout == 0.1
     for name, parameter in one.parameters.items():
         np.testing.assert_array_equal(parameter.data, with_prefix[f"transformer.{name}"])
@@ -173,6 +174,10 @@ WRONG = {
                                "sliding_window": 4}, "sliding_window of 4"),
     "windows of layers": (LLAMA, {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
     "layer_types is text": (LLAMA, {"layer_types": "full_attention"}, "layer_types"),
+    "key heads by default": (LLAMA, {"num_key_value_heads": ...},
+                             "k_proj.weight has shape (2, 4), and by config.json it is (4, 4)"),
+    "heads of Qwen3 by default": (LLAMA, {"model_type": "qwen3", "architectures": None},
+                                  "q_proj.weight has shape (4, 4), and by config.json it is (256, 4)"),
     "no key heads": (LLAMA, {"model_type": "qwen2", "architectures": None, "num_key_value_heads": ...},
                      "it has no num_key_value_heads"),
     "yarn": (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
@@ -237,6 +242,7 @@ def test_a_config_that_is_no_json_is_refused(content, words, tmp_path):
 
 
 TAKEN = [
+    ({}, {"rope_theta": 10000.0, "attention_dropout": 0.0, "n_kv_head": 1, "block_size": 6}),
     ({"sliding_window": 6}, {}),
     ({"sliding_window": None}, {}),
     ({"layer_types": ["full_attention"] * 2}, {}),
@@ -244,6 +250,8 @@ TAKEN = [
     ({"partial_rotary_factor": 1.0, "rope_theta": 5.0}, {"rope_theta": 5.0}),
     ({"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}, "rope_theta": 5.0},
      {"rope_theta": 7.0}),
+    ({"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_theta": 7.0}},
+     {"rope_theta": 7.0, "rope_scaling": "linear"}),
     ({"rope_scaling": {"type": "linear", "factor": 2}}, {"rope_scaling": "linear", "rope_factor": 2.0}),
     ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 5}, {"rope_original_block_size": 5}),
     ({"rope_scaling": LLAMA3 | {"original_max_position_embeddings": None}},
@@ -251,7 +259,8 @@ TAKEN = [
     ({"rms_norm_eps": ...}, {"norm_eps": 1e-6}),
     ({"attention_dropout": 0.25}, {"attention_dropout": 0.25}),
     ({"model_type": "mistral", "architectures": None, "sliding_window": None,
-      "max_position_embeddings": 8192}, {"qkv_bias": False, "block_size": 8192}),
+      "max_position_embeddings": 8192, "attention_bias": True, "mlp_bias": True},            # has neither
+     {"qkv_bias": False, "attn_proj_bias": False, "bias": False, "block_size": 8192}),
     ({"model_type": "qwen2", "architectures": None, "sliding_window": 4, "use_sliding_window": False},
      {"qkv_bias": True, "attn_proj_bias": False, "bias": False}),
 ]
