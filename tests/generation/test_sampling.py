@@ -78,7 +78,7 @@ def test_rows_are_cut_each_for_itself():
 @pytest.mark.parametrize("scale", [1e4, 1e30])
 def test_large_float32_logits_are_stable(scale):
     p = next_token_probabilities(np.array([[scale, -scale, scale]], "float32"), temperature=0.5)
-    assert np.array_equal(p, [[0.5, 0, 0.5]])
+    assert np.array_equal(p, [[0.5, 0, 0.5]]) and p.dtype == np.float64
 
 
 def test_logits_are_only_read():
@@ -109,6 +109,7 @@ def test_what_must_stay_stays():
     for settings in ({"top_k": 1}, {"top_p": 0.1}, {"min_p": 0.9}):
         assert np.isfinite(narrowed(logits, **settings, least=3)).tolist() == [[True, True, True, False]]
         assert np.isfinite(narrowed(logits, **settings)).sum() == 1
+        assert np.isfinite(narrowed(logits, **settings, least=9)).all()       # of more than there are, all
 
 
 def test_where_nothing_is_left_it_says_so():
