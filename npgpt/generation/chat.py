@@ -141,6 +141,9 @@ class Conversation:
             ids  = self._tokenizer.encode(text, allowed_special="all")
             if 0 < len(ids) <= self._block_size - self._max_new_tokens:
                 return ids, forgotten
+        if not ids:
+            raise NpgptError("the model's chat template writes nothing of this conversation, so there is "
+                             "nothing to answer: use another template")
         raise NpgptError(f"that is too long: with it the conversation has {len(ids):,} tokens, and the model "
                          f"reads {self._block_size:,}, {self._max_new_tokens:,} of them for its answer")
 
