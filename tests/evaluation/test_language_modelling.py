@@ -277,5 +277,16 @@ def test_a_text_and_a_prepared_folder_of_it_give_the_same(tmp_path):
         sources.read(str(tmp_path / "prepared"), BPETokenizer(((0, 1),)))
     other = BPETokenizer.train([" ".join(map(str, range(3000)))], tokenizer.vocab_size)
     assert other.vocab_size == tokenizer.vocab_size and other.special_tokens == tokenizer.special_tokens
-    with pytest.raises(DataError, match="another tokenizer"):
-        sources.read(str(tmp_path / "prepared"), other)
+    end, more = tokenizer.eos_token_id, dict(tokenizer.vocabulary)
+    alike = (BPETokenizer(tokenizer.merges, (), vocabulary=more | {end: b"<|endoftext|>"}),
+             BPETokenizer(tokenizer.merges, {"<|endoftext|>": end}, vocabulary=more | {end + 1: b"more"}))
+    for wrong in (other, *alike):                                   # the bytes of these ids are the same
+        with pytest.raises(DataError, match="another tokenizer"):
+            sources.read(str(tmp_path / "prepared"), wrong)
+
+
+def test_as_many_texts_are_encoded_as_have_so_many_scored_tokens():
+    """The first token of each may have nothing before it."""
+    for limit, texts in ((1, 1), (2, 2), (3, 3), (9, 4), (None, 4)):
+        found = sources.read_texts(["ab", "ab", "ab", "ab"], BPETokenizer(()), limit)
+        assert len(found.tokens) == texts, limit

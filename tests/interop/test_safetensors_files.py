@@ -192,6 +192,11 @@ def test_headers_that_lie_are_refused(name, path):
     refused(lambda: open_file(path), path, words)
 
 
+def test_the_longest_header_that_is_read(path):
+    path.write_bytes(safetensors(b"{" + b" " * (MAX_JSON - 2) + b"}"))
+    assert open_file(path) == {}
+
+
 def test_the_order_in_the_header_does_not_matter(path):
     path.write_bytes(two([8, 16], [0, 8]))
     assert open_file(path)["b"].values().shape == (2,)
