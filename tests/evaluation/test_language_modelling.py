@@ -1,5 +1,6 @@
 """Loss, perplexity and bits per byte, against the model asked token by token, and against numbers by hand."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -290,3 +291,10 @@ def test_as_many_texts_are_encoded_as_have_so_many_scored_tokens():
     for limit, texts in ((1, 1), (2, 2), (3, 3), (9, 4), (None, 4)):
         found = sources.read_texts(["ab", "ab", "ab", "ab"], BPETokenizer(()), limit)
         assert len(found.tokens) == texts, limit
+
+
+def test_the_hash_is_of_the_text_or_of_the_hashes_of_several():
+    one, two = (hashlib.sha256(text.encode()) for text in ("é", "b"))
+    assert sources.read_texts(["é"], BPETokenizer(())).sha256 == one.hexdigest()
+    several = hashlib.sha256(one.digest() + two.digest()).hexdigest()
+    assert sources.read_texts(["é", "b"], BPETokenizer(())).sha256 == several
