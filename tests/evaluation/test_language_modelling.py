@@ -286,6 +286,14 @@ def test_a_text_and_a_prepared_folder_of_it_give_the_same(tmp_path):
             sources.read(str(tmp_path / "prepared"), wrong)
 
 
+def test_a_prepared_folder_without_validation_tokens_is_refused(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("hello world " * 20)
+    preparing.run(tmp_path / "corpus", tmp_path / "prepared", val_fraction=0.0, vocab_size=258)
+    with pytest.raises(DataError, match="prepared has no validation tokens: prepare it with a val_fraction"):
+        sources.read(str(tmp_path / "prepared"), BPETokenizer(()))
+
+
 def test_as_many_texts_are_encoded_as_have_so_many_scored_tokens():
     """The first token of each may have nothing before it."""
     for limit, texts in ((1, 1), (2, 2), (3, 3), (9, 4), (None, 4)):

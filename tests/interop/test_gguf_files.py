@@ -167,6 +167,12 @@ def test_a_token_that_is_user_defined_is_found_in_every_text(tmp_path):
         assert tokenizer.encode_ordinary("hello<|im_end|>") == [TOKENS.index("hello"), 1]
 
 
+def test_tokens_whose_type_the_file_does_not_say_are_ordinary(tmp_path):
+    _, _, tokenizer = read_gguf(write(tmp_path / "model.gguf", weights(tied=True), types=[3]), GPTConfig)
+    assert tokenizer.special == {"<|endoftext|>": 0} and tokenizer.added == {}
+    assert tokenizer.tokens == {token: id for id, token in enumerate(TOKENS) if id}
+
+
 def without(name):
     return {key: array for key, array in weights(tied=True).items() if key != name}
 
