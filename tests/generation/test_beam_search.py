@@ -10,6 +10,7 @@ from npgpt.errors import ConfigError
 from npgpt.generation.beam_search import followers
 from npgpt.generation.decoding import generate
 from npgpt.generation.settings import GenerationSettings
+from npgpt.tensor.random import SAMPLING, Key
 
 PROMPTS = [[2, 1], [0, 2]]
 
@@ -143,3 +144,13 @@ def test_drawn_beams_are_a_function_of_the_seed():
 def test_so_many_follow_that_as_many_as_beams_go_on_whatever_ends(eos, V, count):
     s = GenerationSettings(num_beams=2, eos_token_id=eos)
     assert [array.shape for array in followers(np.zeros((2, V)), np.zeros((1, 2)), s, 0)] == [(1, count)] * 3
+
+
+def test_what_is_drawn_is_drawn_by_the_seed_the_step_and_the_prompt():
+    """All followers are as likely: those with the largest of these numbers stay."""
+    settings = GenerationSettings(do_sample=True, num_beams=2, seed=7)
+    parents, new, _ = followers(np.full((4, 9), -np.log(9)), np.zeros((2, 2)), settings, 3)
+    for b in range(2):
+        numbers = np.random.Generator(Key(7, SAMPLING, step=3).philox(b)).gumbel(size=18)
+        beams, tokens = np.divmod(np.argsort(numbers)[-4:], 9)
+        assert set(zip(parents[b], new[b], strict=True)) == set(zip(beams + 2 * b, tokens, strict=True))
