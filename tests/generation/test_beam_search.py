@@ -154,3 +154,12 @@ def test_what_is_drawn_is_drawn_by_the_seed_the_step_and_the_prompt():
         numbers = np.random.Generator(Key(7, SAMPLING, step=3).philox(b)).gumbel(size=18)
         beams, tokens = np.divmod(np.argsort(numbers)[-4:], 9)
         assert set(zip(parents[b], new[b], strict=True)) == set(zip(beams + 2 * b, tokens, strict=True))
+
+
+@pytest.mark.parametrize(("ends", "left"), [(None, 2), ([3], 2), ([3, 4, 5], 4)])
+@pytest.mark.parametrize("rule", [{"top_k": 1}, {"top_p": 0.01}, {"min_p": 1.0}], ids=str)
+def test_each_beam_is_left_one_more_token_than_may_end_it(rule, ends, left):
+    """As in transformers: however narrow the rule, there are followers that have not ended."""
+    output = generate(Hashed(9), PROMPTS, num_beams=2, do_sample=True, eos_token_id=ends, pad_token_id=0,
+                      max_new_tokens=1, return_dict_in_generate=True, output_scores=True, **rule)
+    assert (np.isfinite(output.scores[0]).sum(-1) == left).all()
