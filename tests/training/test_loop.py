@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -105,6 +106,30 @@ def test_what_was_recorded_after_the_last_checkpoint_is_recorded_once(tmp_path, 
         file.write('{"step": 16, "train_loss": 1.0}\n{"step": 20, "val_')   # as a killed trainer may leave it
     tiny.train_quietly(open_run(run.path), resume=True)
     assert final_bytes(run)["metrics"] == undisturbed["metrics"]
+
+
+def test_the_metrics_count_tokens_and_seconds_on_and_the_speed_is_of_updates_alone(tmp_path, monkeypatch):
+    """Also where a run goes on; an update takes 2 seconds here, an evaluation 100."""
+    clock = [0.0]
+
+    def taking(seconds, work):
+        def slow(*arguments):
+            clock[0] += seconds
+            return work(*arguments)
+        return slow
+
+    monkeypatch.setattr("npgpt.training.loop.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(Trainer, "update", taking(2, Trainer.update))
+    monkeypatch.setattr(Trainer, "evaluate", taking(100, Trainer.evaluate))
+    run = tiny.new_run(tmp_path, workers=1)
+    tiny.train_quietly(run, stop=stop_after(12))
+    clock[0] += 1000
+    tiny.train_quietly(run, resume=True)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["seconds"]) for line in lines] == [
+        (0, 0), (4, 108), (8, 116), (10, 120), (12, 224), (16, 232), (20, 240), (20, 240)]
+    assert all(line["tokens"] == 6 * 8 * line["step"] for line in lines)
+    assert {line.get("tokens_per_second") for line in lines} == {None, 24}
 
 
 def test_the_newest_checkpoint_damaged_the_one_before_is_used_loudly(tmp_path, undisturbed, capsys):

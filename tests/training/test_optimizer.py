@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from npgpt.errors import ConfigError
-from npgpt.layers import Linear, add_lora
+from npgpt.layers import Linear, Module, add_lora
 from npgpt.models import GPT, GPTConfig
 from npgpt.training.optimizer import AdamW, clip_grad_norm
 from npgpt.training.schedule import learning_rate
@@ -90,6 +90,8 @@ def test_what_is_no_model_is_refused():
             function(model.parameters)
         with pytest.raises(ConfigError, match="and not a Linear that is not$"):
             function(Linear(2, 3))
+    with pytest.raises(ConfigError, match="has no parameter that is learned"):
+        AdamW(Module().initialise())
 
 
 @pytest.mark.parametrize("change", [lambda model: model.freeze(lambda name: name.startswith("h.1.")),
@@ -117,7 +119,8 @@ def test_the_state_is_named_and_comes_back():
     ours.step()
     ours.step()
     state = {name: array.copy() for name, array in ours.state().items()}
-    assert {"exp_avg.wte.weight", "exp_avg_sq.h.1.ln_2.bias"} <= state.keys()
+    assert state.keys() == {f"{kind}.{name}" for kind in ("exp_avg", "exp_avg_sq")    # and no second weights
+                            for name in ours.model.parameters}
     other.load_state(state, ours.updates)
     assert other.updates == 2
     np.testing.assert_array_equal(other.exp_avg, ours.exp_avg)

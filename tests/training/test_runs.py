@@ -9,7 +9,9 @@ import pytest
 import tiny
 
 from npgpt.data.corpora import split_documents
+from npgpt.data.examples import split_records
 from npgpt.data.prepared import open_prepared
+from npgpt.data.records import read_records, texts_of
 from npgpt.data.shards import write_shard
 from npgpt.errors import ConfigError, DataError, TrainingError
 from npgpt.tokenizers import BPETokenizer, load_tokenizer
@@ -42,6 +44,20 @@ def test_bpe_learns_from_the_training_part_alone_and_documents_end_with_the_end_
         assert tokens[-1] == end
         parts = np.split(tokens, np.flatnonzero(tokens == end) + 1)[:-1]
         assert [run.tokenizer.decode(part[:-1].tolist()) for part in parts] == texts
+
+
+def test_bpe_learns_from_the_training_examples_alone(tmp_path):
+    rows = [{"prompt": f"{chr(97 + n) * 3} and ", "completion": f"the {chr(98 + n) * 4} " * 20}
+            for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = TrainConfig(**tiny.SETTINGS | {"data": str(tmp_path / "rows.jsonl"), "tokenizer": "bpe",
+                                            "vocab_size": 320, "block_size": 200})
+    run     = create_run(tmp_path / "run", config, note=lambda text: None)
+    records = read_records(tmp_path / "rows.jsonl")
+    train, _ = split_records(records, config.val_fraction, config.seed)
+    assert (len(run.train), len(run.val)) == (11, 1)
+    assert run.tokenizer.merges == BPETokenizer.train(list(texts_of(train)), 320).merges
+    assert run.tokenizer.merges != BPETokenizer.train(list(texts_of(records)), 320).merges
 
 
 def test_characters_of_the_validation_part_are_known(tmp_path):
