@@ -171,6 +171,14 @@ def test_a_gradient_that_is_not_finite_is_named_and_nothing_is_updated(monkeypat
     np.testing.assert_array_equal(trainer.model.flat.data, before)
 
 
+def test_a_gradient_in_another_ranks_part_is_named_as_well(monkeypatch):
+    trainer = trainer_on_random_tokens()
+    found   = trainer.update(0)._replace(norm=math.inf)
+    grad    = trainer.model.parameters["h.1.mlp.c_fc.weight"].grad
+    monkeypatch.setattr(trainer.ranks, "all_gather", lambda flat: grad.__setitem__((1, 2), math.inf))
+    assert trainer.name_non_finite(found) == "NaN or Inf in the gradient of h.1.mlp.c_fc.weight"
+
+
 def test_a_checkpoint_of_another_shape_is_refused_by_name(tmp_path):
     run = tiny.new_run(tmp_path)
     tiny.train_quietly(run)
