@@ -192,6 +192,11 @@ def test_a_run_is_not_overwritten_and_not_bent(folder, capsys):
     refused(capsys, 1, "n_embd cannot change when a run goes on: run has 8, not 16",
             "train", "--resume", "run", "--n-embd", "16")
     refused(capsys, 1, "data cannot change", "train", "--resume", "run", "--data", "python-docs")
+    for name, value in {"batch_size": 6, "gradient_accumulation_steps": 1, "seed": 1, "block_size": 4,
+                        "val_fraction": 0.2, "vocab_size": 300, "tokenizer": "bpe", "dtype": "float64",
+                        "attention_dropout": 0.1, "val_data": "text.txt", "out_dir": "elsewhere"}.items():
+        refused(capsys, 1, f"{name} cannot change when a run goes on", "train", "--resume", "run",
+                f"--{name}", str(value))
 
 
 def test_a_run_whose_checkpoints_do_not_fit_is_refused(folder, capsys):

@@ -69,6 +69,8 @@ def test_a_classifier_and_adapters_are_exported(capsys):
     assert theirs.labels == ("a", "b")
     assert all(np.array_equal(ours.parameters[name].data, parameter.data)
                for name, parameter in theirs.parameters.items())
+    assert main(["export", "classes", "--adapter", "--out-dir", "adapter", "--checkpoint", "7"]) == 1
+    assert "classes has no checkpoint '7'" in capsys.readouterr().err
     assert main(["export", "classes", "--adapter", "--out-dir", "adapter"]) == 0
     config = json.loads(Path("adapter/adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["task_type"]) == (2, 16.0, "SEQ_CLS")
@@ -94,6 +96,8 @@ def test_wrong_ways_are_told_in_one_sentence(capsys):
     assert "nearest known one is 'epochs'" in refused(capsys, 1, "base", "--config", written("epoch = 2"))
     assert "is no fine-tuning: go on with it by npgpt train" in refused(capsys, 1, "--resume", "base")
     assert "--resume needs the folder of a fine-tuning" in refused(capsys, 2, "--resume", "")
+    missing  = refused(capsys, 1, "base", "--data", "pairs.jsonl", "--checkpoint", 7)
+    assert "base has no checkpoint '7'" in missing
     too_long = refused(capsys, 1, "base", "--data", "pairs.jsonl", "--block-size", 99)
     assert "block_size must be at most the model's 24, not 99" in too_long
 
@@ -118,8 +122,10 @@ def test_other_commands_say_what_a_fine_tuning_is_for(capsys):
         assert main(words) == status
         assert sentence in capsys.readouterr().err
     assert "give max_iters to go on" in refused(capsys, 1, "--resume", "pairs", "--max-iters", "0")
-    assert finetune("--resume", "pairs", "--lora-rank", "3") == 1
-    assert "lora_rank cannot change when a run goes on" in capsys.readouterr().err
+    for flags in (["--lora-rank", 3], ["--lora-alpha", 8], ["--trainable", "h.1.*"], ["--epochs", 2],
+                  ["--no-packing"]):
+        name = flags[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+        assert f"{name} cannot change when a run goes on" in refused(capsys, 1, "--resume", "pairs", *flags)
 
 
 def test_examples_are_learned_from_scratch_too(capsys):
