@@ -364,10 +364,11 @@ def test_shards_of_other_programs(tmp_path, texts, format):
 def test_a_shard_that_was_cut_changed_or_exchanged_is_refused_by_its_name(tmp_path, texts):
     for format in ("npgpt", "llm.c", "nanogpt"):
         out = tmp_path / format
-        preparing.run(tmp_path / "texts", out, format=format)
+        manifest = preparing.run(tmp_path / "texts", out, format=format)
         path = out / "train-00000.bin"
         whole = path.read_bytes()
-        for damaged in (whole[:-1], whole[:-2], whole[:5], b"", whole + b"\0\0", whole[:-2] + b"\xff\xff"):
+        beyond = manifest["tokenizer"]["vocab_size"].to_bytes(2, "little")
+        for damaged in (whole[:-1], whole[:-2], whole[:5], b"", whole + b"\0\0", whole[:-2] + beyond):
             path.write_bytes(damaged)
             with pytest.raises(DataError, match=f"{path} "):
                 open_prepared(out)

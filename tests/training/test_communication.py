@@ -413,12 +413,17 @@ def test_a_checkpoint_of_any_number_of_ranks_goes_on_with_any_other(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_two_runs_on_several_threads_are_byte_identical(tmp_path, workers):
-    runs = [tiny.new_run(tmp_path, name, workers=workers) for name in ("one", "two")]
-    for run in runs:
+def test_runs_on_several_processes_or_threads_are_byte_identical(tmp_path, monkeypatch, workers):
+    """Twice on what this system has, then on threads, as where nothing can be forked."""
+    found = []
+    for name in ("one", "two", "threads"):
+        if name == "threads":
+            monkeypatch.setattr("npgpt.training.forks.FORKS", False)
+        run = tiny.new_run(tmp_path, name, workers=workers)
         assert tiny.train_quietly(run)
-    first, second = (trained(run) for run in runs)
-    assert all(np.array_equal(first[name], second[name]) for name in first)
+        found.append(trained(run))
+    for other in found[1:]:
+        assert all(np.array_equal(found[0][name], other[name]) for name in found[0])
 
 
 def test_mpiexec_trains_and_threads_go_on(tmp_path, mpiexec):

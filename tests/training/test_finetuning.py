@@ -12,7 +12,7 @@ import tiny
 
 from npgpt import GPT
 from npgpt.cli.main import main
-from npgpt.data.examples import Examples, prompts_and_answers
+from npgpt.data.examples import Examples, open_examples, prompts_and_answers, save_examples
 from npgpt.errors import ConfigError, DataError
 from npgpt.generation.chat import TRANSCRIPT, Conversation, chat_template
 from npgpt.tensor import Key
@@ -306,6 +306,17 @@ def test_a_prepared_folder_must_have_the_models_tokenizer(tmp_path, base):
     other = tiny.new_run(tmp_path, "other", tokenizer="bpe", vocab_size=258, block_size=24)
     with pytest.raises(DataError, match="was prepared with another tokenizer than the model's"):
         finetuning(tmp_path, base, [], "none", **prepared("others", other.path / "tokenizer"))
+
+
+def test_examples_of_another_tokenizer_are_refused(tmp_path, base):
+    run    = finetuning(tmp_path, base, pairs(20))
+    path   = run.path / "data/val.safetensors"
+    found  = open_examples(path)
+    assert found.tokens.max() == 256
+    tokens = np.where(found.tokens == 256, 257, found.tokens).astype(np.int32)
+    save_examples(path, dataclasses.replace(found, tokens=tokens))
+    with pytest.raises(DataError, match="val.safetensors has token 257, but the tokenizer beside it has 257"):
+        open_run(run.path)
 
 
 def test_the_sample_is_the_answer_to_the_first_example_to_validate_on(tmp_path, base):
