@@ -11,6 +11,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import strict_cupy
@@ -267,6 +268,32 @@ def test_bench_times_the_model_it_was_told_to(folder, capsys):
     refused(capsys, 1, "unknown preset 'big'", "bench", "--preset", "big")
     refused(capsys, 1, "workers must be 1 to 3", "bench", *tiny.FLAGS, "--workers", "4",
             "--gradient-accumulation-steps", "1")
+
+
+def test_bench_tells_what_follows_from_the_seconds_that_it_took(folder, capsys, monkeypatch):
+    """A step takes 2⁻¹⁰ seconds here and a token 2⁻⁴; two workers each reach 3 GFLOP/s and hold 7 MB."""
+    clock = [0.0]
+
+    def update(self, step):
+        clock[0] += 2.0**-10
+
+    def stream(*inputs, max_new_tokens, **options):
+        for _ in range(max_new_tokens):
+            clock[0] += 2.0**-4
+            yield
+
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(bench.Trainer, "update", update)
+    monkeypatch.setattr(bench, "stream", stream)
+    monkeypatch.setattr(bench, "_product_rate", lambda matrix: 3e9)
+    monkeypatch.setattr(bench, "memory_held", lambda: 7e6)
+    assert main(["bench", *tiny.FLAGS, "--n-embd", "64", "--seconds", "1", "--workers", "2"]) == 0
+    rate  = 3 * 8 * 1024
+    shape = TrainConfig(**tiny.SETTINGS | {"n_embd": 64}).model(65)
+    said  = " ".join(capsys.readouterr().out.split())
+    assert f"training {rate:,} {rate:,}–{rate:,} 1.0 a step {rate * shape.flops_per_token / 1e9:.0f} " in said
+    assert "generation 16 16–16 62.50 a token" in said
+    assert "a large matrix product reaches 6 GFLOP/s; training held at most 14 MB" in said
 
 
 def test_bench_of_a_gpu_tells_of_its_memory_and_heeds_tf32(folder, capsys, monkeypatch):
