@@ -182,6 +182,9 @@ def test_adapters_learn_alone_and_are_merged_where_the_model_is_used(tmp_path, b
         added = 3 * learned[f"{stem}.lora_A"] @ learned[f"{stem}.lora_B"] if there else 0
         np.testing.assert_allclose(after[name], before[name] + added, rtol=0, atol=1e-6)
         assert np.any(added) == there
+    seeds = (new_model(run.path, dataclasses.replace(run.config, seed=seed), 257) for seed in (1, 1, 2))
+    first, again, other = (model.parameters["h.0.attn.c_attn.lora_A"].data for model in seeds)
+    assert (first == again).all() and (first != other).all()
 
 
 def test_a_classifier_learns_to_tell_classes(tmp_path, base):
