@@ -246,6 +246,14 @@ def test_what_is_left_out_is_told(tmp_path, base):
     assert not (tmp_path / "none").exists()
 
 
+def test_labels_are_on_both_sides_or_on_neither(tmp_path, base):
+    labelled = [{"text": str(n), "label": "ab"[n % 2]} for n in range(6)]
+    for rows, val in ((labelled, pairs(6)), (pairs(6), labelled)):
+        with pytest.raises(DataError, match="data and val_data must both have labels, or neither"):
+            finetuning(tmp_path, base, rows, val_data=jsonl(tmp_path, val, "val.jsonl"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_epochs_and_ten_evaluations_are_the_default(tmp_path, base):
     run = finetuning(tmp_path, base, pairs(300), max_iters=0, eval_interval=0, epochs=2.0, packing=False,
                      val_fraction=0.2)
