@@ -38,8 +38,9 @@ class Settings:
                 raise ConfigError(f"{source}: unknown setting {key!r}; the nearest known one is {near[0]!r}")
             if fields[name] in (float, float | None) and type(value) is int and abs(value) < 2**1000:
                 value = float(value)
-            if type(value) not in (getattr(fields[name], "__args__", None) or (fields[name],)):
-                kind = str(getattr(fields[name], "__name__", fields[name])).replace(" | None", "")
+            kinds = getattr(fields[name], "__args__", None) or (fields[name],)         # of float | None both
+            if type(value) not in kinds:
+                kind = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
                 raise ConfigError(f"{source}: {name} must be of type {kind}, not {value!r}")
             changes[name] = value
         return dataclasses.replace(base or cls(), **changes)

@@ -183,7 +183,7 @@ class Prune(Save):
 class AtomicWrite(Save):
     """A file is replaced by atomic_write."""
 
-    OLD, NEW = b"old" * 9, b"new" * 50_000
+    OLD, NEW = b"old" * 9, b"new" * 700_000
 
     def prepare(self, run: Path) -> None:
         run.mkdir()
@@ -191,8 +191,8 @@ class AtomicWrite(Save):
 
     def act(self, run: Path) -> None:
         with atomic_write(run / "file") as file:
-            for start in range(0, len(self.NEW), 10_000):
-                file.write(self.NEW[start:start + 10_000])
+            for start in range(0, len(self.NEW), 140_000):      # more than Python's buffer holds
+                file.write(self.NEW[start:start + 140_000])
 
     def check(self, run: Path, finished: bool) -> None:
         held = (run / "file").read_bytes()
