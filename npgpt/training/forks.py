@@ -60,7 +60,7 @@ class ForkedRanks(ThreadRanks):
 
     def _send(self, pipe: Connection, value: Any) -> None:
         try:
-            pipe.send(value)
+            pipe.send_bytes(pickle.dumps(value))    # send would leave an open buffer to the error's traceback
         except OSError as error:
             raise OthersLeftError from error
 

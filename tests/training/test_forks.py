@@ -1,5 +1,7 @@
 """Ranks that are forked: what they give each other, that they compute what threads do, and how they end."""
 
+import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -263,3 +265,22 @@ def test_where_a_fork_fails_none_is_left_behind(monkeypatch):
     with pytest.raises(TrainingError, match=r"cannot start 3 processes that share the work \(Resource tempor"
                                             r"arily unavailable\): train with fewer --workers"):
         run_on_processes(3, lambda ranks: ranks.gather(1))
+
+
+def test_an_error_of_sending_leaves_no_buffer_that_cannot_be_closed(monkeypatch):
+    """multiprocessing's own send does: from Python 3.14 on, it is told beside the error when it is freed."""
+    told: list = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    mine, others = multiprocessing.Pipe()
+    others.close()
+
+    def fail():
+        errors = []
+        try:
+            ForkedRanks(0, 2, [mine], []).broadcast("of no use")
+        except OthersLeftError as error:
+            errors.append(error)                           # whose traceback has this frame: a circle
+
+    fail()
+    gc.collect()
+    assert not told
