@@ -192,7 +192,7 @@ class AtomicWrite(Save):
     def act(self, run: Path) -> None:
         with atomic_write(run / "file") as file:
             for start in range(0, len(self.NEW), 140_000):      # more than Python's buffer holds
-                file.write(self.NEW[start:start + 140_000])
+                file.write(memoryview(self.NEW)[start:start + 140_000])
 
     def check(self, run: Path, finished: bool) -> None:
         held = (run / "file").read_bytes()
