@@ -17,6 +17,8 @@ from typing import TypeVar
 
 from npgpt.errors import DataError
 
+CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -30,12 +32,27 @@ def physical_cores() -> int:
     for cpu in os.sched_getaffinity(0):
         topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list")
         cores.add(topology.read_text() if topology.exists() else cpu)
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        share = int(quota) // int(period) if quota != "max" else len(cores)
-    except (OSError, ValueError):
-        share = len(cores)
-    return max(1, min(len(cores), share))
+    return max(1, min([len(cores), *_shares()]))
+
+
+def _shares() -> Iterator[int]:
+    """Whole processors that the control groups this process is in, and those around them, each allow; in
+    version 1 two files of a group say it, in version 2 one.
+    """
+    groups = [CONTROL_GROUPS, CONTROL_GROUPS / "cpu"]     # a container sees its own as the root
+    with contextlib.suppress(OSError, ValueError):
+        for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or "cpu" in controllers.split(","):
+                root  = CONTROL_GROUPS / ("cpu" if controllers else "")
+                names = path.strip("/").split("/")
+                groups += [root.joinpath(*names[:length]) for length in range(1, len(names) + 1)]
+    for group in groups:
+        for files in (["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]):
+            with contextlib.suppress(OSError, ValueError):                # there is none, or it says max
+                quota, period = map(int, " ".join((group / file).read_text() for file in files).split())
+                if quota > 0:
+                    yield quota // period
 
 
 def each(function: Callable[[Task], Result], tasks: Iterable[Task],

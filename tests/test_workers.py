@@ -7,8 +7,9 @@ from functools import partial
 
 import pytest
 
+from npgpt import workers
 from npgpt.errors import DataError
-from npgpt.workers import each
+from npgpt.workers import each, physical_cores
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -54,3 +55,28 @@ def test_an_interrupt_of_all_processes_is_for_the_first_alone():
 def test_an_interrupt_does_not_reach_a_worker_that_is_still_starting():
     mask = partial(signal.pthread_sigmask, signal.SIG_BLOCK)
     assert all(signal.SIGINT in held for held in each(mask, 2 * [()], 2)) and signal.SIGINT not in mask(())
+
+
+@pytest.mark.parametrize("group, files, cores", [
+    ("0::/", {"cpu.max": "300000 100000"}, 3),                                # what a container sees
+    ("0::/", {"cpu.max": "max 100000"}, 8),
+    ("0::/", {"cpu.max": "50000 100000"}, 1),
+    ("0::/a.slice/job", {"a.slice/cpu.max": "200000 100000", "a.slice/job/cpu.max": "400000 100000"}, 2),
+    ("0::/../../elsewhere", {"cpu.max": "450000 100000"}, 4),
+    ("4:memory:/m\n1:cpuacct,cpu:/job\n0::/", {"cpu/job/cpu.cfs_quota_us": "250000",
+                                               "cpu/job/cpu.cfs_period_us": "100000"}, 2),
+    ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+    ("1:cpu:/not/mounted/here", {"cpu/cpu.cfs_quota_us": "600000", "cpu/cpu.cfs_period_us": "100000"}, 6),
+    ("nonsense", {"cpu.max": "nonsense"}, 8),
+    (None, {}, 8),
+])
+def test_control_groups_of_both_versions_limit_the_cores(group, files, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(1000, 1008)))
+    monkeypatch.setattr(workers, "CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(workers, "OWN_GROUPS", tmp_path / "own")
+    if group is not None:
+        (tmp_path / "own").write_text(group + "\n")
+    for name, content in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(content + "\n")
+    assert physical_cores() == cores
