@@ -15,14 +15,29 @@ from typing import IO, Any
 
 from npgpt.errors import ConfigError
 
+try:
+    import fcntl
+except ImportError:             # on Windows
+    fcntl = None                # type: ignore[assignment]
+
 PARTIAL = ".*.partial"          # what is being written, or was by a process that was killed
+
+
+def fsync(descriptor: int) -> None:
+    """Makes what was written to a file durable. On macOS os.fsync leaves it in the drive's cache, which
+    F_FULLFSYNC empties.
+    """
+    os.fsync(descriptor)
+    if (full := getattr(fcntl, "F_FULLFSYNC", None)) is not None:
+        with contextlib.suppress(OSError):              # a file system of a network cannot
+            fcntl.fcntl(descriptor, full)
 
 
 def fsync_folder(folder: Path) -> None:
     """Makes the names in a folder (creations, renames, removals) durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -70,7 +85,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         with aside.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            fsync(file.fileno())
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -115,7 +130,7 @@ def atomic_folder(path: str | os.PathLike[str], last: str) -> Iterator[Path]:
         yield aside
         for file in aside.iterdir():
             with file.open("rb") as open_file:
-                os.fsync(open_file.fileno())
+                fsync(open_file.fileno())
         fsync_folder(aside)
         if path.exists() and any(path.iterdir()):
             for file in sorted(aside.iterdir(), key=lambda file: file.name == last):

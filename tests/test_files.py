@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import subprocess
@@ -84,3 +85,19 @@ def test_killed_at_every_call(tmp_path):
     assert result.returncode == 0, result.stderr
     kills = json.loads(result.stdout)
     assert kills["write"] == kills["torn write"] >= 10 and kills["fsync"] == 2 and kills["rename"] == 1
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_on_macos_the_cache_of_the_drive_is_emptied_too(works, tmp_path, monkeypatch):
+    asked = []
+
+    def full(descriptor, command):
+        asked.append(command)
+        if not works:
+            raise OSError(45, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", full)
+    with atomic_write(tmp_path / "a") as file:
+        file.write(b"a")
+    assert asked == [51, 51] and (tmp_path / "a").read_bytes() == b"a"        # the file, and its folder

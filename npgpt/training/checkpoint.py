@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from npgpt.errors import CheckpointError, TrainingError
-from npgpt.files import file_sha256, fsync_folder, make_folder, remove
+from npgpt.files import file_sha256, fsync, fsync_folder, make_folder, remove
 from npgpt.interop.safetensors_files import safetensors_pieces
 
 VERSION = 1
@@ -197,7 +197,7 @@ def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
             digest.update(piece)
             file.write(piece)
         file.flush()
-        os.fsync(file.fileno())
+        fsync(file.fileno())
         return {"size": file.tell(), "sha256": digest.hexdigest()}
 
 
