@@ -14,6 +14,8 @@ import npgpt
 from npgpt.errors import NpgptError, UsageError
 from npgpt.terminal import silence
 
+WINDOWS = os.name == "nt"       # it has no locks, signals and folders of the kind that a run relies on
+
 COMMANDS = {
     "train": "train a GPT on a text, from scratch or from where a run stopped",
     "finetune": "teach a GPT that is there: texts, answers, conversations, classes",
@@ -70,6 +72,8 @@ def _run(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         raise UsageError(f"unknown command {name!r}{f'; did you mean {near[0]!r}?' if near else ''} "
                          "(npgpt --help lists them)")
+    if WINDOWS:
+        raise NpgptError("the commands of npgpt run on Linux and macOS: on Windows, run them within WSL")
     return importlib.import_module(f"npgpt.cli.{name}").run(rest)
 
 

@@ -47,3 +47,13 @@ def test_want_of_threads_is_one_sentence_and_other_errors_keep_their_traceback(c
     error = RuntimeError("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
         main(["sample"])
+
+
+def test_windows_is_one_sentence_and_the_library_is_there_to_import(capsys, monkeypatch):
+    monkeypatch.setattr("npgpt.cli.main.WINDOWS", True)
+    assert main(["train"]) == 1 and main(["--version"]) == 0
+    assert capsys.readouterr().err == \
+        "npgpt: the commands of npgpt run on Linux and macOS: on Windows, run them within WSL\n"
+    lacking = "fcntl", "resource", "termios", "pwd", "grp"
+    code = f"import sys; sys.modules.update(dict.fromkeys({lacking})); import npgpt.cli.main, npgpt.testing"
+    subprocess.run([sys.executable, "-c", code], check=True)
