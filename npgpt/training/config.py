@@ -38,7 +38,7 @@ class Settings:
                 raise ConfigError(f"{source}: unknown setting {key!r}; the nearest known one is {near[0]!r}")
             if fields[name] in (float, float | None) and type(value) is int and abs(value) < 2**1000:
                 value = float(value)
-            kinds = getattr(fields[name], "__args__", None) or (fields[name],)         # of float | None both
+            kinds: tuple = getattr(fields[name], "__args__", None) or (fields[name],)  # of float | None both
             if type(value) not in kinds:
                 kind = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
                 raise ConfigError(f"{source}: {name} must be of type {kind}, not {value!r}")
