@@ -137,7 +137,7 @@ def make(folder: Path, kind: str) -> str:
     ("file for a folder", "there is no file"),
     ("link to itself", "there is no file|cannot read"),
     ("reading fails", r"cannot read .*(Input/output error|Bad address)"),
-    ("too long", r"cannot read .*too long"),
+    ("too long", r"there is no file|cannot read .*too long"),
     ("zero byte", "there is no file|cannot read"),
     ("no name", "there is no file"),
     ("almost built in", "called 'python_docs'; built in: python-docs$"),
