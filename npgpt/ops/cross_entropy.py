@@ -6,10 +6,14 @@ logarithms. As pₜ = e^zₜ/Σⱼ e^zⱼ, that is ℓ − zₜ:
     loss = (1/N) Σₙ (ℓₙ − zₙ,ₜₙ)        ℓₙ = log Σⱼ e^zₙⱼ        tₙ: the target of row n; n: rows that count
 
 Rows with the target `ignore_index` do not count; N is the number that do, at least 1, so that a batch without
-any has loss 0 and gradient 0. With m = max(z) taken out first, ℓ = m + log Σⱼ e^(zⱼ − m), nothing overflows;
-m cancels, so nothing comes back through the max (softmax.py).
+any has loss 0 and gradient 0. With m = max(z) taken out first, and Z = Σⱼ e^(zⱼ − m), nothing overflows:
 
-Backward.  ∂ℓₙ/∂zₙⱼ = e^zₙⱼ/Σᵢ e^zₙᵢ = pₙⱼ = e^(zₙⱼ − ℓₙ), and ∂zₙ,ₜₙ/∂zₙⱼ = [j = tₙ]:
+    ℓ = m + log Z        ℓ − zₜ = log Z − (zₜ − m)        p = e^(z − m)/Z
+
+m cancels, so nothing comes back through the max (softmax.py). Nor is ℓ itself ever made: a float32 near 100
+is rounded to 8e-6, and so would a loss be that may be smaller than that.
+
+Backward.  ∂ℓₙ/∂zₙⱼ = e^zₙⱼ/Σᵢ e^zₙᵢ = pₙⱼ, and ∂zₙ,ₜₙ/∂zₙⱼ = [j = tₙ]:
     dzₙⱼ = (pₙⱼ − [j = tₙ]) dloss / N        0 in rows that do not count
 In words: what was predicted minus what happened. Each row that counts sums to 0: what the target is to gain
 the others are to lose.
@@ -28,23 +32,25 @@ def cross_entropy_forward(logits, targets, num_items_in_batch=None, ignore_index
     xp = array_module(logits)
     z, t = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     counts = t != ignore_index                                                # (N,) bool
-    top  = z.max(-1, keepdims=True)
-    lse  = top + xp.log(xp.exp(z - top).sum(-1, keepdims=True))               # ℓ   (N, 1)
-    hit  = z[xp.arange(t.size), xp.where(counts, t, 0)]                       # zₙ,ₜₙ   (N,)
-    nats = xp.where(counts, lse[:, 0] - hit, 0)                               # not · counts: ∞ · 0 is NaN
-    n    = max(num_items_in_batch, 1) if num_items_in_batch is not None \
+    top    = z.max(-1, keepdims=True)                                         # m   (N, 1)
+    total  = xp.exp(z - top).sum(-1, keepdims=True)                           # Z   (N, 1)
+    hit    = z[xp.arange(t.size), xp.where(counts, t, 0)]                     # zₙ,ₜₙ   (N,)
+    nats   = xp.where(counts, xp.log(total[:, 0]) - (hit - top[:, 0]), 0)     # not · counts: ∞ · 0 is NaN
+    n      = max(num_items_in_batch, 1) if num_items_in_batch is not None \
         else xp.maximum(counts.sum(dtype=z.dtype), 1)
-    return nats.sum() / n, (logits, targets, lse, n, ignore_index)
+    return nats.sum() / n, (logits, targets, top, total, n, ignore_index)
 
 
 @accelerated
 def cross_entropy_backward(dloss, saved):
     """dloss: 0-d  →  dlogits: (..., V)"""
-    logits, targets, lse, n, ignore_index = saved
+    logits, targets, top, total, n, ignore_index = saved
     xp = array_module(logits)
     z, t = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     counts = t != ignore_index
-    dz = xp.where(counts[:, None], xp.exp(z - lse), 0)                        # p   (N, V)
-    dz[xp.arange(t.size), xp.where(counts, t, 0)] -= counts         # one place a row: no index repeats
-    dz *= dloss / n
+    each   = dloss / n
+    dz  = xp.exp(z - top)                                                     # (N, V)
+    dz *= each / total                                                        # p dloss/N
+    dz  = xp.where(counts[:, None], dz, 0)
+    dz[xp.arange(t.size), xp.where(counts, t, 0)] -= counts * each      # one place a row: no index repeats
     return dz.reshape(logits.shape)

@@ -228,8 +228,26 @@ def test_cross_entropy_is_stable(dtype):
     dlogits = ops.cross_entropy_backward(np.asarray(1, dtype), saved)
     third = np.array([1, 1, 1]) / 3
     expected = [[0, 0, 0], [-1, 1, 0], third - [0, 1, 0], third - [0, 0, 1]]
-    rounding = 2 * np.spacing(np.asarray(1e4, dtype))              # of log Σ exp z, near 1e4
-    assert np.allclose(4 * dlogits, expected, rtol=0, atol=rounding)
+    assert np.allclose(4 * dlogits, expected, rtol=0, atol=2 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("place", [0, 30, -100, 1e4])
+@pytest.mark.parametrize("gap", [0.5, 5, 10])
+@pytest.mark.parametrize("rows", [None, 1])
+def test_a_loss_is_as_exact_in_float32_where_logits_are_large(place, gap, rows):
+    """A small loss beside a large ℓ, in whose rounding it would be lost."""
+    logits, targets = np.array([[gap, 0, 0], [0, gap, 0]], "f4") + np.float32(place), np.array([0, 1])
+    exact = math.log1p(2 * math.exp(-gap))
+    p     = np.array([[1, math.exp(-gap), math.exp(-gap)]]) / (1 + 2 * math.exp(-gap))
+    loss, saved = ops.cross_entropy_forward(logits, targets)
+    dlogits     = ops.cross_entropy_backward(np.float32(1), saved)
+    assert abs(loss - exact) < 4e-7 * exact + 6e-8
+    assert np.allclose(2 * dlogits[0], p - [1, 0, 0], rtol=4e-7, atol=6e-8)
+    x, weight = np.eye(2, dtype="f4"), np.ascontiguousarray(logits.T)
+    loss, saved = ops.linear_cross_entropy_forward(x, weight, targets, rows=rows)
+    _, dweight  = ops.linear_cross_entropy_backward(np.float32(1), saved)
+    assert abs(loss - exact) < 4e-7 * exact + 6e-8
+    assert np.allclose(2 * dweight[:, 0], p - [1, 0, 0], rtol=4e-7, atol=6e-8)
 
 
 @pytest.mark.parametrize("rows", [None, 1, 2])

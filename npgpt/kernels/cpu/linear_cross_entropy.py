@@ -17,17 +17,17 @@ def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ig
     n = max(num_items_in_batch, 1) if num_items_in_batch is not None \
         else np.maximum(counts.sum(dtype=x.dtype), 1)
     places, hit = np.where(counts, t, 0)[:, None], np.empty((t.size, 1), x.dtype)
-    lse = np.empty((t.size, 1), x.dtype)
+    top, total = np.empty((2, t.size, 1), x.dtype)
     factor = counts.astype(x.dtype)[:, None]                                  # 1, or 0 where none counts
     dz = flat_x @ weight.T                                                    # still the logits   (N, V)
-    for z, place, hit_, lse_, factor_ in row_tiles(dz, places, hit, lse, factor):
+    for z, place, hit_, top_, total_, factor_ in row_tiles(dz, places, hit, top, total, factor):
         hit_[...] = np.take_along_axis(z, place, 1)                           # zₙ,ₜₙ
-        top = z.max(-1, keepdims=True)
-        z -= top
+        np.max(z, -1, keepdims=True, out=top_)
+        z -= top_
         np.exp(z, out=z)
-        total = z.sum(-1, keepdims=True)
-        np.add(top, np.log(total), out=lse_)
-        z *= factor_ / total                                                  # p
+        np.sum(z, -1, keepdims=True, out=total_)
+        z *= factor_ / total_                                                 # p
         z[np.arange(len(z)), place[:, 0]] -= factor_[:, 0]
-    loss = np.where(counts, (lse - hit)[:, 0], 0).sum() / n
-    return loss, (x, weight, targets, dz, lse, n, ignore_index, t.size)
+    nats = np.log(total) - (hit - top)
+    loss = np.where(counts, nats[:, 0], 0).sum() / n
+    return loss, (x, weight, targets, dz, top, total, n, ignore_index, t.size)

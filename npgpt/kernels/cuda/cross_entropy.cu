@@ -32,9 +32,11 @@ template <typename T> struct Row {
     }
 };
 
-/* ℓ = log Σ eᶻ of a row, by a block. Each thread keeps its largest z and Σ e^(z − largest) of what it has seen:
-   one look at the row. */
-template <typename T, typename A> __device__ A log_sum_exp(const Row<T>& row, A* slots) {
+/* A row's m and Z of npgpt/ops/cross_entropy.py: ℓ = m + log Z. */
+template <typename A> struct Sums { A top, total; };
+
+/* By a block. Each thread keeps its largest z and Σ e^(z − largest) of what it has seen: one look at the row. */
+template <typename T, typename A> __device__ Sums<A> sums_of(const Row<T>& row, A* slots) {
     A top = A(-1e38), sum = 0;                                     /* no -∞: -∞ + ∞ is no number */
     for (long long v = row.first(); v < row.V; v += row.step()) {
         const Pack<T> z = row.load(v);
@@ -47,59 +49,65 @@ template <typename T, typename A> __device__ A log_sum_exp(const Row<T>& row, A*
         top = larger;
     }
     const A largest = block_max(top, slots);
-    return largest + log(block_sum(sum * exponential(top - largest), slots));
+    return {largest, block_sum(sum * exponential(top - largest), slots)};
 }
 
-/* A row's ℓ, for all threads of its block; one of them writes it, and the loss ℓ − z[target], 0 if ignored. */
+/* A row's sums, for all threads of its block; one of them writes them, and the loss ℓ − z[target], 0 if
+   ignored. */
 template <typename T, typename A>
-__device__ A row_loss(const Row<T>& row, long long target, A* lse, A* loss, long long ignore_index) {
-    const A l = log_sum_exp(row, reinterpret_cast<A*>(shared_memory));
+__device__ Sums<A> row_loss(const Row<T>& row, long long target, A* top, A* total, A* loss,
+                            long long ignore_index) {
+    const Sums<A> sums = sums_of(row, reinterpret_cast<A*>(shared_memory));
     if (threadIdx.x == 0) {
-        *lse  = l;
-        *loss = target == ignore_index ? A(0) : l - A(row.z[target]);
+        *top   = sums.top;
+        *total = sums.total;
+        *loss  = target == ignore_index ? A(0) : log(sums.total) - (A(row.z[target]) - sums.top);
     }
-    return l;
+    return sums;
 }
 
-/* dz = (e^(z − ℓ) − [v = target]) scale, from one row to another or to the same. */
+/* dz = (e^(z − m)/Z − [v = target]) scale, from one row to another or to the same. */
 template <typename T, typename A>
-__device__ void gradients(const Row<T>& from, const Row<T>& to, long long target, A l, A scale) {
+__device__ void gradients(const Row<T>& from, const Row<T>& to, long long target, Sums<A> sums, A scale) {
+    const A share = 1 / sums.total;
     for (long long v = from.first(); v < from.V; v += from.step()) {
         Pack<T> z = from.load(v);
         #pragma unroll
         for (int n = 0; n < Pack<T>::SIZE; n++)
-            z.number[n] = T((exponential(A(z.number[n]) - l) - (v + n == target ? A(1) : A(0))) * scale);
+            z.number[n] = T((exponential(A(z.number[n]) - sums.top) * share
+                             - (v + n == target ? A(1) : A(0))) * scale);
         to.store(v, z);
     }
 }
 
-/* One block a row.  z: (rows, V), of rows `apart`  targets: (rows,)  lse, loss: (rows,), loss 0 where the target
-   is ignored */
+/* One block a row.  z: (rows, V), of rows `apart`  targets: (rows,)  top, total, loss: (rows,), loss 0 where
+   the target is ignored */
 template <typename T>
-__global__ void cross_entropy_forward(T* z, const long long* targets, Sum<T>* lse, Sum<T>* loss, long long V,
-                                      long long apart, long long ignore_index) {
+__global__ void cross_entropy_forward(T* z, const long long* targets, Sum<T>* top, Sum<T>* total, Sum<T>* loss,
+                                      long long V, long long apart, long long ignore_index) {
     const long long row = blockIdx.x;
-    row_loss(Row<T>{z + row * apart, V}, targets[row], lse + row, loss + row, ignore_index);
+    row_loss(Row<T>{z + row * apart, V}, targets[row], top + row, total + row, loss + row, ignore_index);
 }
 
 /* dz: as z, or z itself  factor: one number, dloss/N */
 template <typename T>
-__global__ void cross_entropy_backward(T* z, const long long* targets, const Sum<T>* lse, const Sum<T>* factor,
-                                       T* dz, long long V, long long apart, long long ignore_index) {
+__global__ void cross_entropy_backward(T* z, const long long* targets, const Sum<T>* top, const Sum<T>* total,
+                                       const Sum<T>* factor, T* dz, long long V, long long apart,
+                                       long long ignore_index) {
     typedef Sum<T> A;
     const long long row = blockIdx.x, target = targets[row];
-    gradients(Row<T>{z + row * apart, V}, Row<T>{dz + row * apart, V}, target, lse[row],
+    gradients(Row<T>{z + row * apart, V}, Row<T>{dz + row * apart, V}, target, Sums<A>{top[row], total[row]},
               target == ignore_index ? A(0) : *factor);
 }
 
 /* Both at once: the logits become dz where they are, for dloss = N. */
 template <typename T>
-__global__ void cross_entropy_in_place(T* z, const long long* targets, Sum<T>* lse, Sum<T>* loss, long long V,
-                                       long long apart, long long ignore_index) {
+__global__ void cross_entropy_in_place(T* z, const long long* targets, Sum<T>* top, Sum<T>* total, Sum<T>* loss,
+                                       long long V, long long apart, long long ignore_index) {
     typedef Sum<T> A;
     const long long row = blockIdx.x, target = targets[row];
     const Row<T> logits = {z + row * apart, V};
-    const A l = row_loss(logits, target, lse + row, loss + row, ignore_index);
+    const Sums<A> sums = row_loss(logits, target, top + row, total + row, loss + row, ignore_index);
     __syncthreads();                                               /* z[target] is read: now it may change */
-    gradients(logits, logits, target, l, target == ignore_index ? A(0) : A(1));
+    gradients(logits, logits, target, sums, target == ignore_index ? A(0) : A(1));
 }

@@ -15,23 +15,23 @@ def cross_entropy_forward(logits, targets, num_items_in_batch=None, ignore_index
     if not cuda.covers(logits) or not takes_targets(targets):
         return NotImplemented
     xp = array_module(logits)
-    lse  = xp.empty((targets.size, 1), accumulator(logits.dtype))
-    loss = xp.empty((targets.size,), lse.dtype)
-    n    = items(targets, num_items_in_batch, ignore_index, lse.dtype)
-    cuda.launch("cross_entropy.cu", "cross_entropy_forward", targets.size, logits, targets, lse, loss,
-                logits.shape[-1], logits.shape[-1], ignore_index, threads=threads_of(logits),
+    top, total = (xp.empty((targets.size, 1), accumulator(logits.dtype)) for _ in range(2))
+    loss = xp.empty((targets.size,), total.dtype)
+    n    = items(targets, num_items_in_batch, ignore_index, total.dtype)
+    cuda.launch("cross_entropy.cu", "cross_entropy_forward", targets.size, logits, targets, top, total,
+                loss, logits.shape[-1], logits.shape[-1], ignore_index, threads=threads_of(logits),
                 shared=cuda.bytes_of(SLOTS, logits.dtype))
-    return loss.sum() / n, (logits, targets, lse, n, ignore_index)
+    return loss.sum() / n, (logits, targets, top, total, n, ignore_index)
 
 
 def cross_entropy_backward(dloss, saved):
-    logits, targets, lse, n, ignore_index = saved
-    if not cuda.covers(logits, sums=(lse,)) or not takes_targets(targets):
+    logits, targets, top, total, n, ignore_index = saved
+    if not cuda.covers(logits, sums=(top, total)) or not takes_targets(targets):
         return NotImplemented
     xp = array_module(logits)
     dz = xp.empty(logits.shape, logits.dtype)
-    cuda.launch("cross_entropy.cu", "cross_entropy_backward", targets.size, logits, targets, lse,
-                cuda.number(xp, dloss / n, lse.dtype), dz, logits.shape[-1], logits.shape[-1],
+    cuda.launch("cross_entropy.cu", "cross_entropy_backward", targets.size, logits, targets, top, total,
+                cuda.number(xp, dloss / n, total.dtype), dz, logits.shape[-1], logits.shape[-1],
                 ignore_index)
     return dz
 

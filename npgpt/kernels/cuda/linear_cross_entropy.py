@@ -22,19 +22,20 @@ def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ig
     flat_x = x.reshape(-1, x.shape[-1])
     t      = targets.reshape(-1)
     rows   = min(rows or max(1, LOGITS_AT_ONCE // len(weight)), t.size)
-    lse    = xp.empty((t.size, 1), accumulator(x.dtype))
-    loss   = xp.empty((t.size,), lse.dtype)
-    n      = items(t, num_items_in_batch, ignore_index, lse.dtype)
+    top, total = (xp.empty((t.size, 1), accumulator(x.dtype)) for _ in range(2))
+    loss   = xp.empty((t.size,), total.dtype)
+    n      = items(t, num_items_in_batch, ignore_index, total.dtype)
     kernel = "cross_entropy_in_place" if rows == t.size else "cross_entropy_forward"
     for part, z in _logits(flat_x, weight, rows):
-        cuda.launch("cross_entropy.cu", kernel, len(z), z, t[part], lse[part], loss[part], *_sizes(z),
-                    ignore_index, threads=threads_of(z), shared=cuda.bytes_of(SLOTS, x.dtype))
-    return loss.sum() / n, (x, weight, targets, z if rows == t.size else None, lse, n, ignore_index, rows)
+        cuda.launch("cross_entropy.cu", kernel, len(z), z, t[part], top[part], total[part], loss[part],
+                    *_sizes(z), ignore_index, threads=threads_of(z), shared=cuda.bytes_of(SLOTS, x.dtype))
+    dz = z if rows == t.size else None
+    return loss.sum() / n, (x, weight, targets, dz, top, total, n, ignore_index, rows)
 
 
 def linear_cross_entropy_backward(dloss, saved, out=None, learned=True):
-    x, weight, targets, dz, lse, n, ignore_index, rows = saved
-    sums = (lse, *([out] if out is not None else []))
+    x, weight, targets, dz, top, total, n, ignore_index, rows = saved
+    sums = (top, total, *([out] if out is not None else []))
     if not cuda.covers(x, weight, sums=sums) or not takes_targets(targets):
         return NotImplemented
     xp     = array_module(x)
@@ -42,16 +43,16 @@ def linear_cross_entropy_backward(dloss, saved, out=None, learned=True):
     t      = targets.reshape(-1)
     dx     = xp.empty(flat_x.shape, x.dtype)
     if out is None and learned:
-        out = xp.empty(weight.shape, lse.dtype)
+        out = xp.empty(weight.shape, total.dtype)
     if dz is not None:                                   # dloss/N goes to the two small factors, not to dz
         scale = (dloss / n).astype(x.dtype)
         _gradients(dz, flat_x * scale, weight, dx, out if learned else None)
         dx *= scale
     else:
-        factor = cuda.number(xp, dloss / n, lse.dtype)
+        factor = cuda.number(xp, dloss / n, total.dtype)
         for part, z in _logits(flat_x, weight, rows):
-            cuda.launch("cross_entropy.cu", "cross_entropy_backward", len(z), z, t[part], lse[part], factor,
-                        z, *_sizes(z), ignore_index)
+            cuda.launch("cross_entropy.cu", "cross_entropy_backward", len(z), z, t[part], top[part], total[part],
+                        factor, z, *_sizes(z), ignore_index)
             _gradients(z, flat_x[part], weight, dx[part], out if learned else None, add=part.start > 0)
     return dx.reshape(x.shape), out if learned else None
 
