@@ -3,8 +3,9 @@
     z = x Wᵀ            loss = (1/N) Σₙ (ℓₙ − zₙ,ₜₙ)            as in cross_entropy.py
 
 For GPT-2 the logits of 4 × 1024 tokens are 4096 × 50257 numbers, four times what a block saves for backward.
-Each row's loss needs only its own logits, so they are made for some rows, used, and dropped; only m
-and Z are kept, two numbers a row. The weight is (V, C), one row a token, as in the embedding that it usually is tied to.
+Each row's loss needs only its own logits, so they are made for some rows, used, and dropped; only m and Z are
+kept, two numbers a row. The weight is (V, C), one row a token, as in the embedding that it usually is tied
+to.
 
 Backward.  It makes the logits of the same rows again, and from them dz (cross_entropy.py).
 From z = x Wᵀ, which is linear.py's map with Wᵀ (C, V) as its matrix, dx = dz (Wᵀ)ᵀ and d(Wᵀ) = xᵀ dz:

@@ -51,8 +51,8 @@ def linear_cross_entropy_backward(dloss, saved, out=None, learned=True):
     else:
         factor = cuda.number(xp, dloss / n, total.dtype)
         for part, z in _logits(flat_x, weight, rows):
-            cuda.launch("cross_entropy.cu", "cross_entropy_backward", len(z), z, t[part], top[part], total[part],
-                        factor, z, *_sizes(z), ignore_index)
+            cuda.launch("cross_entropy.cu", "cross_entropy_backward", len(z), z, t[part], top[part],
+                        total[part], factor, z, *_sizes(z), ignore_index)
             _gradients(z, flat_x[part], weight, dx[part], out if learned else None, add=part.start > 0)
     return dx.reshape(x.shape), out if learned else None
 
