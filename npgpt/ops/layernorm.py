@@ -2,6 +2,9 @@
 
     μ = mean(x)    r = 1/√(var(x) + ε)    x̂ = (x − μ) r    y = γ x̂ + β
 
+The mean of a float32 row is off by a rounding of its own, 1e-4 where numbers are near 1000; what it is off by
+is the mean of x − μ, and is taken out as well, or a row of equal numbers would not become β.
+
 Backward.  γ and β go into every row:              dγ = Σₙ dyₙ x̂ₙ    dβ = Σₙ dyₙ    dx̂ = γ dy
 Then through x̂ = (x − μ) r, within one row of C numbers.  With var = mean((x − μ)²):
     ∂μ/∂xᵢ = 1/C
@@ -23,10 +26,12 @@ def layernorm_forward(x, gamma, beta=None, eps=1e-5):
     """x: (..., C)  gamma: (C,)  beta: (C,) or None  →  y: (..., C)"""
     mean  = x.mean(-1, keepdims=True)                                         # μ   (..., 1)
     apart = x - mean
+    off   = apart.mean(-1, keepdims=True)                                     # 0 but for rounding   (..., 1)
+    apart = apart - off
     rstd  = ((apart * apart).mean(-1, keepdims=True) + eps) ** -0.5           # r   (..., 1)
     x_hat = apart * rstd                                                      # x̂   (..., C)
     y     = gamma * x_hat
-    return y if beta is None else y + beta, (x, gamma, beta is not None, mean, rstd)
+    return y if beta is None else y + beta, (x, gamma, beta is not None, mean + off, rstd)
 
 
 @accelerated

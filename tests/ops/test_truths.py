@@ -75,6 +75,24 @@ def test_layernorm_of_a_constant_row_is_beta_and_finite(function, value, C, dtyp
     assert all(np.isfinite(gradient).all() for gradient in ops.layernorm_backward(np.ones_like(x), saved))
 
 
+@pytest.mark.parametrize("function", [ops.layernorm_forward, ops.layernorm_forward.reference])
+@pytest.mark.parametrize("C", [768, 16384])
+def test_layernorm_of_a_row_far_from_zero_is_that_of_its_differences(function, C):
+    """They are exact in float32, and the mean is not."""
+    gamma, beta = normal(2, C).astype("f4")
+    apart, dy   = normal(2, 3, C, seed=1).astype("f4")
+    for value, spread, tolerance in ((1234.567, 0, 1e-6), (-0.1, 0, 1e-6), (1e4, 1, 2e-4), (100, 1, 4e-6)):
+        x = (value + spread * apart).astype("f4")
+        y, saved = function(x, gamma, beta)
+        exact, exact_saved = ops.layernorm_forward.reference(*map(np.float64, (x, gamma, beta)))
+        assert np.abs(y - exact).max() < tolerance * np.abs(exact).max()
+        if spread == 0:
+            gradients = ops.layernorm_backward(dy, saved)
+            expected  = ops.layernorm_backward.reference(dy.astype("f8"), exact_saved)
+            assert np.abs(gradients[0] - expected[0]).max() < 1e-5 * np.abs(expected[0]).max()
+            assert np.abs(gradients[1]).max() < 1e-5
+
+
 def test_erf_is_that_of_the_c_library_to_1e_14():
     x = np.concatenate([np.linspace(-8, 8, 40001), [0.0, -0.0, 1e-300, 1e300, -np.inf, np.inf]])
     assert np.abs(erf(x) - [math.erf(value) for value in x]).max() <= 1e-14

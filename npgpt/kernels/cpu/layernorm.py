@@ -25,6 +25,10 @@ def layernorm_forward(x, gamma, beta=None, eps=1e-5, h=None):
         np.matmul(s_, ones, out=mean_)
         mean_ /= C                       # not a product with 1/C: in a row of 1000s it would not be 1000
         np.subtract(s_, mean_, out=y_)
+        off = y_ @ ones
+        off /= C
+        y_ -= off
+        mean_ += off
         variance = np.vecdot(y_, y_)[:, None] / C
         np.power(variance + eps, -0.5, out=rstd_)
         y_ *= rstd_
