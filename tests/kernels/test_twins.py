@@ -171,6 +171,13 @@ def test_gelu_far_from_zero_is_exact_and_does_not_warn():
     assert np.array_equal(y, np.where(x > 0, x, 0)) and np.array_equal(slope, x > 0)
 
 
+@pytest.mark.parametrize("backward", [ops.swiglu_backward, ops.swiglu_backward.reference])
+def test_swiglu_far_to_the_left_has_gradient_zero_and_not_nan(backward):
+    x, dy = np.array([[-1e20, -2e38, 1e20, 3e38]], np.float32), np.ones((1, 2), np.float32)
+    _, saved = ops.swiglu_forward(x)
+    assert not backward(dy, saved).any()
+
+
 def test_the_twin_of_adamw_leaves_other_places_to_the_formula():
     w, g, m, v = (np.abs(np.random.default_rng(n).standard_normal((3, 4))) for n in range(4))
     expected = ops.adamw.reference(w, g, m, v, 1, 0.1)

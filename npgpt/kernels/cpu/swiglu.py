@@ -35,6 +35,6 @@ def swiglu_backward(dy, saved):
         np.subtract(1, s_, out=dg)
         dg *= g
         dg += 1
-        dg *= u
-        dg *= dys                                                             # dy u s (1 + g (1 − s))
+        dg *= dys                                          # first: far to the left 0, and u g may overflow
+        dg *= u                                                               # dy u s (1 + g (1 − s))
     return dx
