@@ -9,6 +9,7 @@ import numpy as np
 
 from npgpt.errors import ConfigError
 
+LEAST, MOST = 1e-30, 1e30       # what float32 can divide logits by
 DEFAULT_NEW_TOKENS = 20         # where neither max_new_tokens nor max_length is given, as in transformers
 
 WHOLE = {"max_new_tokens": 0, "max_length": 1, "min_new_tokens": 0, "min_length": 0, "pad_token_id": 0,
@@ -78,15 +79,21 @@ class GenerationSettings:
             value = getattr(self, name)
             if not (_is_number(value) or (value is None and self._may_be_none(name))):
                 raise ConfigError(f"{name} must be a number, not {value!r}")
-        if self.temperature < 1e-30:                        # what float32 can divide logits by
+        if self.temperature < LEAST:
             raise ConfigError(f"temperature must be above 0, at least 1e-30, not {self.temperature}; for the "
                               "most likely token turn sampling off: do_sample=False, or --no-do-sample")
+        if self.repetition_penalty < LEAST:
+            raise ConfigError("repetition_penalty must be above 0, at least 1e-30, not "
+                              f"{self.repetition_penalty}")
+        for name in ("temperature", "repetition_penalty"):
+            if getattr(self, name) > MOST:
+                raise ConfigError(f"{name} must be at most 1e30, not {getattr(self, name)}")
+        if abs(self.length_penalty) > 50:                   # a million tokens to the 52nd is no number
+            raise ConfigError(f"length_penalty must be from -50 to 50, not {self.length_penalty}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ConfigError(f"min_p must be at least 0 and at most 1, not {self.min_p}")
-        if self.repetition_penalty <= 0:
-            raise ConfigError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
         if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
             raise ConfigError(f"early_stopping must be True, False or 'never', not {self.early_stopping!r}")
 
