@@ -25,7 +25,7 @@ import numpy as np
 from npgpt.errors import ConfigError
 from npgpt.generation.output import GenerationOutput
 from npgpt.generation.processors import process, processors
-from npgpt.generation.sampling import narrowed
+from npgpt.generation.sampling import check_largest, narrowed
 from npgpt.generation.sequences import Columns, Model, Sequences
 from npgpt.generation.settings import GenerationSettings
 from npgpt.generation.stopping import Ending
@@ -118,8 +118,10 @@ def could_improve(ended: list[Ended], best_sum: float, length: int, most: int, s
 
 
 def log_softmax(logits) -> np.ndarray:
-    """(R, V) → (R, V), of the same type"""
-    z = logits - logits.max(-1, keepdims=True)
+    """(R, V) → (R, V), of the same type.  Raises as check_largest does."""
+    largest = logits.max(-1, keepdims=True)
+    check_largest(largest)
+    z = logits - largest
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 

@@ -9,7 +9,7 @@ from npgpt.errors import ConfigError
 from npgpt.generation.beam_search import beam_search
 from npgpt.generation.output import GenerationOutput, Streamer
 from npgpt.generation.processors import process, processors
-from npgpt.generation.sampling import check_not_all_forbidden, draw, narrowed, softmax
+from npgpt.generation.sampling import check_largest, draw, narrowed, softmax
 from npgpt.generation.sequences import Model, Sequences, as_one_array
 from npgpt.generation.settings import GenerationSettings
 from npgpt.generation.stopping import Ending
@@ -72,7 +72,7 @@ def _steps(model: Model, tokens, mask, s: GenerationSettings, ending: Ending) ->
             key    = Key(s.seed, SAMPLING, step=n)
             new[running] = draw(softmax(scores), [uniform(key, int(row)) for row in running])
         else:
-            check_not_all_forbidden(scores.max(-1))
+            check_largest(scores.max(-1))
             new[running] = np.argmax(scores, -1)
         ended[running] = ending(sequences.tokens, running, new[running])
         yield _Step(new, _of_all(scores, running, logits), logits)

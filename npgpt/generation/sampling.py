@@ -6,7 +6,7 @@ the `least` most likely tokens in.
 
 import numpy as np
 
-from npgpt.errors import ConfigError
+from npgpt.errors import CheckpointError, ConfigError
 
 FIRST_GUESS = 256       # of how many tokens reach top_p
 
@@ -67,16 +67,21 @@ def keep_min_p(scores, p: float, least: int = 1) -> np.ndarray:
 
 
 def softmax(scores) -> np.ndarray:
-    """scores: (B, V)  →  (B, V), float64, rows that sum to 1.  Raises ConfigError for a row of −∞ alone."""
+    """scores: (B, V)  →  (B, V), float64, rows that sum to 1.  Raises as check_largest does."""
     largest = scores.max(-1, keepdims=True)
-    check_not_all_forbidden(largest)
+    check_largest(largest)
     p = np.exp(np.subtract(scores, largest, dtype=np.float64))
     p /= p.sum(-1, keepdims=True)
     return p
 
 
-def check_not_all_forbidden(largest) -> None:
-    """largest: the largest score of each row.  Raises ConfigError where that is −∞."""
+def check_largest(largest) -> None:
+    """largest: the largest score of each row.  Raises CheckpointError where one is NaN, ConfigError where it
+    is −∞.
+    """
+    if np.isnan(largest).any():
+        raise CheckpointError("the model gives a token a score that is no number: its weights are damaged, "
+                              "or too large for their type")
     if (largest == -np.inf).any():
         raise ConfigError("no token is left that may come next: raise no_repeat_ngram_size, or take away "
                           "from bad_words_ids or from min_new_tokens")

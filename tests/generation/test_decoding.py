@@ -5,7 +5,7 @@ import pytest
 from generating import Function, Hashed
 
 from npgpt import GPT, GPTConfig
-from npgpt.errors import ConfigError, DataError
+from npgpt.errors import CheckpointError, ConfigError, DataError
 from npgpt.generation.decoding import generate, stream
 from npgpt.tensor.random import SAMPLING, Key, uniform
 
@@ -206,6 +206,13 @@ def test_scores_and_logits_come_on_request():
 def test_where_all_are_forbidden_it_says_so(how):
     with pytest.raises(ConfigError, match=r"no token is left|found only 0 different continuations"):
         generate(Hashed(4), [[1, 2]], no_repeat_ngram_size=1, max_new_tokens=20, **how)
+
+
+@pytest.mark.parametrize("how", [
+    {}, {"do_sample": True}, {"do_sample": True, "top_p": 0.5}, {"num_beams": 2}])
+def test_a_model_that_gives_no_numbers_is_told_and_not_taken_for_one_that_says_token_0(how):
+    with pytest.raises(CheckpointError, match="a score that is no number"):
+        generate(fixed(0, 1, np.nan, 2, -np.inf, 0), [[1, 2]], max_new_tokens=2, **how)
 
 
 def test_a_streamer_gets_the_prompts_then_each_steps_tokens_then_the_end():
