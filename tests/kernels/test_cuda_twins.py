@@ -241,6 +241,28 @@ def test_the_twin_of_adamw_gives_what_its_formula_gives(cupy, launches, dtype, s
     assert launches[-1] == ("adamw", -(-size // 1024))
 
 
+def test_a_number_of_numpys_reaches_a_kernel_as_pythons_does(cupy):
+    """CuPy hands it over by its own bytes: in place of an address, or 4 of them for 8."""
+    x = np.random.default_rng(0).standard_normal((4, 9)).astype("f4")
+    expected = ops.adamw.reference(*[x] * 3, x * x, 3, 0.1, grad_scale=0.5)
+    for scale in np.float32(0.5), np.float64(0.5), np.array(0.5):
+        here = placed((x, x, x, x * x))
+        ops.adamw(*here, 3, 0.1, grad_scale=scale, out=(out := (here[0], here[2], here[3])))
+        assert_same(fetched(out), expected, TOLERANCE["float32"])
+    targets = np.array([0, -7, 8, -7])
+    for name, arguments in (("cross_entropy", (x, targets)),
+                            ("linear_cross_entropy", (x, np.ones((9, 9), "f4"), targets))):
+        op, back  = (getattr(ops, f"{name}_{way}") for way in ("forward", "backward"))
+        results   = []
+        for index in -7, np.int32(-7):
+            loss, saved = op(*placed(arguments), ignore_index=index)
+            results.append(fetched((loss, back(placed(np.float32(1)), saved))))
+        assert_same(*results, 0)
+    for key in Key(np.int32(3), step=np.int32(5)), Key(np.uint64(2**64 - 3), example=np.uint64(2**63)):
+        expected, _ = ops.dropout_forward.reference(x, 0.5, Key(*map(int, key)))
+        np.testing.assert_array_equal(ops.dropout_forward(placed(x), 0.5, key)[0].get(), expected)
+
+
 @pytest.mark.parametrize("dtype", NARROW)
 @given(size=st.integers(1, 9000), first=st.integers(0, 9000), seed=seeds())
 @example(size=3, first=4094, seed=2**64 - 1)

@@ -14,7 +14,7 @@ MOST  = 1024                           # threads of a block
 def cross_entropy_forward(logits, targets, num_items_in_batch=None, ignore_index=-100):
     if not cuda.covers(logits) or not takes_targets(targets):
         return NotImplemented
-    xp = array_module(logits)
+    xp, ignore_index = array_module(logits), int(ignore_index)
     top, total = (xp.empty((targets.size, 1), accumulator(logits.dtype)) for _ in range(2))
     loss = xp.empty((targets.size,), total.dtype)
     n    = items(targets, num_items_in_batch, ignore_index, total.dtype)

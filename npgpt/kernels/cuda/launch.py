@@ -3,7 +3,8 @@ first needed. CuPy keeps what it has compiled in ~/.cupy/kernel_cache.
 
 A kernel is a template of T, the type of its first array, or none if that is not one of TYPES. It sees
 addresses only: an array that it is given must be C-contiguous, or its strides be given too. Integers are
-`long long` there, other numbers `double`.
+`long long` there, other numbers `double`. They are to be Python's: of one of NumPy's, CuPy hands over its own
+bytes, be they 4 or 8, and without a word also where the kernel takes an address.
 """
 
 import functools
@@ -56,12 +57,14 @@ def blocks_of_packs(array: Array) -> int:
 
 
 def number(xp: Any, value: Any, dtype: Any) -> Array:
-    """A number as kernels read it from the device: Python's, or what was computed there."""
-    return value.astype(dtype, copy=False) if hasattr(value, "astype") else xp.full((), float(value), dtype)
+    """A number as kernels read it from the device: one of the host's, or what was computed there."""
+    there = isinstance(value, xp.ndarray)
+    return value.astype(dtype, copy=False) if there else xp.full((), float(value), dtype)
 
 
 def signed(word: int) -> int:
-    """The 64 bits of a number below 2⁶⁴, as CuPy takes integers."""
+    """The 64 bits of a number below 2⁶⁴, as CuPy takes integers: Python's, for NumPy's keep their size."""
+    word = int(word)
     return word - (1 << 64) if word >> 63 else word
 
 

@@ -18,7 +18,7 @@ ALIGNED        = 128                   # bytes, to which rows of logits are fill
 def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ignore_index=-100, rows=None):
     if not cuda.covers(x, weight) or not takes_targets(targets):
         return NotImplemented
-    xp     = array_module(x)
+    xp, ignore_index = array_module(x), int(ignore_index)
     flat_x = x.reshape(-1, x.shape[-1])
     t      = targets.reshape(-1)
     rows   = min(rows or max(1, LOGITS_AT_ONCE // len(weight)), t.size)
