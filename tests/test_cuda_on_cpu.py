@@ -43,6 +43,15 @@ def test_every_thread_of_every_block_runs_once_with_its_place():
 
 
 @pytest.mark.parametrize("reverse", [False, True])
+def test_the_last_blocks_alone_run_where_so_many_are_asked_for(monkeypatch, reverse):
+    monkeypatch.setattr(launcher, "reversed", reverse)
+    monkeypatch.setattr(launcher, "most_blocks", 2)
+    x = device(5)
+    run("x[blockIdx.x] += blockIdx.x;", x, blocks=(5,), threads=(1,))
+    assert x.get().tolist() == [0, 0, 0, 3, 4]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
 def test_barriers_and_shuffles(monkeypatch, reverse):
     monkeypatch.setattr(launcher, "reversed", reverse)
     x = device(64)

@@ -23,13 +23,14 @@ COMPILER = shutil.which("g++")
 LIBC     = ctypes.CDLL(None)
 OPTIONS  = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unused-function",
             "-Wno-unknown-pragmas", "-fsanitize=alignment")
+COPIED   = 1 << 30                              # bytes, at most
 FOLDER   = "NPGPT_TESTS_KERNELS"                # names the environment variable that names a folder
 SHIM     = """
 __align__(16) unsigned char shared_memory[SHARED_BYTES + GUARD];
 extern "C" const char* parameters() { static std::string all = parameters_of(&KERNEL); return all.c_str(); }
 extern "C" const char* launch(void** arguments, const unsigned* grid, const unsigned* block, size_t shared,
-                              bool reversed) {
-    return run(&KERNEL, arguments, grid, block, shared, reversed);
+                              bool reversed, size_t most) {
+    return run(&KERNEL, arguments, grid, block, shared, reversed, most);
 }
 """
 
@@ -39,10 +40,12 @@ class KernelError(RuntimeError):
 
 
 class Launcher:
-    """In which order threads and blocks run, and whether they do, or a launch is only counted."""
+    """In which order threads and blocks run, how many, the last of them, and whether they do, or a launch is
+    only counted.
+    """
 
     def __init__(self):
-        self.reversed = self.only_counts = False
+        self.reversed, self.only_counts, self.most_blocks = False, False, 2**31
 
 
 launcher = Launcher()
@@ -126,13 +129,15 @@ def _launch(library, name, grid, block, args, shared_mem):
         return
     error = library.launch((ctypes.c_void_p * len(args))(*(place.ctypes.data for place in places)),
                            (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block),
-                           ctypes.c_size_t(shared_mem), ctypes.c_bool(launcher.reversed))
+                           ctypes.c_size_t(shared_mem), ctypes.c_bool(launcher.reversed),
+                           ctypes.c_size_t(launcher.most_blocks))
     if error:
         raise KernelError(f"{name}: {error.decode()}")
     for (first, end), (copy, beside) in memory.items():
         if any((part != 0xff).any() for part in beside):
             raise KernelError(f"{name} writes beyond an array")
-        _bytes_at(first, end)[...] = copy
+        if copy.ctypes.data != first:
+            _bytes_at(first, end)[...] = copy
 
 
 def _place(name, kind, value, memory):
@@ -151,14 +156,17 @@ def _place(name, kind, value, memory):
 
 
 def _guarded(hosts):
-    """{(first, end): a copy of these bytes, and what lies beside it}. Views of one array share a copy."""
+    """{(first, end): a copy of these bytes, and what lies beside it}. Views of one array share one; what is
+    too large for that stays where it is.
+    """
     regions = []
     for first, end in sorted(set(map(_span, hosts))):
         if regions and first < regions[-1][1]:
             regions[-1] = (regions[-1][0], max(end, regions[-1][1]))
         else:
             regions.append((first, end))
-    return {region: _between_pages(*region) for region in regions}
+    return {(first, end): _between_pages(first, end) if end - first <= COPIED else (_bytes_at(first, end), ())
+            for first, end in regions}
 
 
 def _between_pages(first, end):

@@ -321,7 +321,7 @@ template <typename... P> void call(void (*kernel)(P...), void** arguments) {
 
 template <typename Kernel>
 const char* run(Kernel kernel, void** arguments, const unsigned* grid, const unsigned* block, size_t shared,
-                bool reversed) {
+                bool reversed, size_t most) {
     using namespace fibers;
     gridDim  = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
@@ -340,8 +340,9 @@ const char* run(Kernel kernel, void** arguments, const unsigned* grid, const uns
         all = std::vector<Fiber>(threads);
         for (Fiber& fiber : all) fiber.stack.reset(new char[STACK_BYTES]);
     }
-    for (size_t n = 0; n < blocks && !error; n++) {
-        size_t number = reversed ? blocks - 1 - n : n;
+    const size_t first = blocks - min(blocks, most);
+    for (size_t n = first; n < blocks && !error; n++) {
+        size_t number = reversed ? first + blocks - 1 - n : n;
         blockIdx = {unsigned(number % grid[0]), unsigned(number / grid[0] % grid[1]),
                     unsigned(number / grid[0] / grid[1])};
         memset(shared_memory, 0xff, SHARED_BYTES + GUARD);
