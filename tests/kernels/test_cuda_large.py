@@ -196,21 +196,22 @@ def test_logits_of_so_many_tokens(cupy, dtype):
     logits    = array((rows, V), dtype, z)
     targets   = array(rows, "i8", at_end)
     sizes     = (V, V, -100)
-    lse, loss = (array((rows, 1), accumulator(dtype)) for _ in range(2))
+    top, total, loss = (array((rows, 1), accumulator(dtype)) for _ in range(3))
     factor    = array((), accumulator(dtype), np.array(2.0))
-    _, expected = ops.cross_entropy_forward.reference(z, at_end)
+    _, (_, _, m, Z, *_) = ops.cross_entropy_forward.reference(z, at_end)
     shared    = launch.bytes_of(cross_entropy.SLOTS, logits.dtype)
-    launch.launch("cross_entropy.cu", "cross_entropy_forward", rows, logits, targets, lse, loss, *sizes,
-                  threads=1024, shared=shared)
-    close(lse, expected[2])
-    close(loss, expected[2][:, 0] - z[[0, 1], at_end])
+    launch.launch("cross_entropy.cu", "cross_entropy_forward", rows, logits, targets, top, total, loss,
+                  *sizes, threads=1024, shared=shared)
+    close(top, m)
+    close(total, Z)
+    close(loss, (m + np.log(Z))[:, 0] - z[[0, 1], at_end])
     dz = array((rows, V), dtype)
-    launch.launch("cross_entropy.cu", "cross_entropy_backward", rows, logits, targets, lse, factor,
-                  dz, *sizes)
-    probabilities = np.exp(z - expected[2]) - (np.arange(V) == at_end[:, None])
+    launch.launch("cross_entropy.cu", "cross_entropy_backward", rows, logits, targets, top, total,
+                  factor, dz, *sizes)
+    probabilities = np.exp(z - m) / Z - (np.arange(V) == at_end[:, None])
     close(dz, 2 * probabilities)
-    launch.launch("cross_entropy.cu", "cross_entropy_in_place", rows, logits, targets, lse, loss, *sizes,
-                  threads=1024, shared=shared)
+    launch.launch("cross_entropy.cu", "cross_entropy_in_place", rows, logits, targets, top, total, loss,
+                  *sizes, threads=1024, shared=shared)
     close(logits, probabilities)
 
 
