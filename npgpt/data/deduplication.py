@@ -24,7 +24,7 @@ original the first stays, and what stays depends on the order of the documents a
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -72,11 +72,12 @@ def rows_of_a_band(threshold: float) -> int:
                 if (1 - threshold**r) ** (MINIMA // r) <= 0.01), default=1)
 
 
-def near_duplicates(signatures: Sequence[np.ndarray], threshold: float) -> np.ndarray:
+def near_duplicates(signatures: Iterable[np.ndarray], threshold: float) -> np.ndarray:
     """Which documents go: bool (documents,).
 
-    signatures: arrays uint32 (n, 128), such as memory maps, one after the other; threshold: above 0, at
-    most 1. Memory: 8 bytes a document and band, and the signatures of those that have a band in common.
+    signatures: arrays uint32 (n, 128), such as memory maps, one after the other, which are gone through
+    twice; threshold: above 0, at most 1. Memory: 8 bytes a document and band, and the signatures of those
+    that have a band in common.
     """
     rows = rows_of_a_band(threshold)
     bands = np.concatenate([_bands(part, rows) for part in signatures])          # (documents, bands)
@@ -119,7 +120,7 @@ def _occurs_again(numbers: np.ndarray) -> np.ndarray:
     return again
 
 
-def _gather(signatures: Sequence[np.ndarray], wanted: np.ndarray) -> np.ndarray:
+def _gather(signatures: Iterable[np.ndarray], wanted: np.ndarray) -> np.ndarray:
     """The rows `wanted`, in ascending order, of the arrays laid one after the other."""
     found, start = [np.empty((0, MINIMA), np.uint32)], 0
     for part in signatures:

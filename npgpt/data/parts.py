@@ -7,7 +7,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -85,6 +85,18 @@ class Part(NamedTuple):
         front = np.array([_front(fate, length, self.config.val_fraction)
                           for fate, length in zip(self.fates, whole.tolist(), strict=True)], np.int64)
         return front if side == "train" else whole.astype(np.int64) - front
+
+
+class Signatures:
+    """Those of all parts, one after the other, each mapped while it is looked at and no longer: a mapping
+    keeps its file open, and of a large corpus there are more than a process may have.
+    """
+
+    def __init__(self, parts: Sequence[Part]):
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (part.signatures() for part in self._parts)
 
 
 def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:

@@ -36,6 +36,7 @@ from npgpt.data.parts import (
     EncodeTask,
     Part,
     ShardTask,
+    Signatures,
     encode,
     encode_tasks,
     read_part,
@@ -128,14 +129,13 @@ def _on_all_cores(step: str, function: Callable[[Any], int], tasks: Sequence[Any
 
 def _decide(parts: Sequence[Part], config: PrepareConfig) -> list[Part]:
     """The parts with the fates of their documents."""
-    every = [part.records() for part in parts]
-    file  = parts[0].folder / "fates.npy"
+    file = parts[0].folder / "fates.npy"
     if not file.exists():
-        records = np.concatenate(every)
+        records = np.concatenate([np.array(part.records()) for part in parts])
         fates = np.full(len(records), TRAIN, np.uint8)
         fates[records["draw"] < np.uint64(config.val_fraction * 2**64)] = VAL
         if config.near_duplicates is not None:
-            near = near_duplicates([part.signatures() for part in parts], config.near_duplicates)
+            near = near_duplicates(Signatures(parts), config.near_duplicates)
             fates[near] = NEAR_DUPLICATE
         if config.exact_duplicates:
             again = np.ones(len(records), bool)
@@ -145,7 +145,7 @@ def _decide(parts: Sequence[Part], config: PrepareConfig) -> list[Part]:
             fates[(fates == TRAIN) | (fates == VAL)] = CUT
         with atomic_write(file) as written:
             np.save(written, fates)
-    shares = np.split(np.load(file), np.cumsum([len(own) for own in every])[:-1])
+    shares = np.split(np.load(file), np.cumsum([len(part.records()) for part in parts])[:-1])
     return [part._replace(fates=own) for part, own in zip(parts, shares, strict=True)]
 
 

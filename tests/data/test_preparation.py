@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,18 @@ def test_workers_and_parts_do_not_change_a_byte(tmp_path, texts, monkeypatch):
     one = preparing.contents(tmp_path / "one")
     assert all(preparing.contents(tmp_path / name) == one
                for name in ("two", "runs of 1", "runs of 700", "runs of 1000000"))
+
+
+def test_a_corpus_may_have_more_parts_than_a_process_may_open_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_PART", 1)
+    write_texts(tmp_path / "texts", different(160))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        manifest = prepare([tmp_path / "texts"], tmp_path / "out", PrepareConfig(vocab_size=280), workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert manifest["train"]["documents"] + manifest["val"]["documents"] == 160
 
 
 def test_stopped_at_every_step_it_goes_on_and_ends_in_the_same_bytes(tmp_path, texts, monkeypatch):
