@@ -8,6 +8,7 @@ matter which they are: attention_mask gives the n-th example of a row the number
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
 
 import numpy as np
 
@@ -71,16 +72,23 @@ class ExampleBatches:
 def pack(lengths: Sequence[int] | np.ndarray, size: int) -> list[np.ndarray]:
     """Rows of numbers of examples, whose lengths add up to at most `size`; alone, where `size` allows no
     other."""
-    rows:  list[list[int]] = []
-    rooms: list[tuple[int, int]] = []                      # (what is left of a row, which), rising
+    rows:   list[list[int]] = []
+    rooms:  list[int] = []                                 # what is left of rows, rising, each size once
+    having: dict[int, list[int]] = {}                      # room → the rows with so much, a heap
     for n in np.argsort(-np.asarray(lengths), kind="stable").tolist():
-        place = bisect_left(rooms, (int(lengths[n]), -1))
+        length = int(lengths[n])
+        place  = bisect_left(rooms, length)
         if place < len(rooms):
-            room, row = rooms.pop(place)
+            room = rooms[place]
+            row  = heappop(having[room])
+            if not having[room]:
+                del having[room], rooms[place]
         else:
-            room, row = max(size, int(lengths[n])), len(rows)
+            room, row = max(size, length), len(rows)
             rows.append([])
         rows[row].append(n)
-        if room > lengths[n]:
-            insort(rooms, (room - int(lengths[n]), row))
+        if left := room - length:
+            if left not in having:
+                insort(rooms, left)
+            heappush(having.setdefault(left, []), row)
     return [np.array(row) for row in rows]

@@ -1,10 +1,13 @@
 """Packing: every example once, rows full, and loss and gradients as if each example stood alone."""
 
+from bisect import insort
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt import GPT, BPETokenizer, GPTConfig
+from npgpt.data import packing
 from npgpt.data.examples import encode_records
 from npgpt.data.packing import ExampleBatches, pack
 from npgpt.data.records import Labelled, Pair
@@ -38,6 +41,27 @@ def test_every_example_is_in_one_row_and_no_two_rows_could_be_one(lengths, room)
 def test_the_fullest_row_with_room_takes_an_example():
     assert [row.tolist() for row in pack([5, 7, 3, 4, 1], 10)] == [[1, 2], [0, 3, 4]]
     assert [row.tolist() for row in pack([2, 3, 2], 0)] == [[1], [0], [2]]
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=60))
+def test_of_rows_with_as_much_room_the_first_takes_an_example(lengths):
+    rows, size = [], 12
+    for n in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        rooms = [size - sum(lengths[m] for m in row) for row in rows]
+        fits  = [(room, row) for row, room in enumerate(rooms) if room >= lengths[n]]
+        if fits:
+            rows[min(fits)[1]].append(n)
+        else:
+            rows.append([n])
+    assert [row.tolist() for row in pack(lengths, size)] == rows
+
+
+def test_looking_for_a_row_goes_through_sizes_not_rows(monkeypatch):
+    """Rows in one sorted list made packing quadratic: each example moved all rows behind its own."""
+    seen = []
+    monkeypatch.setattr(packing, "insort", lambda rooms, room: (seen.append(len(rooms)), insort(rooms, room)))
+    assert len(pack([17] * 500 + [6] * 500, 32)) == 500
+    assert seen and max(seen) < 32
 
 
 def test_a_row_holds_its_examples_one_after_the_other():
