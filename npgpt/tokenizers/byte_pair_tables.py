@@ -52,16 +52,19 @@ def check_special_tokens(special_tokens: Sequence[str] | Mapping[str, int],
         raise TokenizerError(f"special_tokens must be a sequence of strings, not the single string "
                              f"{special_tokens!r}: write [{special_tokens!r}]")
     ordinary = set(vocabulary.values())
-    for i, token in enumerate(special_tokens):
+    tokens: set[str] = set()
+    for token in special_tokens:
         if not isinstance(token, str) or not token or has_surrogates(token):
             raise TokenizerError(f"special token {token!r} is not a non-empty piece of text")
-        if token in list(special_tokens)[:i]:
+        if token in tokens:
             raise TokenizerError(f"special token {token!r} is given twice")
+        tokens.add(token)
         if from_symbols(token) in ordinary:
             raise TokenizerError(f"special token {token!r} is also how vocab.json writes an ordinary token: "
                                  f"choose something that no text contains, like '<|endoftext|>'")
-    ids = list(special_tokens.values()) if isinstance(special_tokens, Mapping) else []
-    for i, id in enumerate(ids):
-        if type(id) is not int or id < 0 or id in vocabulary or id in ids[:i]:
-            raise TokenizerError(f"special token {list(special_tokens)[i]!r} has the id {id!r}, which is no "
-                                 "whole number of its own")
+    ids: set[int] = set()
+    for token, id in special_tokens.items() if isinstance(special_tokens, Mapping) else ():
+        if type(id) is not int or id < 0 or id in vocabulary or id in ids:
+            raise TokenizerError(f"special token {token!r} has the id {id!r}, which is no whole number of its "
+                                 "own")
+        ids.add(id)

@@ -169,6 +169,22 @@ def test_a_vocabulary_that_makes_no_tokenizer_is_refused(arguments, reason):
         BPETokenizer(**{"merges": (), **arguments})
 
 
+def test_special_tokens_are_not_each_held_against_all_before_it():
+    compared = 0
+
+    class Token(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    tokens = [Token(f"<|{n}|>") for n in range(300)]
+    assert BPETokenizer((), tokens).special_tokens[tokens[-1]] == 256 + 299
+    assert compared < 10 * len(tokens)
+
+
 def test_special_tokens_come_after_the_largest_id():
     assert BPETokenizer((), ("<s>", "<t>"), vocabulary=LETTERS | {400: b"ab"}).special_tokens == {
         "<s>": 401, "<t>": 402}
