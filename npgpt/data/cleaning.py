@@ -12,15 +12,14 @@ lines alone. Always on, with options to turn them off:
 """
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
 from npgpt.errors import ConfigError
-
-Form = Literal["NFC", "NFD", "NFKC", "NFKD"]
+from npgpt.tokenizers import normal_forms
+from npgpt.tokenizers.normal_forms import Form
 
 GOPHER = {
     "min_words": 50, "max_words": 100_000, "min_mean_word_length": 3.0, "max_mean_word_length": 10.0,
@@ -105,7 +104,7 @@ class Cleaner:
         if newlines:
             self.changes["newlines_changed"] = lambda text: text.replace("\r\n", "\n").replace("\r", "\n")
         if normalize:
-            self.changes["normalized"] = lambda text: unicodedata.normalize(normalize, text)
+            self.changes["normalized"] = lambda text: normal_forms.normalize(normalize, text)
 
     def rules(self) -> list[str]:
         """The names of the rules that are on, in their order."""

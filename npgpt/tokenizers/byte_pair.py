@@ -11,7 +11,6 @@ Special tokens stand for no bytes of a text; whoever wants one before or between
 """
 
 import codecs
-import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from heapq import heapify, heappop, heappush
@@ -28,6 +27,7 @@ from npgpt.tokenizers.byte_pair_tables import NO_TOKEN, check_special_tokens, de
 from npgpt.tokenizers.byte_pair_training import Pair, count_pieces, learn_merges
 from npgpt.tokenizers.checks import checked_text, has_surrogates, look_up
 from npgpt.tokenizers.formats import END_OF_TEXT, NORMALIZERS, BytePair, read_byte_pair, write_byte_pair
+from npgpt.tokenizers.normal_forms import normalize
 from npgpt.tokenizers.patterns import splitter, stretches
 from npgpt.tokenizers.piece_cache import PieceCache
 
@@ -176,7 +176,7 @@ class BPETokenizer:
     def _encode_clean(self, text: str) -> list[int]:
         """A surrogate in this text stands for a byte, as Python's "surrogateescape" has it."""
         if self.normalizer == "NFC":
-            text = unicodedata.normalize("NFC", text)              # which leaves surrogates as they are
+            text = normalize("NFC", text)              # which leaves surrogates as they are
         if len(text) < LONG_TEXT or self._absent:
             return self._encode_pieces(text)
         ids: list[int] = []

@@ -65,6 +65,6 @@ def check_special_tokens(special_tokens: Sequence[str] | Mapping[str, int],
     ids: set[int] = set()
     for token, id in special_tokens.items() if isinstance(special_tokens, Mapping) else ():
         if type(id) is not int or id < 0 or id in vocabulary or id in ids:
-            raise TokenizerError(f"special token {token!r} has the id {id!r}, which is no whole number of its "
-                                 "own")
+            raise TokenizerError(f"special token {token!r} has the id {id!r}, which is no whole number of "
+                                 "its own")
         ids.add(id)
