@@ -18,10 +18,10 @@ each answer is an example of its own, after all that the model reads when it is 
 that the template refuses is left out.
 """
 
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,8 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, block_size: 
     Raises DataError where the tokenizer has no end, or a label is unknown.
     """
     numbers = {label: n for n, label in enumerate(labels)}
-    rows: list[tuple[list[int], list[bool]]] = []
+    tokens, taught = array("i"), array("b")                   # 5 bytes a token, where lists take 50
+    lengths: list[int] = []
     classes: list[int] = []
     left_out: Counter[str] = Counter()
     for record in records:
@@ -96,17 +97,17 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, block_size: 
             if reason:
                 left_out[reason] += 1
                 continue
-            rows.append((ids, counted))
+            tokens.extend(ids)
+            taught.extend(counted)
+            lengths.append(len(ids))
             if isinstance(record, Labelled):
                 classes.append(numbers[record.label])
-    lengths = [len(ids) for ids, _ in rows]
-    return Examples(np.array([id for ids, _ in rows for id in ids], np.int32),
-                    np.array([c for _, counted in rows for c in counted], bool),
+    return Examples(np.array(tokens, np.int32), np.array(taught, bool),
                     np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
                     np.array(classes, np.int64)), left_out
 
 
-def _encoded(record: Record, tokenizer: Tokenizer, end: int | None, render: Render | None) -> list[Row]:
+def _encoded(record: Record, tokenizer: Tokenizer, end: int | None, render: Render | None) -> Iterable[Row]:
     if isinstance(record, Labelled):
         text = tokenizer.encode_ordinary(record.text)
         ids  = [*tokenizer.prefix, *text]
@@ -126,7 +127,7 @@ def _encoded(record: Record, tokenizer: Tokenizer, end: int | None, render: Rend
     return [([*prompt, *answer, end], [False] * len(prompt) + [True] * (len(answer) + 1), "")]
 
 
-def _dialogue(record: Dialogue, tokenizer: Tokenizer, end: int, render: Render) -> list[Row]:
+def _dialogue(record: Dialogue, tokenizer: Tokenizer, end: int, render: Render) -> Iterable[Row]:
     """One example of all answers where the template only ever writes on, else one of each."""
     messages = record.messages
     if any(special in message["content"] for message in messages for special in tokenizer.special_tokens):
@@ -134,31 +135,43 @@ def _dialogue(record: Dialogue, tokenizer: Tokenizer, end: int, render: Render) 
     answers = [n for n in range(max(record.given, 1), len(messages)) if messages[n]["role"] == "assistant"]
     if not any(messages[n]["content"].strip() for n in answers):
         return [([], [], NO_ANSWER)]
+
+    def turns() -> Iterator[tuple[str, str]]:
+        """What the template writes up to where the assistant is to speak, and with what it says; one at a
+        time, for of a long conversation each has almost all."""
+        return ((render(messages[:n], True), render(messages[:n + 1], False)) for n in answers)
+
     try:
-        turns = [(render(messages[:n], True), render(messages[:n + 1], False)) for n in answers]
+        pieces = _written_on(turns())
     except ConfigError as error:
         return [([], [], f"where {error}")]
-    texts = [text for turn in turns for text in turn]
-    if all(later.startswith(earlier) for earlier, later in pairwise(texts)):
-        return [_taught(turns, tokenizer, end)]
-    return [_taught([turn], tokenizer, end) if turn[1].startswith(turn[0]) else ([], [], UNSTEADY)
-            for turn in turns]
+    if pieces:
+        return [_taught(pieces, tokenizer, end)]
+    return (_taught([(before, after[len(before):])], tokenizer, end) if after.startswith(before)
+            else ([], [], UNSTEADY) for before, after in turns())
 
 
-def _taught(turns: Sequence[tuple[str, str]], tokenizer: Tokenizer, end: int) -> Row:
-    """turns: what the template writes up to where the assistant is to speak, and with what it says: between
-    the two, up to its end, tokens count.
-    """
-    text = ""
+def _written_on(turns: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of each turn what is new before the answer, and the answer; nothing where not all is written on."""
+    text, pieces, steady = "", [], True
+    for before, after in turns:                            # all: the template may refuse the last
+        steady = steady and before.startswith(text) and after.startswith(before)
+        if steady:
+            pieces.append((before[len(text):], after[len(before):]))
+            text = after
+    return pieces if steady else []
+
+
+def _taught(pieces: Sequence[tuple[str, str]], tokenizer: Tokenizer, end: int) -> Row:
+    """pieces: what stands before an answer, and that: of it, up to its end, tokens count."""
     ids: list[int] = []
     counted: list[bool] = []
-    for before, after in turns:
-        prompt = tokenizer.encode(before[len(text):], allowed_special="all")
-        answer = tokenizer.encode(after[len(before):], allowed_special="all")
+    for before, said in pieces:
+        prompt = tokenizer.encode(before, allowed_special="all")
+        answer = tokenizer.encode(said, allowed_special="all")
         taught = len(answer) - answer[::-1].index(end) if end in answer else len(answer)
         ids     += prompt + answer
         counted += [False] * len(prompt) + [True] * taught + [False] * (len(answer) - taught)
-        text = after
     return ids, counted, ""
 
 

@@ -1,5 +1,6 @@
 """Examples: of a record only its answers count, to the token; what is left out is counted."""
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -99,6 +100,28 @@ def test_a_conversation_that_the_template_refuses_is_left_out():
 
 def test_what_comes_after_the_last_answer_is_not_read():
     assert one(said("x", "-yes", "and then?")) == one(said("x", "-yes"))
+
+
+def most_memory(call):
+    """Bytes that were in use at once."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_of_a_long_conversation_not_all_its_beginnings_are_in_memory():
+    talk = said(*["x" * 100, "-" + "y" * 100] * 200)
+    text = len(render(talk.messages))
+    assert most_memory(lambda: encoded(talk, block_size=10**6)) < 80 * text         # 200 turns have 200 texts
+    assert most_memory(lambda: encoded(talk, render=without_older_answers)) < 80 * text
+
+
+def test_examples_are_gathered_in_few_bytes_a_token():
+    pairs = [Pair("x" * 100, ("y" * 100,))] * 1000
+    assert most_memory(lambda: encoded(*pairs, block_size=1000)) < 18 * 1000 * 201
 
 
 def test_text_of_a_special_token_is_text_in_a_pair():
