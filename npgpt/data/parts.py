@@ -227,6 +227,22 @@ class ShardTask(NamedTuple):
     format: str
 
 
+def shard_tasks(out_dir: Path, side: str, files: list[tuple[Path, int]], size: int, vocab_size: int,
+                format: str) -> Iterator[ShardTask]:
+    """All ids of the files in shards of that size. Each task has the files that it reads and no others, for
+    it goes to a worker.
+    """
+    ends  = np.cumsum([count for _, count in files], dtype=np.int64)
+    total = int(ends[-1]) if files else 0
+    for number, start in enumerate(range(0, total, size)):
+        stop  = min(start + size, total)
+        first = int(np.searchsorted(ends, start, "right"))
+        last  = int(np.searchsorted(ends, stop)) + 1
+        begin = int(ends[first]) - files[first][1]
+        yield ShardTask(out_dir / f"{side}-{number:05}.bin", files[first:last], start - begin, stop - begin,
+                        vocab_size, format)
+
+
 def write_one_shard(task: ShardTask) -> dict[str, Any]:
     """Writes the shard, unless it is there, and returns its line in the manifest."""
     if not task.path.exists():

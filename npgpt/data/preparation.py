@@ -35,11 +35,11 @@ from npgpt.data.parts import (
     VAL,
     EncodeTask,
     Part,
-    ShardTask,
     Signatures,
     encode,
     encode_tasks,
     read_part,
+    shard_tasks,
     write_one_shard,
 )
 from npgpt.data.plans import PrepareConfig, folder_hash, make_plan, open_work
@@ -187,14 +187,14 @@ def _write_side(side: str, parts: Sequence[Part], encoded: Sequence[EncodeTask],
     itemsize = id_type(vocab_size).itemsize
     files = [(task.file(side), task.file(side).stat().st_size // itemsize) for task in encoded]
     total = sum(count for _, count in files)
-    tasks = [ShardTask(out_dir / f"{side}-{number:05}.bin", files, start,
-                       min(start + config.shard_tokens, total), vocab_size, config.format)
-             for number, start in enumerate(range(0, total, config.shard_tokens))]
+    tasks = shard_tasks(out_dir, side, files, config.shard_tokens, vocab_size, config.format)
     entries: list[dict[str, Any]] = []
+    done = 0
     with contextlib.closing(each(write_one_shard, tasks, workers)) as written:
         for entry in written:
             entries.append(entry)
-            progress(f"{side} shards", itemsize * sum(entry["tokens"] for entry in entries), itemsize * total)
+            done += entry["tokens"]
+            progress(f"{side} shards", itemsize * done, itemsize * total)
     lengths = [part.lengths(side) for part in parts]
     return {"documents": sum(int(np.count_nonzero(own)) for own in lengths),
             "characters": sum(int(own.sum()) for own in lengths), "tokens": total,

@@ -47,8 +47,9 @@ class SequenceClassifier(Decoder):
             raise ConfigError("the GPT has LoRA: merge that into its weights, then make a classifier of it")
         device, dtype = gpt.flat.device, str(gpt.flat.data.dtype)
         model = cls(gpt.config, labels, None, device, dtype)
+        body  = gpt.parameters
         for name, parameter in model.parameters.items():
-            parameter.data[...] = gpt.parameters[name].data if name in gpt.parameters else \
+            parameter.data[...] = body[name].data if name in body else \
                 to_device(parameter.initial(seed, name).astype(dtype), device)
         return model
 

@@ -132,6 +132,20 @@ def test_a_corpus_may_have_more_parts_than_a_process_may_open_files(tmp_path, mo
     assert manifest["train"]["documents"] + manifest["val"]["documents"] == 160
 
 
+def test_a_shard_is_told_of_the_files_that_it_reads_alone():
+    files = [(Path(str(n)), count) for n, count in enumerate([3, 0, 5, 2, 0, 4, 0])]
+    ids   = [(path, place) for path, count in files for place in range(count)]
+    for size in range(1, 20):
+        tasks = list(parts.shard_tasks(Path("out"), "train", files, size, 300, "npgpt"))
+        assert [task.path.name for task in tasks] == [f"train-{n:05}.bin" for n in range(-(-14 // size))]
+        found = [[(path, place) for path, count in task.files for place in range(count)][task.start:task.stop]
+                 for task in tasks]
+        assert found == [ids[start:start + size] for start in range(0, 14, size)]
+        assert sum(sum(count > 0 for _, count in task.files) for task in tasks) <= len(tasks) + 3
+    assert not list(parts.shard_tasks(Path("out"), "val", [], 5, 300, "npgpt"))
+    assert not list(parts.shard_tasks(Path("out"), "val", files[1:2], 5, 300, "npgpt"))
+
+
 def test_stopped_at_every_step_it_goes_on_and_ends_in_the_same_bytes(tmp_path, texts, monkeypatch):
     done = []
     for name in ("read_segment", "_load", "write_shard"):                           # read, encode, write
