@@ -136,14 +136,14 @@ def _lines(stream: BinaryIO, start: int, end: int | None, field: str,
     position = start
     if start:                                        # a line belongs to the segment that it begins in
         stream.seek(start - 1)
-        position += _skip_line(stream) - 1
+        position += _skip_line(stream, end and end - start + 1) - 1
     while end is None or position < end:
         line = stream.readline(MAX_LINE)
         if not line:
             return
         position += len(line)
         if len(line) == MAX_LINE and not line.endswith(b"\n"):
-            position += _skip_line(stream)
+            position += _skip_line(stream, end and end - position)
             counts["long_line"] += 1
             continue
         if position == len(line) and line.startswith(codecs.BOM_UTF8):
@@ -168,10 +168,12 @@ def _record(line: bytes, field: str, counts: Counter[str]) -> Iterator[Piece]:
         yield Piece(text[start:start + MAX_CHARACTERS], start == 0)
 
 
-def _skip_line(stream: BinaryIO) -> int:
-    """Passes over the rest of a line, however long; returns its bytes."""
+def _skip_line(stream: BinaryIO, most: int | None) -> int:
+    """Passes over the rest of a line, however long; returns its bytes. Once there are `most` it is left where
+    it is: else of a line that goes through many segments each would read all that follows.
+    """
     skipped = 0
-    while part := stream.readline(_CHUNK):
+    while (most is None or skipped < most) and (part := stream.readline(_CHUNK)):
         skipped += len(part)
         if part.endswith(b"\n"):
             break

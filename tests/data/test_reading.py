@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import io
 import json
 import os
 import tracemalloc
@@ -129,6 +130,22 @@ def test_every_line_is_in_one_part_wherever_the_file_is_cut(tmp_path, monkeypatc
     read(tmp_path / "a.jsonl", counts)
     expected = sum(len(json.dumps({"text": t})) >= 60 for t in texts)
     assert counts["long_line"] == expected and sum(counts.values()) == expected > 10
+
+
+def test_of_a_line_through_many_parts_each_reads_its_own_share(tmp_path, monkeypatch):
+    class Counting(io.BytesIO):
+        def readline(self, size=-1):
+            line = super().readline(size)
+            read.append(len(line))
+            return line
+
+    monkeypatch.setattr(reading, "MAX_LINE", 60)
+    monkeypatch.setattr(reading, "_CHUNK", 10)
+    content, counts, read = lines("x" * 5000 + "\n", {"text": "last"}), Counter(), []
+    texts = [piece.text for start in range(0, len(content), 100)
+             for piece in reading._lines(Counting(content), start, start + 100, "text", counts)]
+    assert texts == ["last"] and +counts == {"long_line": 1}
+    assert sum(read) < 1.5 * len(content)
 
 
 def test_parts_hold_every_file_once_and_small_files_together(tmp_path, monkeypatch):
