@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import operator
 import os
 import re
 import shutil
@@ -93,7 +94,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     step, state = _check(folder)
     try:
         tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-    except (OSError, ValueError, LookupError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"the arrays of the checkpoint {folder} cannot be read: {error}") from error
     return Checkpoint(step, tensors, state)
 
@@ -229,8 +230,8 @@ def _check(folder: Path) -> tuple[int, dict[str, Any]]:
         raise CheckpointError(f"the checkpoint {folder} is damaged: {reason}")
     try:
         content = json.loads((folder / "state.json").read_bytes())
-        step, state = content["step"], content["state"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        step, state = operator.index(content["step"]), {**content["state"]}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise CheckpointError(f"the checkpoint {folder} is not one of npgpt's: {error!r}") from error
     if re.fullmatch(r"step-[0-9]+", folder.name) and folder.name != _name(step):
         raise CheckpointError(f"the checkpoint {folder} is of step {step}; give it back its name")

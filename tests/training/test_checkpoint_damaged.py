@@ -2,15 +2,19 @@
 
 import os
 import shutil
+import struct
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from npgpt.errors import CheckpointError
 from npgpt.training import checkpoint as checkpoint_module
 from npgpt.training.checkpoint import load_checkpoint, save_checkpoint
 
 FILES = ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+HEADER = b'{"w": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}'
+FLOAT8 = struct.pack("<Q", len(HEADER)) + HEADER + b"\0"     # a sound file of a type that NumPy has not
 
 
 @pytest.fixture
@@ -85,11 +89,15 @@ def test_a_manifest_that_fits_files_that_do_not(tmp_path):
     """Whoever writes the manifest anew gets an error, not a traceback, from what is in the files."""
     for number, (name, text) in enumerate([
         ("state.json", b"{"), ("state.json", b"[]"), ("state.json", b'{"step": 1}'), ("state.json", b"\xff"),
+        ("state.json", b'{"step": "5", "state": {}}'), ("state.json", b'{"step": 6.0, "state": {}}'),
+        ("state.json", b'{"step": 7, "state": []}'), ("state.json", b"[" * 100_000), ("state.json", None),
         ("model.safetensors", b""), ("model.safetensors", b"\xff" * 20), ("model.safetensors", b"12345678{}"),
+        ("model.safetensors", FLOAT8),
     ]):
         folder = save_checkpoint(tmp_path, number, {"model": {"w": np.ones(3)}}, {})
         (folder / name).unlink()
-        checkpoint_module._write(folder / name, [text])
+        if text is not None:
+            checkpoint_module._write(folder / name, [text])
         entries = {}
         for path in folder.iterdir():
             if path.name != "manifest.json":
@@ -98,3 +106,14 @@ def test_a_manifest_that_fits_files_that_do_not(tmp_path):
                 entries[path.name] = checkpoint_module._write(path, [content])
         (folder / "manifest.json").write_bytes(checkpoint_module._manifest(entries))
         refused(folder, (name, text))
+
+
+@pytest.mark.parametrize("error", [OSError("x"), ValueError("x"), KeyError("x"), TypeError("x"),
+                                   AttributeError("x"), SafetensorError("x")], ids=repr)
+def test_whatever_reading_an_array_raises_is_one_sentence(folder, monkeypatch, error):
+    """A type that NumPy has not is a TypeError or an AttributeError, as the type may be."""
+    def load_file(path):
+        raise error
+
+    monkeypatch.setattr(checkpoint_module, "load_file", load_file)
+    assert "cannot be read: " in refused(folder, error)
