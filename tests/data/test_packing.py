@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from npgpt import GPT, BPETokenizer, GPTConfig
 from npgpt.data import packing
+from npgpt.data.batches import epoch_random
 from npgpt.data.examples import encode_records
 from npgpt.data.packing import ExampleBatches, pack
 from npgpt.data.records import Labelled, Pair
@@ -64,6 +65,12 @@ def test_looking_for_a_row_goes_through_sizes_not_rows(monkeypatch):
     assert seen and max(seen) < 32
 
 
+def test_of_examples_of_one_length_the_first_comes_first():
+    """Whatever the machine sorts by: rows and their order are the same on all, or no run could move."""
+    rows = pack([1 + n % 2 for n in range(200)], 0)
+    assert [row.tolist() for row in rows] == [[n] for first in (1, 0) for n in range(first, 200, 2)]
+
+
 def test_a_row_holds_its_examples_one_after_the_other():
     found   = examples(9)
     batches = ExampleBatches(found, 16, 3, seed=1)
@@ -117,12 +124,17 @@ def test_each_epoch_visits_each_row_once_in_an_order_of_its_own():
     batches = ExampleBatches(examples(40), 16, 4, seed=5)
     count, orders = len(batches.rows), []
     assert count % 4
-    rows = [row.tobytes() for step in range(3 * count) for row in batches.at(step).tokens.astype(np.int64)
-            for row in [np.pad(row, (0, 16 - len(row)))]]
+
+    def rows_of(some):
+        return [np.pad(row, (0, 16 - len(row))).tobytes() for batch in some for row in batch.tokens]
+
+    rows = rows_of(map(batches.at, range(3 * count)))
     for epoch in range(12):
         orders.append(tuple(rows[epoch * count:(epoch + 1) * count]))
         assert len(set(orders[-1])) == count
     assert len(set(orders)) == 12
+    whole = rows_of(batches.evaluation(4, count))
+    assert orders[2] == tuple(whole[n] for n in epoch_random(5, 2).permutation(count))    # as in pretraining
     again = ExampleBatches(examples(40), 16, 4, seed=5).at(7)
     assert all(np.array_equal(a, b) for a, b in zip(batches.at(7), again, strict=True))
     assert not np.array_equal(ExampleBatches(examples(40), 16, 4, seed=6).at(7).tokens, again.tokens)
