@@ -25,6 +25,7 @@ VALUES = {
 }
 ROTARY = {"position": "rotary", "rope_original_block_size": 6}
 ALONE = [{name: value} for name, values in VALUES.items() for value in values[1:]] + [
+    {"n_embd": 14, "head_dim": 6},                          # no multiple of n_head
     {**ROTARY, "rope_interleaved": True},
     {**ROTARY, "rope_theta": 7.0},
     {**ROTARY, "rope_scaling": "linear", "rope_factor": 3.0},
