@@ -111,6 +111,36 @@ def test_awkward_lines(tmp_path, monkeypatch):
     assert read(tmp_path / "b.jsonl", counts) == [] and +counts == {"long_line": 1}
 
 
+def test_a_line_that_just_fits_is_read_and_so_is_the_next(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_bytes(lines({"text": "fits"}, {"text": "next"}))
+    monkeypatch.setattr(reading, "MAX_LINE", len(lines({"text": "fits"})))
+    counts = Counter()
+    assert read(tmp_path / "a.jsonl", counts) == ["fits", "next"] and not +counts
+
+
+def test_a_byte_order_mark_is_dropped_at_the_files_start_alone(tmp_path, monkeypatch):
+    marked = codecs.BOM_UTF8 + lines({"text": "a"})
+    (tmp_path / "a.jsonl").write_bytes(2 * marked)
+    for part in (len(marked), 1 << 22):                                     # the second line begins a part, or not
+        monkeypatch.setattr(reading, "_PART", part)
+        counts = Counter()
+        assert read(tmp_path / "a.jsonl", counts) == ["a"]
+        assert +counts == {"byte_order_mark": 1, "invalid_json": 1}
+
+
+def test_long_files_of_lines_are_cut_and_others_are_not(tmp_path, monkeypatch):
+    """A compressed one can only be read from its beginning: cut, each part would give all of it."""
+    texts = [str(n) for n in range(50)]
+    for name, content in (("a.jsonl", lines(*({"text": text} for text in texts))), ("b.txt", b"x" * 700)):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
+    monkeypatch.setattr(reading, "_PART", 100)
+    found = {path.name: len(cut_into_parts([path])) for path in tmp_path.iterdir()}
+    size  = (tmp_path / "a.jsonl").stat().st_size
+    assert found == {"a.jsonl": -(-size // 100), "a.jsonl.gz": 1, "b.txt": 1, "b.txt.gz": 1}
+    assert read(tmp_path / "a.jsonl.gz") == read(tmp_path / "a.jsonl") == texts
+
+
 def test_a_line_nested_too_deep_is_not_json(tmp_path):
     (tmp_path / "a.jsonl").write_text("[" * 200_000 + "\n" + '{"text": "after"}\n')
     counts = Counter()

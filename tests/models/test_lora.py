@@ -76,6 +76,16 @@ def test_gradients_are_right(options):
                     lambda dy, saved: model.backward(saved, dy), parameters=model.flat.parameters)
 
 
+@pytest.mark.parametrize("also", [".c_attn.bias", ".c_proj.weight"])
+def test_the_weights_and_biases_beside_it_get_their_gradients_where_they_learn(also):
+    """As PEFT's bias="lora_only" has it."""
+    model = gpt()
+    add_lora(model, 3, 4.5, ALL, also=lambda name: name.endswith(also))
+    assert any(name.endswith(also) for name in model.flat.parameters)
+    check_gradients(lambda: model.loss(tokens(), tokens(1), KEY),
+                    lambda dy, saved: model.backward(saved, dy), parameters=model.flat.parameters)
+
+
 @pytest.mark.parametrize("options", MODELS)
 @pytest.mark.parametrize("targets", [ALL, ("c_attn",)])
 def test_merged_it_computes_the_same_and_is_a_plain_model(targets, options):
