@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from npgpt.data import deduplication
 from npgpt.data.deduplication import MINIMA, SHINGLE, near_duplicates, rows_of_a_band, signature
 
 
@@ -84,6 +85,16 @@ def test_the_first_stays_and_only_what_stays_counts():
     assert near_duplicates([np.array([one, base, two])], 0.8).tolist() == [False, True, True]
     assert near_duplicates([np.array([two, one, base])], 0.8).tolist() == [False, True, False]
     assert near_duplicates([np.empty((0, MINIMA), np.uint32)], 0.8).tolist() == []
+
+
+@pytest.mark.parametrize(("largest", "goes"), [(1, False), (2, True)])
+def test_a_document_is_compared_with_the_first_so_many_of_a_band(monkeypatch, largest, goes):
+    monkeypatch.setattr(deduplication, "LARGEST_BUCKET", largest)
+    first, second = np.random.default_rng(0).integers(2**32, size=(2, MINIMA), dtype=np.uint32)
+    second[:6] = first[:6]                                                  # one band of 0.8
+    copy = second.copy()
+    copy[6::6] += 1                                                         # and no other band
+    assert near_duplicates([np.array([first, second, copy])], 0.8).tolist() == [False, False, goes]
 
 
 def test_a_signature_estimates_the_similarity():

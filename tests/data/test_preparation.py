@@ -108,6 +108,19 @@ def test_the_manifest_is_true(tmp_path, texts):
     assert manifest["tokenizer"]["vocab_size"] == 280 and manifest["tokenizer"]["end_of_text"] == 279
 
 
+def test_every_rule_that_is_on_has_its_line_in_the_manifest(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_LINE", 300)
+    rows = [{"text": text} for text in [*different(12), "x" * 300]]
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    preparing.run(tmp_path / "texts", tmp_path / "out", tokenizer="character")
+    rules = json.loads((tmp_path / "out/manifest.json").read_text())["rules"]
+    assert [row["rule"] for row in rules] == [
+        "long_line", "invalid_json", "no_text", "invalid_utf8", "nul", "min_characters", "max_characters",
+        "exact_duplicate", "near_duplicate"]
+    assert [row["documents_in"] - row["documents_out"] for row in rules] == [1] + [0] * 8
+
+
 def test_workers_and_parts_do_not_change_a_byte(tmp_path, texts, monkeypatch):
     preparing.run(tmp_path / "texts", tmp_path / "one")
     preparing.run(tmp_path / "texts", tmp_path / "two", workers=2)

@@ -121,7 +121,7 @@ def test_a_line_that_just_fits_is_read_and_so_is_the_next(tmp_path, monkeypatch)
 def test_a_byte_order_mark_is_dropped_at_the_files_start_alone(tmp_path, monkeypatch):
     marked = codecs.BOM_UTF8 + lines({"text": "a"})
     (tmp_path / "a.jsonl").write_bytes(2 * marked)
-    for part in (len(marked), 1 << 22):                                     # the second line begins a part, or not
+    for part in (len(marked), 1 << 22):                                     # the second begins a part, or not
         monkeypatch.setattr(reading, "_PART", part)
         counts = Counter()
         assert read(tmp_path / "a.jsonl", counts) == ["a"]

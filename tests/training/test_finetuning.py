@@ -206,6 +206,17 @@ def test_a_classifier_learns_to_tell_classes(tmp_path, base):
         load_classifier(base, "best", "cpu", print)
 
 
+def test_the_head_of_a_classifier_learns_beside_what_is_named(tmp_path, base):
+    rows  = [{"text": str(n), "label": "ab"[n % 2]} for n in range(8)]
+    run   = finetuning(tmp_path, base, rows, trainable="h.1.mlp.*,", dtype="float64",
+                       gradient_checkpointing=True)
+    model = new_model(run.path, run.config, 257)
+    assert {name for name in model.parameters if name.startswith("score.")} < model.flat.parameters.keys()
+    assert {name.split(".mlp.")[0] for name in model.flat.parameters} == {"h.1", "score.weight"}
+    assert model.flat.data.dtype == np.float64 and model.config.gradient_checkpointing
+    assert model.pad_token_id == 256
+
+
 def test_labels_that_are_numbers_are_in_their_order(tmp_path, base):
     run = finetuning(tmp_path, base, [{"text": str(n), "label": n} for n in range(12)])
     model = new_model(run.path, run.config, 257)
@@ -258,6 +269,10 @@ def test_epochs_and_ten_evaluations_are_the_default(tmp_path, base):
     run = finetuning(tmp_path, base, pairs(300), max_iters=0, eval_interval=0, epochs=2.0, packing=False,
                      val_fraction=0.2)
     updates = round(2 * len(run.train) / 4)
+    few     = FinetuneConfig(batch_size=2, epochs=0.1).resolved(rows=3)
+    assert (few.max_iters, few.eval_interval) == (1, 1)
+    some = FinetuneConfig(batch_size=4, gradient_accumulation_steps=1, epochs=1.0)
+    assert some.resolved(rows=7).max_iters == 2
     assert (run.config.max_iters, run.config.eval_interval) == (updates, updates // 10)
     assert run.config.block_size == 24
 
