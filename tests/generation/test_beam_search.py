@@ -7,7 +7,7 @@ import pytest
 from generating import Hashed
 
 from npgpt.errors import ConfigError
-from npgpt.generation.beam_search import followers
+from npgpt.generation.beam_search import Ended, could_improve, followers
 from npgpt.generation.decoding import generate
 from npgpt.generation.settings import GenerationSettings
 from npgpt.tensor.random import SAMPLING, Key
@@ -96,6 +96,26 @@ def test_early_stopping_ends_with_as_many_results_as_beams():
     assert steps(True, 1.0) == steps(True, 3.0) == 2
     assert steps(False, 1.0) == 2 and steps(False, 3.0) == 12
     assert 2 < steps("never", 1.0) < 12
+
+
+@pytest.mark.parametrize(("early_stopping", "length_penalty", "worst", "goes_on"), [
+    (False, 1.0, -0.76, True), (False, 1.0, -0.75, False), ("never", 1.0, -0.25, True),
+    ("never", 1.0, -0.125, False), ("never", -1.0, -3.5, True), ("never", -1.0, -3.0, False),
+    (True, 1.0, -9.0, False)])
+def test_a_prompt_is_gone_on_with_while_a_beam_may_be_worth_more(early_stopping, length_penalty, worst,
+                                                                 goes_on):
+    """The best beam has −1.5 after 2 tokens of 12; below 0, a length_penalty makes longer ones worth less."""
+    s     = GenerationSettings(num_beams=2, early_stopping=early_stopping, length_penalty=length_penalty)
+    ended = [Ended(score, np.zeros(1), np.zeros(1)) for score in (0.0, worst)]
+    assert could_improve(ended, -1.5, 2, 12, s) is goes_on
+
+
+@pytest.mark.parametrize("kept", ["output_scores", "output_logits"])
+def test_scores_and_logits_are_given_each_without_the_other(kept):
+    output = generate(Hashed(7), PROMPTS, num_beams=2, max_new_tokens=3, return_dict_in_generate=True,
+                      **{kept: True})
+    given = {"output_scores": output.scores, "output_logits": output.logits}
+    assert len(given.pop(kept)) == 3 and given.popitem()[1] is None
 
 
 def test_no_new_tokens_is_the_prompt():

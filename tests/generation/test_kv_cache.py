@@ -253,6 +253,20 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(shape, words):
     assert np.array_equal(keys, k) and np.array_equal(values, v)
 
 
+@pytest.mark.parametrize("rows", [[0, 1, 2], [2, 1, 0], [1, 1, 0], [2], [0, 0, 1, 2, 2, 1]], ids=str)
+def test_sequences_are_chosen_dropped_and_repeated(rows):
+    cache = KVCache(2, 5)
+    cache.select(np.array(rows))                                             # there is nothing to choose yet
+    k, v = normal(2, 3, 2, 5, 4), normal(2, 3, 2, 5, 4, seed=1)              # (layer, B, H, T, D)
+    for layer, keys, values in zip(cache.layers, k, v, strict=True):
+        layer.append(keys[:, :, :3], values[:, :, :3])
+    cache.select(np.array(rows))
+    assert cache.length == 3
+    for layer, keys, values in zip(cache.layers, k[:, rows], v[:, rows], strict=True):
+        all_keys, all_values = layer.append(keys[:, :, 3:], values[:, :, 3:])
+        assert np.array_equal(all_keys, keys) and np.array_equal(all_values, values)
+
+
 def test_a_first_append_that_is_too_long_is_refused():
     with pytest.raises(DataError, match="holds 0 already and has no room for 5 more"):
         LayerCache(4).append(normal(1, 1, 5, 2), normal(1, 1, 5, 2))
