@@ -95,7 +95,7 @@ def exchange(ranks, device="cpu", one_array=None):
         assert sums == (sum(range(ranks.size + 1)), ranks.size / 2)
         assert type(ranks.all_reduce(np.float32(0.5))[0]) is np.float32
 
-        parts = ranks.gather(np.arange(5.0)[ranks.part(5)] + turn)
+        parts = ranks.gather(np.arange(5, dtype=("float64", "float32")[turn % 2])[ranks.part(5)] + turn)
         assert np.array_equal(np.concatenate(parts or [[]]), [] if ranks.rank else np.arange(5.0) + turn)
 
         assert ranks.broadcast(("from", ranks.rank)) == ("from", 0)
@@ -357,6 +357,18 @@ def test_a_process_that_fails_ends_all_and_its_error_is_told(mpiexec, of_gpus):
     done = mpiexec(3, WORKER, *of_gpus, "fail")
     assert done.returncode != 0 and "TrainingError: this rank has failed" in done.stderr
     assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("name", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_what_mpich_or_open_mpi_starts_needs_mpi4py(monkeypatch, name):
+    for other in communication.LAUNCHERS:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with communication.processes() as ranks:
+        assert ranks.size == 1
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(DeviceError, match=r"needs mpi4py .*'npgpt\[mpi\]'"), communication.processes():
+        pytest.fail("without mpi4py")
 
 
 def test_threads_share_the_cores_out(monkeypatch):
