@@ -105,8 +105,8 @@ def test_early_stopping_ends_with_as_many_results_as_beams():
 def test_a_prompt_is_gone_on_with_while_a_beam_may_be_worth_more(early_stopping, length_penalty, worst,
                                                                  goes_on):
     """The best beam has −1.5 after 2 tokens of 12; below 0, a length_penalty makes longer ones worth less."""
-    s     = GenerationSettings(num_beams=2, early_stopping=early_stopping, length_penalty=length_penalty)
-    ended = [Ended(score, np.zeros(1), np.zeros(1)) for score in (0.0, worst)]
+    s     = GenerationSettings(num_beams=3, early_stopping=early_stopping, length_penalty=length_penalty)
+    ended = [Ended(score, np.zeros(1), np.zeros(1)) for score in (0.0, -0.0625, worst)]
     assert could_improve(ended, -1.5, 2, 12, s) is goes_on
 
 

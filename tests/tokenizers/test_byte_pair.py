@@ -127,6 +127,10 @@ def test_short_and_long_pieces_are_merged_alike(tokenizer, monkeypatch):
     assert any(len(piece) > 45 for piece in pieces)
 
 
+def test_the_token_of_id_0_is_kept_in_a_long_piece():
+    assert BPETokenizer([(1, 1)]).encode("!" * 999) == [0] * 999
+
+
 def test_the_cache_changes_nothing_and_stays_bounded(monkeypatch):
     monkeypatch.setattr(byte_pair.PieceCache, "LARGEST", 10)
     tokenizer = BPETokenizer.train([ENGLISH], 500)
