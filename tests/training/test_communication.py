@@ -346,6 +346,13 @@ def test_a_rank_that_fails_ends_all_and_its_error_is_told():
     assert time.monotonic() - begun < 5
 
 
+def test_the_error_is_told_when_the_others_have_left():
+    left = []
+    with pytest.raises(ZeroDivisionError):
+        run_on_threads(2, lambda ranks: left.append(time.sleep(0.2)) if ranks.rank else 1 / 0)
+    assert left == [None]
+
+
 def test_a_rank_that_is_busy_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(communication, "WAIT_FOR_OTHERS", 0.2)
     begun = time.monotonic()
