@@ -23,7 +23,7 @@ COMPILER = shutil.which("g++")
 LIBC     = ctypes.CDLL(None)
 OPTIONS  = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unused-function",
             "-Wno-unknown-pragmas", "-fsanitize=alignment")
-COPIED   = 1 << 30                              # bytes, at most
+COPIED   = 1 << 24                              # bytes, at most
 FOLDER   = "NPGPT_TESTS_KERNELS"                # names the environment variable that names a folder
 SHIM     = """
 __align__(16) unsigned char shared_memory[SHARED_BYTES + GUARD];
