@@ -113,10 +113,10 @@ def most_memory(call):
 
 
 def test_of_a_long_conversation_not_all_its_beginnings_are_in_memory():
-    talk = said(*["x" * 100, "-" + "y" * 100] * 200)
+    talk = said(*["x" * 100, "-" + "y" * 100] * 100)
     text = len(render(talk.messages))
-    assert most_memory(lambda: encoded(talk, block_size=10**6)) < 80 * text         # 200 turns have 200 texts
-    assert most_memory(lambda: encoded(talk, render=without_older_answers)) < 80 * text
+    assert most_memory(lambda: encoded(talk, block_size=10**6)) < 50 * text         # 100 turns have 200 texts
+    assert most_memory(lambda: encoded(talk, render=without_older_answers)) < 50 * text
 
 
 def test_examples_are_gathered_in_few_bytes_a_token():
