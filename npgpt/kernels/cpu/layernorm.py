@@ -23,9 +23,9 @@ def layernorm_forward(x, gamma, beta=None, eps=1e-5, h=None):
         if h is not None:
             np.add(x_, added_, out=s_)
         np.matmul(s_, ones, out=mean_)
-        mean_ /= C                       # not a product with 1/C: in a row of 1000s it would not be 1000
+        mean_ /= C
         np.subtract(s_, mean_, out=y_)
-        off = y_ @ ones
+        off = y_ @ ones                  # 0 but for rounding, of which the formula tells
         off /= C
         y_ -= off
         mean_ += off
