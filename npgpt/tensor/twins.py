@@ -3,7 +3,8 @@
 The twin of `layernorm_forward` in npgpt/ops/layernorm.py is `layernorm_forward` in
 npgpt/kernels/cpu/layernorm.py (for NumPy arrays) or npgpt/kernels/cuda/layernorm.py (for CuPy arrays). A twin
 that does not cover a call returns `NotImplemented`, and the formula runs. What a twin returns, `saved`
-included, is what the formula would have returned, up to rounding: a test holds every twin to that.
+included, is what the formula would have returned, up to rounding: a test holds every twin to that. Behind
+that in `saved` may stand what only the twin's own backward reads.
 """
 
 import functools

@@ -3,8 +3,14 @@ keys after the block's last query are never touched, nearly half of all; nor are
 the keys before the block's first. The row sum divides y, which has D columns, instead of the probabilities,
 which have S. Of dropout there is the mask of a few examples at a time, a byte for each probability.
 
+Of short texts the probabilities are kept for backward: to read them is several times quicker than to make
+them again.
+
 Left to the formula: causal attention of more queries than keys, and arrays of different types.
 """
+
+import functools
+import itertools
 
 import numpy as np
 
@@ -15,6 +21,7 @@ from npgpt.ops.dropout import share_kept
 from npgpt.tensor.random import keep_mask
 
 QUERIES = 64        # of a block; more skips less of the upper triangle, fewer makes the products thin
+FAR     = 30        # nats: what is so far below the largest of all still has all its digits in float32
 
 
 def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropout=0.0, dropout_key=None):
@@ -24,29 +31,31 @@ def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropou
     share = share_kept(dropout) if dropout and dropout_key else 1
     y   = np.empty((B, T, H, D), q.dtype).swapaxes(1, 2)                      # so that merging heads is free
     lse = np.empty((B, H, T, 1), q.dtype)
+    keeps = k.shape[2] * (q.size // D) <= q.size + k.size                     # P is no larger than q and k
+    made  = []                                                                # then of each block e and total
     for part, block, keys, ahead, own, kept in _blocks(q, k, causal, segments, share, dropout_key):
         a = _scores(q[part, :, block], k[part, :, keys], ahead, own, key_mask, part, keys)  # (b, G, H/G·t, s)
-        top = a.max(-1, keepdims=True)
-        if key_mask is not None:
+        top = a.max()                                     # one for all: a tenth of the work of each its own
+        if not a[..., 0].min() > top - FAR:               # but here some row may be far below it
+            top = a.max(-1, keepdims=True)
             np.maximum(top, np.finfo(top.dtype).min, out=top)                 # of a row that sees nothing, −∞
         a -= top
         e = np.exp(a, out=a)
         total = e @ np.ones((e.shape[-1], 1), e.dtype)                        # BLAS sums faster than NumPy
-        if kept is not None:
-            e *= kept
-        y_ = e @ v[part, :, keys]
         if key_mask is not None:
             blind = total == 0
-            top[blind], total[blind] = np.inf, 1
+            top, total[blind] = np.where(blind, np.inf, top), 1
+        y_ = (e if kept is None else e * kept) @ v[part, :, keys]
         y_ /= share * total
-        top += np.log(total)
         y[part, :, block]   = y_.reshape(y[part, :, block].shape)
-        lse[part, :, block] = top.reshape(lse[part, :, block].shape)
-    return y, (q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse)
+        lse[part, :, block] = (top + np.log(total)).reshape(lse[part, :, block].shape)
+        if keeps:
+            made.append((e, total))
+    return y, (q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse, *made)
 
 
 def attention_backward(dy, saved):
-    q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse = saved
+    q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse, *made = saved
     if not _covered(q, k, v, causal) or dy.dtype != q.dtype:
         return NotImplemented
     share = share_kept(dropout) if dropout and dropout_key else 1
@@ -54,21 +63,27 @@ def attention_backward(dy, saved):
     dk[...] = dv[...] = 0
     scale, G = q.shape[-1] ** -0.5, k.shape[1]
     delta = np.vecdot(dy, y)[..., None]                                       # Σₛ dP P   (B, H, T, 1)
-    for part, block, keys, ahead, own, kept in _blocks(q, k, causal, segments, share, dropout_key):
-        k_, dy_ = k[part, :, keys], grouped(dy[part, :, block], G) / share
-        p = _scores(q[part, :, block], k_, ahead, own, key_mask, part, keys)       # (b, G, H/G·t, s)
-        p -= grouped(lse[part, :, block], G)
-        np.exp(p, out=p)
+    blocks = _blocks(q, k, causal, segments, share, dropout_key)
+    for (part, block, keys, ahead, own, kept), known in itertools.zip_longest(blocks, made):
+        k_, dy_, delta_ = k[part, :, keys], grouped(dy[part, :, block], G), grouped(delta[part, :, block], G)
+        if known:
+            p, total = known                                                  # P = p/total: divides D columns
+            dy_, delta_ = dy_ / (share * total), delta_ / total
+        else:
+            p = _scores(q[part, :, block], k_, ahead, own, key_mask, part, keys)   # (b, G, H/G·t, s)
+            p -= grouped(lse[part, :, block], G)
+            np.exp(p, out=p)
+            dy_ = dy_ / share
         da = dy_ @ v[part, :, keys].swapaxes(-1, -2)                          # dP, then dA
         if kept is not None:
             da *= kept
-        da -= grouped(delta[part, :, block], G)
+        da -= delta_
         da *= p
         da *= scale
         dq[part, :, block] = (da @ k_).reshape(dq[part, :, block].shape)
         dk[part, :, keys] += da.swapaxes(-1, -2) @ grouped(q[part, :, block], G)
         if kept is not None:
-            p *= kept
+            p = p * kept
         dv[part, :, keys] += p.swapaxes(-1, -2) @ dy_
     return dq, dk, dv
 
@@ -86,7 +101,7 @@ def _blocks(q, k, causal, segments, share, dropout_key):
     S = k.shape[2]
     examples = max(1, tiles.TILE_BYTES // (H * min(QUERIES, T) * S * q.itemsize))
     later = min(QUERIES, T)
-    ahead = np.triu(np.full((later, later), -np.inf, q.dtype), 1)             # −∞ where the key comes later
+    ahead = _later(later, q.dtype)
     for b in range(0, B, examples):
         part = slice(b, min(b + examples, B))
         if share < 1:
@@ -104,10 +119,15 @@ def _blocks(q, k, causal, segments, share, dropout_key):
                    own, kept)
 
 
+@functools.cache
+def _later(count, dtype):
+    """(count, count): −∞ where the key comes later than the query, else 0"""
+    return np.triu(np.full((count, count), -np.inf, dtype), 1)
+
+
 def _scores(q, k, ahead, own, key_mask, part, keys):
     """A = Q Kᵀ/√D + mask for one block, the heads of a group one after the other: (b, G, H/G·t, s)"""
-    a = grouped(q, k.shape[1]) @ k.swapaxes(-1, -2)
-    a *= q.shape[-1] ** -0.5
+    a = grouped(q * q.shape[-1] ** -0.5, k.shape[1]) @ k.swapaxes(-1, -2)
     by_head = a.reshape(*q.shape[:-1], a.shape[-1])                           # (b, H, t, s), a view
     if ahead is not None:
         by_head[..., -ahead.shape[1]:] += ahead

@@ -56,7 +56,7 @@ def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropou
 
 
 def attention_backward(dy, saved):
-    q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse = saved
+    q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse = saved[:10]
     drops = int(bool(dropout and dropout_key))
     of_q, of_kv = (_tiles(q.dtype, q.shape[-1], kernel, drops, capability(q))
                    for kernel in ("backward_q", "backward_kv"))
