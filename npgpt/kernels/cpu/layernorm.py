@@ -50,17 +50,15 @@ def layernorm_backward(dy, saved, past=None):
     gamma_column = (gamma / C)[:, None]
     for x_, dy_, road_, dx_, mean_, rstd_ in row_tiles(*(array.reshape(-1, array.shape[-1]) for array in (
             x, dy, road, dx, mean, rstd))):
-        x_hat = x_ - mean_
-        x_hat *= rstd_
-        ones  = np.ones(len(x_), x.dtype)
-        dbeta += ones @ dy_
-        product = dy_ * x_hat
-        dgamma += ones @ product
-        # mean(dx̂) = dy · γ/C and mean(dx̂ x̂) = (dy x̂) · γ/C
-        x_hat *= product @ gamma_column
-        x_hat += dy_ @ gamma_column
+        apart   = x_ - mean_                                                  # x̂/r: r comes in by rows' sums
+        product = dy_ * apart
+        dbeta  += np.ones(len(x_), x.dtype) @ dy_
+        dgamma += rstd_[:, 0] @ product
+        # mean(dx̂) = dy · γ/C and x̂ mean(dx̂ x̂) = (x − μ) r² ((dy (x − μ)) · γ/C)
+        apart  *= rstd_ * (rstd_ * (product @ gamma_column))
+        apart  += dy_ @ gamma_column
         np.multiply(dy_, gamma, out=dx_)
-        dx_ -= x_hat
+        dx_    -= apart
         dx_ *= rstd_
         if past is not None:
             dx_ += road_
