@@ -104,7 +104,8 @@ class ThreadRanks(Ranks):
     """One of several threads, whose flat arrays are the very same."""
 
     def __init__(self, rank: int, size: int, meeting: _Meeting):
-        self.rank, self.size, self._turns = rank, size, meeting.turns
+        self.rank, self.size = rank, size
+        self._turns: list[Any] = meeting.turns
         self._due: deque[Callable[[], Any]] = deque()
         self._meeting, self._at = meeting, 0
 
@@ -114,17 +115,25 @@ class ThreadRanks(Ranks):
 
     def _act(self, left: int) -> None:
         """Does what is due and whose turn it is; waits until not more than that is left."""
-        while self._due and (self.rank == 0 or self._turns[self.rank].acquire(len(self._due) > left)):
+        while self._due and (self.rank == 0 or self._take(self._turns[self.rank], len(self._due) > left)):
             self._due.popleft()()
             if self.rank + 1 < self.size:
                 self._turns[self.rank + 1].release()
 
+    def _take(self, semaphore: Any, wait: bool = True) -> bool:
+        """One of its permits; returns whether there was one, or waits for it."""
+        return semaphore.acquire(wait)
+
     def reduce_scatter(self, flat) -> None:
         self._act(0)
-        self._exchange(None)
+        self._meet()
 
     def all_gather(self, flat) -> None:
-        self._exchange(None)
+        self._meet()
+
+    def _meet(self) -> None:
+        """All wait for the last."""
+        self._meeting.barrier.wait()
 
     def all_reduce(self, *values) -> tuple:
         return tuple(sum(column[1:], column[0]) for column in zip(*self._exchange(values), strict=True))

@@ -4,7 +4,8 @@ Threads take turns at Python itself: two threads that train a small model, whose
 some ten microseconds, wait for each other (tools/bench_step.py A --threads). Processes do not. Forked, they
 begin with everything that is there, and what lies in shared memory (npgpt/tensor/memory.py), as a model's
 parameters and gradients do, remains one for all, at one address; so there is as little to send as between
-threads.
+threads. To wait, a rank looks again and again for a moment before it has itself woken: another comes sooner
+than a pipe or a sleep would tell of it.
 """
 
 import multiprocessing
@@ -14,6 +15,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections import deque
@@ -21,12 +23,18 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+
 from npgpt.errors import TrainingError
+from npgpt.tensor.memory import shared
 from npgpt.training import communication
 from npgpt.training.communication import Ranks, ThreadRanks, blas_threads, run_on_threads
 from npgpt.workers import leave_with
 
 FORKS = sys.platform == "linux"        # elsewhere the system's own libraries do not outlive a fork
+SOON  = 1e-3        # seconds that a rank looks for another before it sleeps,
+LOOK_UP = 0.1       # and that rank 0 sleeps before it asks whether that one is still there
+MOST  = 8           # values that `all_reduce` adds up
 
 
 class OthersLeftError(Exception):
@@ -38,9 +46,42 @@ class ForkedRanks(ThreadRanks):
     and from there to all.
     """
 
-    def __init__(self, rank: int, size: int, pipes: list[Connection], turns: list):
-        """pipes: rank 0's to all the others, in order; of the others that to rank 0.  turns: semaphores."""
-        self.rank, self.size, self._pipes, self._turns, self._due = rank, size, pipes, turns, deque()
+    def __init__(self, rank: int, size: int, pipes: list[Connection], place: "_MeetingPlace"):
+        """pipes: rank 0's to all the others, in order; of the others that to rank 0."""
+        self.rank, self.size, self._pipes, self._turns, self._due = rank, size, pipes, place.turns, deque()
+        self._place, self._at = place, 0
+
+    def all_reduce(self, *values) -> tuple:
+        here, self._at = self._place.values[self._at], 1 - self._at           # as threads alternate
+        here[self.rank, :len(values)] = values
+        self._meet()
+        return tuple(sum(map(np.asarray(mine).dtype.type, column))
+                     for mine, column in zip(values, here.T[:len(values)], strict=True))
+
+    def _meet(self) -> None:
+        came, go = self._place.came, self._place.go
+        if self.rank:
+            came[self.rank].release()
+            self._take(go[self.rank])
+            return
+        for rank in range(1, self.size):
+            self._take(came[rank], of=rank)
+        for rank in range(1, self.size):
+            go[rank].release()
+
+    def _take(self, semaphore: Any, wait: bool = True, of: int | None = None) -> bool:
+        """of: whom it is to come from."""
+        until = time.perf_counter() + SOON
+        while not semaphore.acquire(False):
+            if not wait:
+                return False
+            if time.perf_counter() > until:
+                left = of in self._place.left                                 # maybe after it had come
+                if semaphore.acquire(timeout=0 if left else LOOK_UP):
+                    break
+                if left:
+                    raise OthersLeftError
+        return True
 
     def gather(self, part) -> list:
         if self.rank == 0:
@@ -83,7 +124,7 @@ def run_on_processes(size: int, work: Callable[[Ranks], Any]) -> Any:
     with blas_threads(size), _Children(size, work) as children:
         def lead() -> None:
             try:
-                ended.put((0, work(ForkedRanks(0, size, children.pipes, children.turns)), None))
+                ended.put((0, work(ForkedRanks(0, size, children.pipes, children.place)), None))
             except BaseException as error:
                 ended.put((0, None, error))
 
@@ -94,6 +135,7 @@ def run_on_processes(size: int, work: Callable[[Ranks], Any]) -> Any:
                 ended.put((rank, None, TrainingError(
                     f"a process of the training, one of {size}, was killed, perhaps for want of memory: "
                     "go on with fewer --workers")))
+            children.place.left.add(rank)
 
         leader  = threading.Thread(target=lead, name="rank 0", daemon=True)
         threads = [leader, *(threading.Thread(target=follow, args=pair, daemon=True)
@@ -114,11 +156,23 @@ def run_on_processes(size: int, work: Callable[[Ranks], Any]) -> Any:
     return results[0]
 
 
+class _MeetingPlace:
+    """turns: semaphores, where each rank waits for its turn.  came, go: where rank 0 waits for each, and each
+    to go on.  values: what each brings, by meeting (two that alternate) and rank.  left: the ranks that have
+    gone, as rank 0 knows.
+    """
+
+    def __init__(self, size: int):
+        semaphore = multiprocessing.get_context("fork").Semaphore
+        self.turns, self.came, self.go = ([semaphore(0) for _ in range(size)] for _ in range(3))
+        self.values = shared(2 * size * MOST, np.float64).reshape(2, size, MOST)
+        self.left: set[int] = set()
+
+
 class _Children:
     """The processes of ranks 1, 2, …; at the end of the block none is left.
 
-    pipes, outcomes: of each, to meet it, and where it says how it ended: with an error, or None.  turns:
-    where each rank waits for its own.
+    pipes, outcomes: of each, to hand it things, and where it says how it ended: with an error, or None.
     """
 
     def __init__(self, size: int, work: Callable[[Ranks], Any]):
@@ -126,7 +180,7 @@ class _Children:
         self.outcomes: list[Connection] = []
         self.processes: list[int] = []
         try:
-            self.turns = [multiprocessing.get_context("fork").Semaphore(0) for _ in range(size)]
+            self.place = _MeetingPlace(size)
         except OSError as error:
             raise TrainingError("processes that share the work need a /dev/shm that can be written "
                                 f"({error.strerror}): see to that, or train with --workers 1") from error
@@ -150,7 +204,7 @@ class _Children:
             if not process:
                 for pipe in (self._held, *self.pipes, *self.outcomes):
                     pipe.close()
-                _be(ForkedRanks(rank, size, [others], self.turns), work, watched, said)
+                _be(ForkedRanks(rank, size, [others], self.place), work, watched, said)
             self.processes.append(process)
             others.close()
             said.close()

@@ -52,6 +52,28 @@ def test_threads_do_it_where_nothing_is_forked(monkeypatch):
     assert run_on_processes(2, lambda ranks: type(ranks)) is ThreadRanks
 
 
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("soon", [forks.SOON, 0.0])
+def test_nobody_goes_on_before_all_have_met_and_heard_what_each_brings(size, soon, monkeypatch):
+    monkeypatch.setattr(forks, "SOON", soon)               # 0: who waits, sleeps
+    arrived = shared(size, "int64")
+
+    def work(ranks):
+        rng = np.random.default_rng(ranks.rank)
+        for number in range(1, 200):
+            if rng.random() < 0.05:
+                time.sleep(0.002)
+            arrived[ranks.rank] = number
+            whole, part = ranks.all_reduce(number * 10 ** ranks.rank, np.float32(number / 3))
+            assert (arrived >= number).all()
+            assert whole == number * int("1" * size)
+            assert part.dtype == np.float32 and part == sum([np.float32(number / 3)] * size)
+            if number % 7 == 0:
+                ranks.all_gather(arrived)
+
+    run_on_processes(size, work)
+
+
 def test_what_is_shared():
     array = shared(6, "float32")
     assert array.tolist() == [0] * 6 and array.flags.writeable
@@ -277,7 +299,7 @@ def test_an_error_of_sending_leaves_no_buffer_that_cannot_be_closed(monkeypatch)
     def fail():
         errors = []
         try:
-            ForkedRanks(0, 2, [mine], []).broadcast("of no use")
+            ForkedRanks(0, 2, [mine], forks._MeetingPlace(2)).broadcast("of no use")
         except OthersLeftError as error:
             errors.append(error)                           # whose traceback has this frame: a circle
 
