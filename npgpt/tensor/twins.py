@@ -10,6 +10,7 @@ that in `saved` may stand what only the twin's own backward reads.
 import functools
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,8 @@ def accelerated(formula: Callable | None = None, *, takes_16_bits: bool = False)
 
     @functools.wraps(formula)
     def op(*args: Any, **kwargs: Any) -> Any:
-        on_cpu = array_module(next(arrays_in((args, *kwargs.values())), None)) is np
+        on_cpu = "cupy" not in sys.modules or \
+            array_module(next(arrays_in((args, *kwargs.values())), None)) is np
         twin   = find_twin(formula, "cpu" if on_cpu else "cuda")
         result = twin(*args, **kwargs) if twin else NotImplemented
         if result is not NotImplemented:
