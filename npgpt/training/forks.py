@@ -81,6 +81,7 @@ class ForkedRanks(ThreadRanks):
                     break
                 if left:
                     raise OthersLeftError
+            os.sched_yield()                               # whoever it waits for may need this very core
         return True
 
     def gather(self, part) -> list:
