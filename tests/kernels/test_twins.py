@@ -253,12 +253,13 @@ def test_long_attention_takes_several_blocks_of_queries(T, S, D, causal, dropout
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("away", [1, 10, 29, 31, 90, 300, 1e4])
 @pytest.mark.parametrize("first", [0, 50])
-def test_attention_is_as_exact_for_a_row_whose_scores_are_far_below_the_others(dtype, away, first):
-    """One exponent's shift for all rows of a block would make e^(A − top) of the lowest row vanish."""
+@pytest.mark.parametrize("sign", [1, -1])
+def test_attention_is_as_exact_for_a_row_whose_scores_are_far_from_the_others(dtype, away, first, sign):
+    """e^A of a row would vanish or overflow, and so would e^(A − top) were there one top for all rows."""
     rng = np.random.default_rng(0)
     q, k, v  = rng.standard_normal((3, 2, 2, 12, 8)) / 10
     k[..., 0] = 1
-    q[..., 0] = 8 ** 0.5 * np.where(np.arange(12) % 3 == 1, -away, 0)             # in every third row
+    q[..., 0] = 8 ** 0.5 * np.where(np.arange(12) % 3 == 1, sign * away, 0)       # in every third row
     k[..., 0, 1], q[..., 1] = 1, -first * 8 ** 0.5                                # of the first key, in all
     q, k, v  = as_type(dtype, (q, k, v))
     y, saved = ops.attention_forward(q, k, v)

@@ -21,7 +21,7 @@ from npgpt.ops.dropout import share_kept
 from npgpt.tensor.random import keep_mask
 
 QUERIES = 64        # of a block; more skips less of the upper triangle, fewer makes the products thin
-FAR     = 30        # nats: what is so far below the largest of all still has all its digits in float32
+FAR     = 30        # scores as near to 0 have their e^A in float32, without a largest one taken from them
 
 
 def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropout=0.0, dropout_key=None):
@@ -35,11 +35,11 @@ def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropou
     made  = []                                                                # then of each block e and total
     for part, block, keys, ahead, own, kept in _blocks(q, k, causal, segments, share, dropout_key):
         a = _scores(q[part, :, block], k[part, :, keys], ahead, own, key_mask, part, keys)  # (b, G, H/G·t, s)
-        top = a.max()                                     # one for all: a tenth of the work of each its own
-        if not a[..., 0].min() > top - FAR:               # but here some row may be far below it
+        top = 0.0
+        if not (a[..., 0].min() > -FAR and a.max() < FAR):                    # of NaN, too
             top = a.max(-1, keepdims=True)
             np.maximum(top, np.finfo(top.dtype).min, out=top)                 # of a row that sees nothing, −∞
-        a -= top
+            a -= top
         e = np.exp(a, out=a)
         total = e @ np.ones((e.shape[-1], 1), e.dtype)                        # BLAS sums faster than NumPy
         if key_mask is not None:
