@@ -39,6 +39,8 @@ def built(name, device):
 def same(here, there, name):
     """Nests of tuples with equal numbers, types and kinds of things."""
     if isinstance(here, (tuple, list)):
+        if name.startswith("saved") and type(there) is tuple:
+            there = there[:len(here)]                      # a twin of the host's may keep more behind
         assert type(there) is type(here) and len(there) == len(here), name
         for n, (a, b) in enumerate(zip(here, there, strict=True)):
             same(a, b, f"{name}[{n}]")

@@ -21,7 +21,6 @@ from npgpt.ops.dropout import share_kept
 from npgpt.tensor.random import keep_mask
 
 QUERIES = 64        # of a block; more skips less of the upper triangle, fewer makes the products thin
-FAR     = 30        # scores as near to 0 have their e^A in float32, without a largest one taken from them
 
 
 def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropout=0.0, dropout_key=None):
@@ -35,20 +34,20 @@ def attention_forward(q, k, v, causal=True, key_mask=None, segments=None, dropou
     made  = []                                                                # then of each block e and total
     for part, block, keys, ahead, own, kept in _blocks(q, k, causal, segments, share, dropout_key):
         a = _scores(q[part, :, block], k[part, :, keys], ahead, own, key_mask, part, keys)  # (b, G, H/G·t, s)
-        top = 0.0
-        if not (a[..., 0].min() > -FAR and a.max() < FAR):                    # of NaN, too
-            top = a.max(-1, keepdims=True)
+        top = a.max(-1, keepdims=True)              # each its own: one for all would change bits of the past
+        if key_mask is not None:
             np.maximum(top, np.finfo(top.dtype).min, out=top)                 # of a row that sees nothing, −∞
-            a -= top
+        a -= top
         e = np.exp(a, out=a)
         total = e @ np.ones((e.shape[-1], 1), e.dtype)                        # BLAS sums faster than NumPy
         if key_mask is not None:
             blind = total == 0
-            top, total[blind] = np.where(blind, np.inf, top), 1
+            top[blind], total[blind] = np.inf, 1
         y_ = (e if kept is None else e * kept) @ v[part, :, keys]
         y_ /= share * total
         y[part, :, block]   = y_.reshape(y[part, :, block].shape)
-        lse[part, :, block] = (top + np.log(total)).reshape(lse[part, :, block].shape)
+        top += np.log(total)
+        lse[part, :, block] = top.reshape(lse[part, :, block].shape)
         if keeps:
             made.append((e, total))
     return y, (q, k, v, causal, key_mask, segments, dropout, dropout_key, y, lse, *made)
@@ -127,7 +126,8 @@ def _later(count, dtype):
 
 def _scores(q, k, ahead, own, key_mask, part, keys):
     """A = Q Kᵀ/√D + mask for one block, the heads of a group one after the other: (b, G, H/G·t, s)"""
-    a = grouped(q * q.shape[-1] ** -0.5, k.shape[1]) @ k.swapaxes(-1, -2)
+    a = grouped(q, k.shape[1]) @ k.swapaxes(-1, -2)
+    a *= q.shape[-1] ** -0.5
     by_head = a.reshape(*q.shape[:-1], a.shape[-1])                           # (b, H, t, s), a view
     if ahead is not None:
         by_head[..., -ahead.shape[1]:] += ahead
