@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from npgpt.cli.arguments import parse, value_of
-from npgpt.errors import ConfigError
 from npgpt.generation.decoding import stream
 from npgpt.models import GPT
+from npgpt.ranges import check_range
 from npgpt.tensor.device import allow_tf32, bytes_held, check_device, to_device
 from npgpt.training.communication import Ranks
 from npgpt.training.config import TrainConfig, read_settings
@@ -49,8 +49,7 @@ class Options:
 def run(arguments: list[str]) -> int:
     preset, file = value_of("preset", arguments) or "quick", value_of("config", arguments)
     options = parse(Options, "bench", arguments, Options(settings=read_settings(preset, file)))
-    if not 0 < options.seconds < math.inf:
-        raise ConfigError(f"seconds must be above 0, not {options.seconds}")
+    check_range("seconds", options.seconds, above=0, below=math.inf)
     config  = replace(options.settings, gradient_accumulation_steps=1)
     check_device(config.device)
     if config.tf32:

@@ -8,8 +8,9 @@ from typing import Annotated
 import tyro
 
 from npgpt.cli.arguments import parse
-from npgpt.errors import ConfigError, NpgptError
+from npgpt.errors import NpgptError
 from npgpt.generation.chat import Conversation
+from npgpt.ranges import check_range
 from npgpt.terminal import printable, warn
 from npgpt.training.loading import load_model
 
@@ -48,8 +49,7 @@ class Options:
 
 def run(arguments: list[str]) -> int:
     options = parse(Options, "chat", arguments)
-    if options.max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens must be at least 1, not {options.max_new_tokens}")
+    check_range("max_new_tokens", options.max_new_tokens, least=1)
     loaded  = load_model(options.model, options.checkpoint, options.device, warn)
     conversation = Conversation(
         loaded.model, loaded.tokenizer, loaded.model.config.block_size, loaded.chat_template, options.system,

@@ -14,6 +14,7 @@ from npgpt.cli.arguments import parse
 from npgpt.errors import ConfigError
 from npgpt.inspection.examples import LAYERS, MODELS, OPS, Sizes
 from npgpt.inspection.gradient_check import TOLERANCE, GradientError, check_gradients
+from npgpt.ranges import check_range
 from npgpt.tensor.device import check_device
 
 
@@ -33,8 +34,7 @@ class Options:
 def run(arguments: list[str]) -> int:
     options = parse(Options, "gradcheck", arguments)
     check_device(options.device)
-    if options.seed < 0:
-        raise ConfigError(f"seed must be at least 0, not {options.seed}")
+    check_range("seed", options.seed, least=0)
     examples = [(kind, name, build) for kind, group in (("op", OPS), ("layer", LAYERS), ("model", MODELS))
                 for name, build in group.items()
                 if not options.names or any(part.lower() in name.lower() for part in options.names)]

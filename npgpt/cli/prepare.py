@@ -16,7 +16,8 @@ from rich.table import Column, Table
 from npgpt.cli.arguments import parse
 from npgpt.data.plans import PrepareConfig
 from npgpt.data.preparation import prepare
-from npgpt.errors import ConfigError, UsageError
+from npgpt.errors import UsageError
+from npgpt.ranges import check_range
 from npgpt.workers import physical_cores
 
 
@@ -40,8 +41,7 @@ def run(arguments: list[str]) -> int:
     if not options.paths:
         raise UsageError("give the text files or folders to prepare: npgpt prepare PATH … --out-dir DIR")
     workers = physical_cores() if options.workers is None else options.workers
-    if workers < 1:
-        raise ConfigError(f"workers must be at least 1, not {workers}")
+    check_range("workers", workers, least=1)
     console, begun = Console(highlight=False, soft_wrap=True), time.perf_counter()
     with Progress(TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
                   TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console,

@@ -13,6 +13,7 @@ import tyro
 from npgpt.cli.arguments import parse, unescaped
 from npgpt.errors import ConfigError
 from npgpt.generation.decoding import generate, stream
+from npgpt.ranges import check_range
 from npgpt.terminal import printable, warn
 from npgpt.training.loading import Loaded, load_model
 
@@ -72,10 +73,8 @@ class Options:
 def run(arguments: list[str]) -> int:
     options = parse(Options, "sample", arguments)
     for name, least in (("max_new_tokens", 0), ("num_samples", 1), ("top_k", 0)):
-        if getattr(options, name) < least:
-            raise ConfigError(f"{name} must be at least {least}, not {getattr(options, name)}")
-    if not 0 <= options.seed < 2**64:
-        raise ConfigError(f"seed must be at least 0 and below 2⁶⁴, not {options.seed}")
+        check_range(name, getattr(options, name), least=least)
+    check_range("seed", options.seed, least=0, below=2**64)
     if options.num_samples > options.num_beams > 1 and not options.do_sample:
         raise ConfigError(f"num_samples must be at most num_beams = {options.num_beams} without sampling, "
                           f"not {options.num_samples}")

@@ -15,6 +15,7 @@ from rich.text import Text
 from npgpt.cli.arguments import parse
 from npgpt.data.corpora import iterate_documents
 from npgpt.errors import ConfigError, TokenizerError, UsageError
+from npgpt.ranges import check_range
 from npgpt.terminal import printable
 from npgpt.tokenizers import BPETokenizer, load_tokenizer
 from npgpt.tokenizers.byte_pair import END_OF_TEXT
@@ -92,8 +93,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _train(options: Train) -> None:
-    if options.workers is not None and options.workers < 1:
-        raise ConfigError(f"workers must be at least 1, not {options.workers}")
+    if options.workers is not None:
+        check_range("workers", options.workers, least=1)
     if not options.data:
         raise UsageError("no text is named (npgpt tokenizer train DATA … --out-dir FOLDER)")
     if (options.out_dir / CONFIG).exists():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from npgpt.errors import ConfigError
+from npgpt.ranges import check_range
 
 LEAST, MOST = 1e-30, 1e30       # what float32 can divide logits by
 DEFAULT_NEW_TOKENS = 20         # where neither max_new_tokens nor max_length is given, as in transformers
@@ -68,8 +69,7 @@ class GenerationSettings:
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        if self.seed >= 2**64:
-            raise ConfigError(f"seed must be at least 0 and below 2⁶⁴, not {self.seed}")
+        check_range("seed", self.seed, least=0, below=2**64)
         self._check_numbers()
         self._check_lists()
         self._check_together()
@@ -90,10 +90,9 @@ class GenerationSettings:
                 raise ConfigError(f"{name} must be at most 1e30, not {getattr(self, name)}")
         if abs(self.length_penalty) > 50:                   # a million tokens to the 52nd is no number
             raise ConfigError(f"length_penalty must be from -50 to 50, not {self.length_penalty}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise ConfigError(f"min_p must be at least 0 and at most 1, not {self.min_p}")
+        check_range("top_p", self.top_p, above=0, most=1)
+        if self.min_p is not None:
+            check_range("min_p", self.min_p, least=0, most=1)
         if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
             raise ConfigError(f"early_stopping must be True, False or 'never', not {self.early_stopping!r}")
 

@@ -1,8 +1,8 @@
 """Dropout: active when it is handed a key, the identity when it is not."""
 
-from npgpt.errors import ConfigError
 from npgpt.layers.module import Module
 from npgpt.ops.dropout import dropout_backward, dropout_forward
+from npgpt.ranges import check_range
 
 
 class Dropout(Module):
@@ -20,6 +20,5 @@ class Dropout(Module):
 
 def chance(p: float) -> float:
     """p, if something can be dropped with that chance and what is left make up for it. Raises ConfigError."""
-    if not 0 <= p < 1:
-        raise ConfigError(f"the chance of dropout must be at least 0 and below 1, not {p}")
+    check_range("the chance of dropout", p, least=0, below=1)
     return p

@@ -7,6 +7,7 @@ from numbers import Integral
 from npgpt.errors import ConfigError
 from npgpt.layers.feed_forward import ACTIVATIONS
 from npgpt.layers.position import ROPE_SCALINGS
+from npgpt.ranges import check_range
 
 ALLOWED = {
     "norm": ("layernorm", "rmsnorm"),
@@ -69,14 +70,12 @@ class GPTConfig:
                 continue
             if not isinstance(value, Integral):
                 raise ConfigError(f"{name} must be a whole number, not {value!r}")
-            if value < 1:
-                raise ConfigError(f"{name} must be at least 1, not {value}")
+            check_range(name, value, least=1)
         for name in ("norm_eps", "rope_theta", "rope_factor"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+            check_range(name, getattr(self, name), above=0, below=math.inf)
         for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
+            check_range(name, getattr(self, name), least=0, below=1)
+        check_range("logit_softcap", self.logit_softcap, least=0, below=math.inf)
         for name, allowed in ALLOWED.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")
@@ -92,8 +91,6 @@ class GPTConfig:
         if not self.rope_low_freq_factor < self.rope_high_freq_factor:
             raise ConfigError(f"rope_low_freq_factor must be below rope_high_freq_factor, not "
                               f"{self.rope_low_freq_factor} and {self.rope_high_freq_factor}")
-        if not 0 <= self.logit_softcap < math.inf:
-            raise ConfigError(f"logit_softcap must be at least 0, not {self.logit_softcap}")
 
     @property
     def kv_heads(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from npgpt.errors import ConfigError
 from npgpt.models import GPTConfig
+from npgpt.ranges import check_range
 from npgpt.tensor.precision import NARROW
 from npgpt.tokenizers.checks import has_surrogates
 from npgpt.training.schedule import learning_rate
@@ -220,23 +221,24 @@ class StepSettings(Settings):
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{field.name} must be a finite number, not {value}")
         for name in ("batch_size", "gradient_accumulation_steps", "eval_iters", "log_interval"):
-            self._need(getattr(self, name) >= 1, name, "at least 1")
+            check_range(name, getattr(self, name), least=1)
         for name in ("learning_rate", "warmup_iters", "weight_decay", "grad_clip", "l1", "l2",
                      "sample_tokens", "early_stopping_patience"):
-            self._need(getattr(self, name) >= 0, name, "at least 0")
+            check_range(name, getattr(self, name), least=0)
         for name in ("beta1", "beta2"):
-            self._need(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+            check_range(name, getattr(self, name), least=0, below=1)
+        check_range("seed", self.seed, least=0, below=2**64)
+        if self.lr_decay_iters is not None:
+            check_range("lr_decay_iters", self.lr_decay_iters, least=1)
         sequences = self.sequences_per_update
         self._need(self.workers is None or 1 <= self.workers <= sequences, "workers",
                    f"1 to {sequences}, a sequence of the step for each")
         self._need(self.workers in (None, 1) or self.device == "cpu", "workers", "1 on a GPU")
-        self._need(0 <= self.seed < 2**64, "seed", "at least 0 and below 2⁶⁴")
         self._need(self.dtype in ("float32", "float64", *NARROW), "dtype",
                    "float32 or float64, or on a GPU bfloat16 or float16")
         self._need(self.dtype not in NARROW or self.device != "cpu", "dtype", "float32 or float64 on the CPU")
         self._need(not self.tf32 or (self.device != "cpu" and self.dtype == "float32"), "tf32",
                    "false but in float32 on a GPU")
-        self._need(self.lr_decay_iters is None or self.lr_decay_iters >= 1, "lr_decay_iters", "at least 1")
         self._need(self.min_lr is None or 0 <= self.min_lr <= self.learning_rate, "min_lr",
                    "at least 0 and at most learning_rate")
 
@@ -253,8 +255,8 @@ class TrainConfig(StepSettings, ModelSettings):
         """Raises ConfigError for a value that cannot be."""
         super().__post_init__()
         for name in ("max_iters", "eval_interval"):
-            self._need(getattr(self, name) >= 1, name, "at least 1")
-        self._need(0 < self.val_fraction < 1, "val_fraction", "above 0 and below 1")
+            check_range(name, getattr(self, name), least=1)
+        check_range("val_fraction", self.val_fraction, above=0, below=1)
         self.model(self.vocab_size)
 
     def model(self, vocab_size: int) -> GPTConfig:

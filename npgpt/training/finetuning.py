@@ -17,6 +17,7 @@ from npgpt.interop.beside_models import Carried
 from npgpt.interop.huggingface import is_classifier, read_classifier, read_model
 from npgpt.layers import add_lora
 from npgpt.models import GPT, GPTConfig, SequenceClassifier
+from npgpt.ranges import check_range
 from npgpt.tokenizers.files import Tokenizer
 from npgpt.training.config import Settings, StepSettings
 
@@ -110,13 +111,13 @@ class FinetuneConfig(StepSettings, FinetuneSettings):
     def __post_init__(self):
         """Raises ConfigError for a value that cannot be."""
         super().__post_init__()
-        self._need(0 < self.val_fraction < 1, "val_fraction", "above 0 and below 1")
+        check_range("val_fraction", self.val_fraction, above=0, below=1)
         for name in ("max_iters", "eval_interval", "block_size", "lora_rank"):
-            self._need(getattr(self, name) >= 0, name, "at least 0")
-        self._need(self.epochs > 0, "epochs", "above 0")
-        self._need(self.lora_alpha > 0, "lora_alpha", "above 0")
+            check_range(name, getattr(self, name), least=0)
+        for name in ("epochs", "lora_alpha"):
+            check_range(name, getattr(self, name), above=0)
         for name in ("dropout", "attention_dropout"):
-            self._need(0 <= getattr(self, name) < 1, name, "at least 0 and below 1")
+            check_range(name, getattr(self, name), least=0, below=1)
         if self.lora_rank and self.trainable != "*":
             raise ConfigError("lora_rank and trainable both say what learns: give one of them")
 

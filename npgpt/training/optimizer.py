@@ -9,6 +9,7 @@ from npgpt.layers.flat import FlatParameters
 from npgpt.layers.module import Module
 from npgpt.ops.adamw import adamw
 from npgpt.ops.sum_of_squares import sum_of_squares
+from npgpt.ranges import check_range
 from npgpt.tensor import Key, array_module, to_device, to_numpy
 from npgpt.tensor.precision import accumulator
 from npgpt.tensor.random import ROUNDING
@@ -27,11 +28,10 @@ class AdamW:
 
     def __init__(self, model: Module, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.95),
                  eps: float = 1e-8, weight_decay: float = 0.1, ranks: Ranks | None = None, seed: int = 0):
-        for name, value, below in (("lr", lr, math.inf), ("betas[0]", betas[0], 1), ("betas[1]", betas[1], 1),
-                                   ("eps", eps, math.inf), ("weight_decay", weight_decay, math.inf)):
-            if not 0 <= value < below:
-                raise ConfigError(f"{name} must be at least 0 and {'finite' if below > 1 else 'below 1'}, "
-                                  f"not {value}")
+        for name, value in (("betas[0]", betas[0]), ("betas[1]", betas[1])):
+            check_range(name, value, least=0, below=1)
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            check_range(name, value, least=0, below=math.inf)
         self.model, self.flat = model, _flat(model, "AdamW")
         self._check_that_it_is_the_models()
         self.ranks, self.seed = ranks or Ranks(), seed

@@ -9,6 +9,7 @@ import tyro
 
 from npgpt.errors import ConfigError
 from npgpt.files import check_output
+from npgpt.ranges import check_range
 
 TASKS_OF = {
     "context": ("language-modelling", "multiple-choice"), "stride": ("language-modelling",),
@@ -86,10 +87,9 @@ class Options:
 def check(options: Options) -> None:
     """Raises ConfigError for what would otherwise be told only after the work."""
     for name in ("context", "stride", "limit", "batch_size", "resamples", "max_new_tokens", "num_beams"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ConfigError(f"{name} must be at least 1, not {getattr(options, name)}")
-    if not 0 <= options.seed < 2**64:
-        raise ConfigError(f"seed must be at least 0 and below 2⁶⁴, not {options.seed}")
+        if getattr(options, name) is not None:
+            check_range(name, getattr(options, name), least=1)
+    check_range("seed", options.seed, least=0, below=2**64)
     for field in fields(options):
         tasks = TASKS_OF.get(field.name, (options.task,))
         if options.task not in tasks and getattr(options, field.name) != field.default:
