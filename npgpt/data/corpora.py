@@ -12,7 +12,7 @@ https://docs.python.org/license. Its wording differs a little from one Python ve
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ def iterate_documents(source: str) -> Iterator[str]:
     try:
         if path.is_dir() and source:  # Path("") is the current folder, which nobody asked for
             found = False
-            for file in _text_files(path):
+            for file in files_in(path, lambda name: Path(name).suffix.lower() in TEXT_SUFFIXES):
                 if text := _read_text(file):
                     found = True
                     yield text
@@ -68,6 +68,22 @@ def iterate_documents(source: str) -> Iterator[str]:
         yield text
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise DataError(f"cannot read {source!r}: {error}") from error
+
+
+def files_in(folder: Path, wanted: Callable[[str], bool], without: Path | None = None) -> list[Path]:
+    """The files of a folder and its subfolders that are not hidden and whose names are wanted, in sorted
+    order; links to folders are not followed, the folder `without`, resolved, is passed over. Raises
+    DataError.
+    """
+    def refuse(error: OSError) -> None:  # os.walk otherwise passes over a folder that it cannot read
+        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")
+                      and (without is None or Path(parent, name).resolve() != without)]
+        found += [Path(parent, name) for name in names if not name.startswith(".") and wanted(name)]
+    return sorted(found)
 
 
 def split_documents(documents: Sequence[str], val_fraction: float, seed: int) -> tuple[list[str], list[str]]:
@@ -115,18 +131,6 @@ def _python_docs() -> list[str]:
         raise DataError("this Python was installed without pydoc_data, so it has no python-docs corpus; "
                         "give a text file or a folder instead") from error
     return [topics[name] for name in sorted(topics)]
-
-
-def _text_files(folder: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:  # os.walk otherwise passes over a folder that it cannot read
-        raise error
-
-    found = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names
-                  if not name.startswith(".") and Path(name).suffix.lower() in TEXT_SUFFIXES]
-    return sorted(found)
 
 
 def _read_text(path: Path) -> str:

@@ -26,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from npgpt.data.corpora import TEXT_SUFFIXES
+from npgpt.data.corpora import TEXT_SUFFIXES, files_in
 from npgpt.errors import DataError
 
 MAX_CHARACTERS = 2_000_000
@@ -69,7 +69,9 @@ def find_files(paths: Iterable[Path], without: Path) -> list[Path]:
             raise DataError(f"there is no file or folder called {str(path)!r}")
         if not path.is_dir() and not path.is_file():  # a pipe would wait, /dev/zero never end
             raise DataError(f"{path} is no regular file (a pipe, device or socket); copy its text to a file")
-        for file in [path] if path.is_file() else _text_files(path, without.resolve()):
+        if path.is_dir() and path.resolve() == without.resolve():
+            raise DataError(f"{path} is the folder to write to: choose another --out-dir")
+        for file in [path] if path.is_file() else files_in(path, _is_text, without.resolve()):
             found.setdefault(os.path.realpath(file), file)
     if not found:
         raise DataError(f"{' '.join(map(str, paths))} holds no text: no file has one of the suffixes "
@@ -216,16 +218,5 @@ def _kind(path: Path) -> tuple[str, str]:
     return ".jsonl" if suffix in LINE_SUFFIXES else suffix, packing
 
 
-def _text_files(folder: Path, without: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:  # os.walk otherwise passes over a folder that it cannot read
-        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
-
-    found = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders
-                      if not name.startswith(".") and Path(parent, name).resolve() != without]
-        found += [Path(parent, name) for name in names
-                  if not name.startswith(".") and _kind(Path(name))[0] in (*TEXT_SUFFIXES, *LINE_SUFFIXES)]
-    if folder.resolve() == without:
-        raise DataError(f"{folder} is the folder to write to: choose another --out-dir")
-    return sorted(found)
+def _is_text(name: str) -> bool:
+    return _kind(Path(name))[0] in (*TEXT_SUFFIXES, *LINE_SUFFIXES)
