@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from npgpt.errors import CheckpointError
+from npgpt.strict_json import without_duplicates
 
 MAX_JSON = 1 << 20          # bytes of a header or index: 9,000 tensors; parsed, it takes up to 30 times that
 
@@ -48,14 +49,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def parse_json(path: Path, data: bytes, what: str) -> dict[str, Any]:
     """A JSON object that is in the file; what: "it", or the part of it that this is."""
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in found:
-                raise refused(path, f"{what} has the entry {shown(name)} twice")
-            found[name] = value
-        return found
-
     try:
         content = json.loads(data.decode(), object_pairs_hook=without_duplicates)
     except UnicodeDecodeError as error:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from npgpt.errors import TokenizerError
 from npgpt.files import atomic_write
+from npgpt.strict_json import without_duplicates
 from npgpt.tokenizers.byte_alphabet import from_symbols, to_symbols
 from npgpt.tokenizers.checks import has_surrogates
 from npgpt.tokenizers.patterns import SPLIT_PATTERNS
@@ -238,14 +239,6 @@ def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def from_json(path: Path, text: str) -> Any:
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise refused(path, f"the entry {key[:80]!r} comes twice")
-            found[key] = value
-        return found
-
     try:
         return json.loads(text, object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:               # RecursionError: thousands of open brackets

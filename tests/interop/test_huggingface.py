@@ -233,7 +233,8 @@ def test_a_model_in_npgpts_own_layout_is_not_made_larger_than_its_files(changes,
 @pytest.mark.parametrize("content, words", [
     (b"", "not valid JSON"), (b"[]", "not a JSON object"), (b"\xff{}", "not UTF-8"), (b"[" * 10**6,
                                                                                       "not valid JSON"),
-    (b'{"n_embd": 1, "n_embd": 2}', "'n_embd' twice"), (b" " * 2**21, "longer than the 1,048,576 bytes"),
+    (b'{"n_embd": 1, "n_embd": 2}', "'n_embd' comes twice"),
+    (b" " * 2**21, "longer than the 1,048,576 bytes"),
     (b'{"n_embd": ' + b"9" * 10_000 + b"}", "not valid JSON")])
 def test_a_config_that_is_no_json_is_refused(content, words, tmp_path):
     write_folder(tmp_path)

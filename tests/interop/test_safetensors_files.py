@@ -136,8 +136,8 @@ HEADERS = {
     "null": (safetensors(b"null"), "not a JSON object"),
     "not UTF-8": (safetensors(b'{"\xff": 1}'), "not UTF-8 at byte 2"),
     "UTF-16": (safetensors('{"w": 1}'.encode("utf-16")), "not UTF-8"),
-    "a name twice": (safetensors(b'{"w": ' + b"1, " .join([b'1, "w": 2}'])), "entry 'w' twice"),
-    "a key twice": (safetensors(b'{"w": {"dtype": "F32", "dtype": "F64"}}'), "entry 'dtype' twice"),
+    "a name twice": (safetensors(b'{"w": ' + b"1, " .join([b'1, "w": 2}'])), "entry 'w' comes twice"),
+    "a key twice": (safetensors(b'{"w": {"dtype": "F32", "dtype": "F64"}}'), "entry 'dtype' comes twice"),
     "brackets without end": (safetensors(b"[" * 1_000_000), "not valid JSON"),
     "objects without end": (safetensors(b'{"a":' * 200_000), "not valid JSON"),
     "a number of a million digits": (safetensors(b'{"a":' + b"9" * 1_000_000 + b"}"), "not valid JSON"),
@@ -301,7 +301,7 @@ def test_an_index_and_files_that_disagree_are_refused(tmp_path):
         refused(lambda: open_folder(tmp_path), *words)
     text = json.dumps(index).replace('"b":', '"a":')
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    refused(lambda: open_folder(tmp_path), "'a' twice")
+    refused(lambda: open_folder(tmp_path), "'a' comes twice")
     (tmp_path / "model.safetensors.index.json").write_bytes(b"[" * (MAX_JSON + 1))
     refused(lambda: open_folder(tmp_path), "longer than the 1,048,576")
     write_index(tmp_path, index)
