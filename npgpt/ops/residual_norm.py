@@ -3,9 +3,9 @@
     s = x + h        y = norm(s)
 
 Backward.  s has two readers: the norm, and the next sum on the residual road. Their gradients add:
-    ds = (what came along the road) + (what the norm hands back for dy)        dx = dh = ds    (residual.py)
-In words: the road is met by a side street. What is saved is what the norm saves, and backward takes that of a
-norm alone as well: nothing was added then, and ds is dx.
+    dx = dh = ds + (what the norm hands back for dy)    (residual.py)
+In words: the road, along which ds came, is met by a side street. What is saved is what the norm saves, and
+backward takes that of a norm alone as well: nothing was added then, and s is x.
 """
 
 from npgpt.ops.layernorm import layernorm_backward, layernorm_forward
@@ -24,12 +24,12 @@ def residual_layernorm_forward(x, h, gamma, beta=None, eps=1e-5):
 
 @accelerated(takes_16_bits=True)
 def residual_layernorm_backward(dy, saved):
-    """dy: two of (..., C), what came along the road and what came to the norm  →  dx, dh: (..., C), one array
+    """dy: ds and dy, (..., C) each, of the sum and of the norm  →  dx, dh: (..., C), one array
     dgamma: (C,)  dbeta: (C,) or None
     """
-    road, dy = dy
+    ds, dy = dy
     side, dgamma, dbeta = layernorm_backward(dy, saved)
-    return *residual_backward(road + side, ()), dgamma, dbeta
+    return *residual_backward(ds + side, ()), dgamma, dbeta
 
 
 @accelerated(takes_16_bits=True)
@@ -42,9 +42,9 @@ def residual_rmsnorm_forward(x, h, gamma, eps=1e-5):
 
 @accelerated(takes_16_bits=True)
 def residual_rmsnorm_backward(dy, saved):
-    """dy: two of (..., C), what came along the road and what came to the norm  →  dx, dh: (..., C), one array
+    """dy: ds and dy, (..., C) each, of the sum and of the norm  →  dx, dh: (..., C), one array
     dgamma: (C,)
     """
-    road, dy = dy
+    ds, dy = dy
     side, dgamma = rmsnorm_backward(dy, saved)
-    return *residual_backward(road + side, ()), dgamma
+    return *residual_backward(ds + side, ()), dgamma

@@ -121,11 +121,11 @@ def test_the_sum_of_so_many_squares(cupy, monkeypatch):
 @pytest.mark.parametrize("name", ["layernorm", "rmsnorm"])
 def test_norms_of_so_many(cupy, name, dtype):
     C = 328
-    x, h, dy, past = drawn(4, 8, C, dtype=dtype)
+    x, h, dy, ds = drawn(4, 8, C, dtype=dtype)
     gamma, rows = drawn(C, dtype=dtype), 32 * (MANY // (32 * C) + 1)
     forward, backward = (TWINS[f"{name}_{way}"] for way in ("forward", "backward"))
     formula  = [getattr(ops, f"{name}_{way}").reference for way in ("forward", "backward")]
-    large    = [array((rows, C), dtype, part) for part in (x, h, dy, past)]
+    large    = [array((rows, C), dtype, part) for part in (x, h, dy, ds)]
     gamma_   = array(C, dtype, gamma)
     (s, y), saved = forward(large[0], gamma_, h=large[1])
     expected, expected_saved = formula[0]((x + h).astype(dtype).astype("f4"), gamma)
@@ -135,7 +135,7 @@ def test_norms_of_so_many(cupy, name, dtype):
                            expected_saved[-2:] if name == "layernorm" else expected_saved[-1:], strict=True):
         close(here, there)
     dx, *_ = backward(large[2], saved, large[3])
-    close(dx, past + formula[1](dy, expected_saved)[0])
+    close(dx, ds + formula[1](dy, expected_saved)[0])
 
 
 @TYPES

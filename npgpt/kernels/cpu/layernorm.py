@@ -38,18 +38,18 @@ def layernorm_forward(x, gamma, beta=None, eps=1e-5, h=None):
     return y if h is None else (s, y), (s, gamma, beta is not None, mean, rstd)
 
 
-def layernorm_backward(dy, saved, past=None):
-    """past: (..., C), added to dx."""
+def layernorm_backward(dy, saved, ds=None):
+    """ds: (..., C), added to dx."""
     x, gamma, has_beta, mean, rstd = saved
     C = x.shape[-1]
-    road = dy if past is None else past
-    if not are_plain(x, dy, road, gamma) or x.size == 0:
+    added = dy if ds is None else ds
+    if not are_plain(x, dy, added, gamma) or x.size == 0:
         return NotImplemented
     dx = np.empty_like(x)
     dgamma, dbeta = np.zeros_like(gamma), np.zeros_like(gamma)
     gamma_column = (gamma / C)[:, None]
-    for x_, dy_, road_, dx_, mean_, rstd_ in row_tiles(*(array.reshape(-1, array.shape[-1]) for array in (
-            x, dy, road, dx, mean, rstd))):
+    for x_, dy_, added_, dx_, mean_, rstd_ in row_tiles(*(array.reshape(-1, array.shape[-1]) for array in (
+            x, dy, added, dx, mean, rstd))):
         apart   = x_ - mean_                                                  # x̂/r: r comes in by rows' sums
         product = dy_ * apart
         dbeta  += np.ones(len(x_), x.dtype) @ dy_
@@ -60,6 +60,6 @@ def layernorm_backward(dy, saved, past=None):
         np.multiply(dy_, gamma, out=dx_)
         dx_    -= apart
         dx_ *= rstd_
-        if past is not None:
-            dx_ += road_
+        if ds is not None:
+            dx_ += added_
     return dx, dgamma, dbeta if has_beta else None

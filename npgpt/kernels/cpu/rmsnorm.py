@@ -23,17 +23,17 @@ def rmsnorm_forward(x, gamma, eps=1e-5, h=None):
     return y if h is None else (s, y), (s, gamma, rstd)
 
 
-def rmsnorm_backward(dy, saved, past=None):
-    """past: (..., C), added to dx."""
+def rmsnorm_backward(dy, saved, ds=None):
+    """ds: (..., C), added to dx."""
     x, gamma, rstd = saved
     C = x.shape[-1]
-    road = dy if past is None else past
-    if not are_plain(x, dy, road, gamma) or x.size == 0:
+    added = dy if ds is None else ds
+    if not are_plain(x, dy, added, gamma) or x.size == 0:
         return NotImplemented
     dx, dgamma   = np.empty_like(x), np.zeros_like(gamma)
     gamma_column = (gamma / C)[:, None]
-    for x_, dy_, road_, dx_, rstd_ in row_tiles(*(array.reshape(-1, array.shape[-1]) for array in (
-            x, dy, road, dx, rstd))):
+    for x_, dy_, added_, dx_, rstd_ in row_tiles(*(array.reshape(-1, array.shape[-1]) for array in (
+            x, dy, added, dx, rstd))):
         x_hat   = x_ * rstd_
         product = dy_ * x_hat
         dgamma += np.ones(len(x_), x.dtype) @ product
@@ -41,6 +41,6 @@ def rmsnorm_backward(dy, saved, past=None):
         np.multiply(dy_, gamma, out=dx_)
         dx_ -= x_hat
         dx_ *= rstd_
-        if past is not None:
-            dx_ += road_
+        if ds is not None:
+            dx_ += added_
     return dx, dgamma

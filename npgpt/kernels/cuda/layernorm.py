@@ -24,17 +24,17 @@ def layernorm_forward(x, gamma, beta=None, eps=1e-5, h=None):
     return y if h is None else (s, y), (s, gamma, beta is not None, mean, rstd)
 
 
-def layernorm_backward(dy, saved, past=None):
-    """past: (..., C), added to dx."""
+def layernorm_backward(dy, saved, ds=None):
+    """ds: (..., C), added to dx."""
     x, gamma, has_beta, mean, rstd = saved
     plan = columns.plan(mean.size, x, kinds=2)
-    road = dy if past is None else past
-    if not cuda.covers(dy, x, gamma, road, sums=(mean, rstd)) or not plan:
+    added = dy if ds is None else ds
+    if not cuda.covers(dy, x, gamma, added, sums=(mean, rstd)) or not plan:
         return NotImplemented
     xp, C   = array_module(x), x.shape[-1]
     dx      = xp.empty(x.shape, x.dtype)
     partial = xp.empty((plan.blocks, 2, C), mean.dtype)
-    cuda.launch("layernorm.cu", "layernorm_backward", plan.blocks, dy, x, gamma, mean, rstd, road,
-                dx, partial, mean.size, C, int(past is not None), threads=plan.threads, shared=plan.shared)
+    cuda.launch("layernorm.cu", "layernorm_backward", plan.blocks, dy, x, gamma, mean, rstd, added,
+                dx, partial, mean.size, C, int(ds is not None), threads=plan.threads, shared=plan.shared)
     dgamma, dbeta = columns.add_up(partial)
     return dx, dgamma, dbeta if has_beta else None

@@ -39,8 +39,8 @@ __global__ void rmsnorm_forward(const T* x, const T* h, const T* gamma, T* sum, 
 
 /* Rows are shared out, and columns added up, as in layernorm.cu. partial: (blocks, C) */
 template <typename T>
-__global__ void rmsnorm_backward(const T* dy, const T* x, const T* gamma, const Sum<T>* rstd, const T* past,
-                                 T* dx, Sum<T>* partial, long long rows, long long C, long long has_past) {
+__global__ void rmsnorm_backward(const T* dy, const T* x, const T* gamma, const Sum<T>* rstd, const T* ds,
+                                 T* dx, Sum<T>* partial, long long rows, long long C, long long has_ds) {
     typedef Sum<T> A;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const int first = lane * Pack<T>::SIZE, step = 32 * Pack<T>::SIZE;
@@ -65,12 +65,12 @@ __global__ void rmsnorm_backward(const T* dy, const T* x, const T* gamma, const 
         for (long long c = first; c < C; c += step) {
             Pack<T> values = load(x_ + c, C - c), others = {};
             const Pack<T> gradients = load(dy_ + c, C - c), gains = load(gamma + c, C - c);
-            if (has_past) others = load(past + row * C + c, C - c);
+            if (has_ds) others = load(ds + row * C + c, C - c);
             #pragma unroll
             for (int n = 0; n < Pack<T>::SIZE; n++) {
                 const A dx_hat = A(gradients.number[n]) * A(gains.number[n]);
                 const A own = r * (dx_hat - A(values.number[n]) * r * product);
-                values.number[n] = T(has_past ? A(others.number[n]) + own : own);
+                values.number[n] = T(has_ds ? A(others.number[n]) + own : own);
             }
             store(dx + row * C + c, values, C - c);
         }

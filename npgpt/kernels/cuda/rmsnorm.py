@@ -21,16 +21,16 @@ def rmsnorm_forward(x, gamma, eps=1e-5, h=None):
     return y if h is None else (s, y), (s, gamma, rstd)
 
 
-def rmsnorm_backward(dy, saved, past=None):
-    """past: (..., C), added to dx."""
+def rmsnorm_backward(dy, saved, ds=None):
+    """ds: (..., C), added to dx."""
     x, gamma, rstd = saved
     plan = columns.plan(rstd.size, x, kinds=1)
-    road = dy if past is None else past
-    if not cuda.covers(dy, x, gamma, road, sums=(rstd,)) or not plan:
+    added = dy if ds is None else ds
+    if not cuda.covers(dy, x, gamma, added, sums=(rstd,)) or not plan:
         return NotImplemented
     xp, C   = array_module(x), x.shape[-1]
     dx      = xp.empty(x.shape, x.dtype)
     partial = xp.empty((plan.blocks, C), rstd.dtype)
-    cuda.launch("rmsnorm.cu", "rmsnorm_backward", plan.blocks, dy, x, gamma, rstd, road, dx,
-                partial, rstd.size, C, int(past is not None), threads=plan.threads, shared=plan.shared)
+    cuda.launch("rmsnorm.cu", "rmsnorm_backward", plan.blocks, dy, x, gamma, rstd, added, dx,
+                partial, rstd.size, C, int(ds is not None), threads=plan.threads, shared=plan.shared)
     return dx, columns.add_up(partial)
