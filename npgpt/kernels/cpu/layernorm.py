@@ -18,8 +18,7 @@ def layernorm_forward(x, gamma, beta=None, eps=1e-5, h=None):
     mean = np.empty((*x.shape[:-1], 1), x.dtype)
     rstd = np.empty_like(mean)
     ones = np.ones((C, 1), x.dtype)
-    for x_, added_, s_, y_, mean_, rstd_ in row_tiles(*(array.reshape(-1, array.shape[-1]) for array in (
-            x, added, s, y, mean, rstd))):
+    for x_, added_, s_, y_, mean_, rstd_ in row_tiles(x, added, s, y, mean, rstd):
         if h is not None:
             np.add(x_, added_, out=s_)
         np.matmul(s_, ones, out=mean_)
@@ -48,8 +47,7 @@ def layernorm_backward(dy, saved, ds=None):
     dx = np.empty_like(x)
     dgamma, dbeta = np.zeros_like(gamma), np.zeros_like(gamma)
     gamma_column = (gamma / C)[:, None]
-    for x_, dy_, added_, dx_, mean_, rstd_ in row_tiles(*(array.reshape(-1, array.shape[-1]) for array in (
-            x, dy, added, dx, mean, rstd))):
+    for x_, dy_, added_, dx_, mean_, rstd_ in row_tiles(x, dy, added, dx, mean, rstd):
         apart   = x_ - mean_                                                  # x̂/r: r comes in by rows' sums
         product = dy_ * apart
         dbeta  += np.ones(len(x_), x.dtype) @ dy_

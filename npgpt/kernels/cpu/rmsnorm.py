@@ -13,8 +13,7 @@ def rmsnorm_forward(x, gamma, eps=1e-5, h=None):
         return NotImplemented
     s = x if h is None else np.empty_like(x)
     y, rstd = np.empty_like(x), np.empty((*x.shape[:-1], 1), x.dtype)
-    for x_, added_, s_, y_, rstd_ in row_tiles(*(array.reshape(-1, array.shape[-1]) for array in (
-            x, added, s, y, rstd))):
+    for x_, added_, s_, y_, rstd_ in row_tiles(x, added, s, y, rstd):
         if h is not None:
             np.add(x_, added_, out=s_)
         np.power(np.vecdot(s_, s_)[:, None] / C + eps, -0.5, out=rstd_)
@@ -32,8 +31,7 @@ def rmsnorm_backward(dy, saved, ds=None):
         return NotImplemented
     dx, dgamma   = np.empty_like(x), np.zeros_like(gamma)
     gamma_column = (gamma / C)[:, None]
-    for x_, dy_, added_, dx_, rstd_ in row_tiles(*(array.reshape(-1, array.shape[-1]) for array in (
-            x, dy, added, dx, rstd))):
+    for x_, dy_, added_, dx_, rstd_ in row_tiles(x, dy, added, dx, rstd):
         x_hat   = x_ * rstd_
         product = dy_ * x_hat
         dgamma += np.ones(len(x_), x.dtype) @ product

@@ -11,7 +11,7 @@ def swiglu_forward(x):
     F = x.shape[-1] // 2
     y, s = np.empty((2, *x.shape[:-1], F), x.dtype)
     with np.errstate(over="ignore"):                       # far to the left e^(−g) is ∞, and s = 1/∞ = 0
-        for x_, y_, s_ in row_tiles(x.reshape(-1, 2 * F), y.reshape(-1, F), s.reshape(-1, F)):
+        for x_, y_, s_ in row_tiles(x, y, s):
             np.negative(x_[:, :F], out=s_)
             np.exp(s_, out=s_)
             s_ += 1
@@ -27,8 +27,7 @@ def swiglu_backward(dy, saved):
         return NotImplemented
     F  = x.shape[-1] // 2
     dx = np.empty_like(x)
-    for x_, dy_, dx_, s_ in row_tiles(x.reshape(-1, 2 * F), dy.reshape(-1, F), dx.reshape(-1, 2 * F),
-                                      s.reshape(-1, F)):
+    for x_, dy_, dx_, s_ in row_tiles(x, dy, dx, s):
         g, u, dg, du = x_[:, :F], x_[:, F:], dx_[:, :F], dx_[:, F:]
         dys = dy_ * s_
         np.multiply(dys, g, out=du)                                           # dy g s

@@ -22,7 +22,10 @@ def flat_tiles(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
 
 
 def row_tiles(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
-    """The same rows of each of several 2-D arrays, as views, from first to last."""
-    rows = max(1, TILE_BYTES // (arrays[0].shape[1] * arrays[0].itemsize))
-    for start in range(0, arrays[0].shape[0], rows):
-        yield tuple(array[start:start + rows] for array in arrays)
+    """The same rows of each of several contiguous arrays (..., C), each with its own C, as 2-D views, from
+    first to last.
+    """
+    rows = [array.reshape(-1, array.shape[-1]) for array in arrays]
+    size = max(1, TILE_BYTES // (rows[0].shape[1] * rows[0].itemsize))
+    for start in range(0, len(rows[0]), size):
+        yield tuple(array[start:start + size] for array in rows)
