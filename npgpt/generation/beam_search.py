@@ -92,7 +92,7 @@ def followers(log_p, sums, s: GenerationSettings, n: int):
     M: so many that K of them have not ended.
     """
     (B, K), V = sums.shape, log_p.shape[-1]
-    M    = min(max(2, _ways_to_end(s) + 1) * K, K * V)
+    M    = min((_ways_to_end(s) + 1) * K, K * V)
     sums = (log_p.reshape(B, K, V) + sums[:, :, None].astype(log_p.dtype)).reshape(B, K * V)
     rank = sums
     if s.do_sample:
@@ -142,8 +142,6 @@ def _output(tokens, ended: list[list[Ended]], each_step, s: GenerationSettings) 
         new[r, :len(one.tokens)], beams[r, :len(one.beams)] = one.tokens, one.beams
     prompts   = np.repeat(tokens, s.num_return_sequences, 0)
     sequences = np.concatenate([prompts, new.astype(tokens.dtype)], 1)
-    if not s.return_dict_in_generate:
-        return GenerationOutput(sequences)
     return GenerationOutput(sequences,
                             tuple(log_p for log_p, _ in each_step) if s.output_scores else None,
                             tuple(logits for _, logits in each_step) if s.output_logits else None,

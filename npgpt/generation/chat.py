@@ -98,14 +98,13 @@ class Conversation:
                  system: str = "", max_new_tokens: int = 256,
                  named_tokens: Mapping[str, str] | None = None, **settings):
         self._model, self._tokenizer, self._block_size = model, tokenizer, block_size
-        ends = settings.get("eos_token_id")
-        ends = [ends] if isinstance(ends, int) else list(ends or ())
-        if named_tokens is None:
-            named_tokens = {"eos_token": tokenizer.decode(ends[:1])}
-        self._render = chat_template(template or transcript(tokenizer), **named_tokens if template else {})
         self._settings = settings | ({} if template else {"stop_strings": TRANSCRIPT_STOPS})
+        checked = GenerationSettings.of(**self._settings)                     # what is wrong is told at once
+        self._ends, self._stops = checked.eos_token_ids, checked.texts_to_stop_at
+        if named_tokens is None:
+            named_tokens = {"eos_token": tokenizer.decode(self._ends[:1])}
+        self._render = chat_template(template or transcript(tokenizer), **named_tokens if template else {})
         self._max_new_tokens = min(max_new_tokens, block_size // 2)
-        GenerationSettings.of(**self._settings)                               # what is wrong is told at once
         self._system = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = list(self._system)
 
@@ -149,14 +148,11 @@ class Conversation:
 
     def _parts(self, prompt: list[int]) -> Iterator[str]:
         """The text of the answer, without what ends it."""
-        settings = dict(self._settings)
-        ends, stops = settings.get("eos_token_id"), settings.get("stop_strings", ())
-        ends  = {ends} if isinstance(ends, int) else set(ends or ())
         new   = stream(self._model, np.array([prompt]), tokenizer=self._tokenizer,
-                       max_new_tokens=self._max_new_tokens, **settings)
+                       max_new_tokens=self._max_new_tokens, **self._settings)
         ids   = (int(token[0]) for token in new)
-        texts = self._tokenizer.decode_stream(id for id in ids if id not in ends)
-        yield from _before(texts, stops)
+        texts = self._tokenizer.decode_stream(id for id in ids if id not in self._ends)
+        yield from _before(texts, self._stops)
 
 
 def _before(texts: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
