@@ -1,4 +1,4 @@
-"""What test_communication.py starts with mpiexec: `exchange`, `steps DTYPE FOLDER`, `fail`, or npgpt's own
+"""What the tests of ranks start with mpiexec: `exchange`, `steps DTYPE FOLDER`, `fail`, or npgpt's own
 command line, on this process's rank; with `cuda` before it, on stand-ins for CuPy and NCCL."""
 
 import sys
