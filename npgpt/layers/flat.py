@@ -39,9 +39,9 @@ class FlatParameters:
         self.decayed = sum(math.prod(p.shape) for p in matrices.values())
         self.data: Any  = first.data if first else empty(self.size, dtype, device)
         self._grad: Any = first._grad if first else empty(self.size, accumulator(dtype), device)
-        for parameter, data, place in zip(self.parameters.values(), self.views(self.data).values(),
-                                          self.views(self._grad).values(), strict=True):
-            parameter._data, parameter.place, parameter._grad = data, place, None if first else place
+        for parameter, data, grad in zip(self.parameters.values(), self.views(self.data).values(),
+                                         self.views(self._grad).values(), strict=True):
+            parameter._data, parameter.flat_grad, parameter._grad = data, grad, None if first else grad
             parameter.unset, parameter.frozen = True, False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,11 +50,11 @@ class FlatParameters:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy's parameters, deep or pickled, are views into its arrays as the first's are into its own."""
         vars(self).update(state)
-        for parameter, data, place in zip(self.parameters.values(), self.views(self.data).values(),
-                                          self.views(self._grad).values(), strict=True):
-            if parameter._grad is parameter.place:
-                parameter._grad = place
-            parameter._data, parameter.place = data, place
+        for parameter, data, grad in zip(self.parameters.values(), self.views(self.data).values(),
+                                         self.views(self._grad).values(), strict=True):
+            if parameter._grad is parameter.flat_grad:
+                parameter._grad = grad
+            parameter._data, parameter.flat_grad = data, grad
 
     def make_current(self) -> None:
         """What is computed from here on is computed where these are: see npgpt/tensor/device.py."""
@@ -84,7 +84,7 @@ class FlatParameters:
     def grad(self):
         """All gradients, flat: zero where no backward has added any; of replicas, what they have settled."""
         for parameter in self.parameters.values():
-            if parameter.place is parameter._grad:
+            if parameter.flat_grad is parameter._grad:
                 parameter.settle()
         return self._grad
 

@@ -38,9 +38,9 @@ class Parameter:
 
     frozen = False
     _data: Any = None
-    place: Any = None   # of the gradient in the flat array
-    _grad: Any = None   # what backward adds to: that place, or a replica's own array, None before it is made
-    unset = True        # the gradient is zero and its memory not written yet: the first to add writes it
+    flat_grad: Any = None   # the gradient's place in the flat array, a view
+    _grad: Any = None       # what backward adds to: that, or a replica's own array, None before it is made
+    unset = True            # the gradient is zero and its memory not written yet: the first to add writes it
 
     def __init__(self, *shape: int, std: float | None = None, constant: float = 0.0):
         if not all(isinstance(size, Integral) for size in shape):
@@ -75,7 +75,7 @@ class Parameter:
             return xp.broadcast_to(xp.zeros((), accumulator(self.data.dtype)), self.shape)
         if self.unset:
             if self._grad is None:
-                self._grad = array_module(self.data).empty(self.shape, self.place.dtype)
+                self._grad = array_module(self.data).empty(self.shape, self.flat_grad.dtype)
             self._grad[...] = 0
             self.unset = False
         return self._grad
@@ -94,7 +94,7 @@ class Parameter:
         if not self.unset:
             self._grad += grad
         elif self._grad is None:
-            self._grad = grad.astype(self.place.dtype, copy=False)
+            self._grad = grad.astype(self.flat_grad.dtype, copy=False)
         elif grad is not self._grad:
             self._grad[...] = grad
         self.unset = False
@@ -103,10 +103,10 @@ class Parameter:
         """The gradient comes to its place in the flat array: zero where no backward has added to it. That of
         a replica is added to what is there, and then zero again, in no memory.
         """
-        if self._grad is self.place:
+        if self._grad is self.flat_grad:
             _ = self.grad
         elif not self.unset:
-            self.place += self._grad
+            self.flat_grad += self._grad
             self._grad, self.unset = None, True
 
 
@@ -183,7 +183,7 @@ class Module:
                               "leave at least one to be trained")
         values = {name: parameter.data for name, parameter in learned.items()}
         for parameter in parameters.values():
-            parameter.frozen, parameter.place, parameter._grad = True, None, None
+            parameter.frozen, parameter.flat_grad, parameter._grad = True, None, None
         self.flat = FlatParameters(learned, old.device, str(old.data.dtype))
         for name, parameter in learned.items():
             parameter.data[...] = values[name]
@@ -199,7 +199,7 @@ class Module:
         """
         flat   = self.flat
         shared = [flat, *(array for _, parameter in self.named_parameters()
-                          for array in (parameter._data, parameter.place, parameter._grad))]
+                          for array in (parameter._data, parameter.flat_grad, parameter._grad))]
         module = copy.deepcopy(self, {id(array): array for array in shared})
         parameters  = module.parameters
         module.flat = FlatParameters({name: parameters[name] for name in flat.parameters}, flat.device,
