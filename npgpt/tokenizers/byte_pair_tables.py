@@ -27,7 +27,7 @@ def default_vocabulary(merges: Sequence[Pair]) -> dict[int, bytes]:
 
 
 def tables(merges: Sequence[Pair], vocabulary: Mapping[int, bytes],
-            ids: Mapping[bytes, int], bits: int) -> tuple[list[int], dict[int, int], list[int]]:
+           ids: Mapping[bytes, int], bits: int) -> tuple[list[int], dict[int, int], list[int]]:
     """byte → id, pair → rank, rank → id of the token it makes. A pair is one number here, which is found
     faster: left · 2^bits + right. Several merges may make the same token.
     """
@@ -47,7 +47,7 @@ def tables(merges: Sequence[Pair], vocabulary: Mapping[int, bytes],
 
 
 def check_special_tokens(special_tokens: Sequence[str] | Mapping[str, int],
-                          vocabulary: Mapping[int, bytes]) -> None:
+                         vocabulary: Mapping[int, bytes]) -> None:
     if isinstance(special_tokens, str):
         raise TokenizerError(f"special_tokens must be a sequence of strings, not the single string "
                              f"{special_tokens!r}: write [{special_tokens!r}]")
