@@ -95,7 +95,8 @@ def _run_steps(parts: list[Part], out_dir: Path, config: PrepareConfig, workers:
     rules = _rules(parts, config, counts)
     if not any(part.lengths("train").any() for part in parts):
         raise DataError("no document is left to train on; " + ", ".join(
-            f"{row['rule']} left out {gone:,}" for row in rules if (gone := _removed(row))))
+            f"{row['rule']} left out {gone:,}" for row in rules
+            if (gone := row["documents_in"] - row["documents_out"])))
 
     folder = out_dir / "tokenizer"
     tokenizer = _tokenizer_in(folder, parts, config, workers, progress)
@@ -217,7 +218,3 @@ def _rules(parts: Sequence[Part], config: PrepareConfig, counts: Counter[str]) -
                      "characters_removed": characters})
         documents -= count
     return rows
-
-
-def _removed(row: dict[str, Any]) -> int:
-    return row["documents_in"] - row["documents_out"]
