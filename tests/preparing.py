@@ -1,5 +1,5 @@
-"""A small corpus with everything planted in it, and comparing prepared folders; for test_preparation.py and
-the processes that it kills."""
+"""A small corpus with everything planted in it, and comparing prepared folders; for the tests of preparing
+and the processes that they kill."""
 
 import gzip
 import json
