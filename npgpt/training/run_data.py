@@ -29,6 +29,8 @@ Config = TrainConfig | FinetuneConfig
 Tokens = np.ndarray | Examples
 Note   = Callable[[str], None]
 
+CHUNK  = 1 << 20        # token ids of a prepared shard that are copied at once
+
 
 def write_data(path: Path, config: Config, note: Note, start: Loaded | None) -> Config:
     """Writes tokenizer or base, and data; returns the configuration with what was found out on the way.
@@ -203,11 +205,11 @@ def _save_tokens(path: Path, config: Config, tokenizer: Tokenizer, train: Iterab
     return counts
 
 
-def _chunks(shards: Iterable[np.ndarray], size: int = 1 << 20) -> Iterator[np.ndarray]:
+def _chunks(shards: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     for shard in shards:
-        for start in range(0, len(shard), size):
+        for start in range(0, len(shard), CHUNK):
             check_uncut(shard)
-            yield shard[start:start + size]
+            yield shard[start:start + CHUNK]
 
 
 def _encoded(documents: list[str], tokenizer: Tokenizer, end: int | None) -> Iterator[np.ndarray]:
