@@ -35,6 +35,14 @@ def test_the_c_locale_is_shown_question_marks():
     assert done.returncode == 0 and "[OPTION ?]" in done.stdout and not done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_wrong_option_is_one_sentence_in_any_encoding(encoding):
+    done = shell(f"{NPGPT} train --max-iter 3", PYTHONIOENCODING=encoding)
+    assert done.returncode == 2
+    assert done.stderr.startswith("npgpt: Unrecognized options: --max-iter, 3; did you mean --max-iters? (")
+    assert done.stderr.count("\n") == 1
+
+
 def test_want_of_threads_is_one_sentence_and_other_errors_keep_their_traceback(capsys, monkeypatch):
     error = RuntimeError("can't start new thread")                            # as Thread.start says it
 
