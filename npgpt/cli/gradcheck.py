@@ -42,7 +42,10 @@ def run(arguments: list[str]) -> int:
         known = dict.fromkeys(name.split(",")[0] for name in [*OPS, *LAYERS, *MODELS])
         raise ConfigError(f"no op, layer or model is called like {' or '.join(options.names)}: "
                           f"there are {', '.join(known)}")
-    table = Table("kind", "name", "checked", "worst error", f"{TOLERANCE:.0e} allowed", box=box.SIMPLE_HEAD)
+    table = Table("kind", "name", "checked", "worst error", f"{TOLERANCE:.0e} allowed", box=box.SIMPLE_HEAD,
+                  padding=(0, 1, 0, 0))
+    for column in table.columns:
+        column.overflow = "fold"
     console, wrong, begun = Console(highlight=False), [], time.perf_counter()
     for kind, name, build in examples:
         case = build(Sizes(), np.random.default_rng(options.seed), options.device)

@@ -67,12 +67,14 @@ def run(arguments: list[str]) -> int:
 def _show(manifest: dict[str, Any], console: Console) -> None:
     rules = Table("rule", *map(_right, ("documents in", "out", "removed", "characters removed")),
                   box=box.SIMPLE_HEAD)
+    rules.columns[0].overflow = "fold"
     for row in manifest["rules"]:
         came, stayed = row["documents_in"], row["documents_out"]
         rules.add_row(row["rule"], *(f"{number:,}" for number in (came, stayed, came - stayed,
                                                                   row["characters_removed"])))
     console.print(rules)
     sides = Table("", *map(_right, ("documents", "characters", "tokens", "shards")), box=box.SIMPLE_HEAD)
+    sides.columns[0].overflow = "fold"
     for side, title in (("train", "training"), ("val", "validation")):
         entry = manifest[side]
         sides.add_row(title, *(f"{entry[name]:,}" for name in ("documents", "characters", "tokens")),
@@ -87,4 +89,4 @@ def _show(manifest: dict[str, Any], console: Console) -> None:
 
 
 def _right(name: str) -> Column:
-    return Column(name, justify="right")
+    return Column(name, justify="right", overflow="fold")

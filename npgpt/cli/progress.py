@@ -13,7 +13,8 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     many of how many are done.
     """
     console = Console(stderr=True, highlight=False)
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    bars = [BarColumn()] * (console.width >= 60)
+    with Progress(TextColumn("{task.description}"), *bars, MofNCompleteColumn(), TimeRemainingColumn(),
                   console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

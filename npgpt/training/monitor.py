@@ -31,11 +31,13 @@ class Monitor:
         self.total = total
         self.live = self.console.is_terminal
         self.shown = {"train": "–", "val": "–", "rate": "–", "lr": "–", "norm": "–"}
+        width = self.console.width                                            # all numbers need 80
+        val   = "val [bold]{task.fields[val]}[/] " * (width >= 50)
+        more  = "{task.fields[rate]} tok/s lr {task.fields[lr]} |g| {task.fields[norm]} " * (width >= 80)
         self.progress = Progress(
             TextColumn("[bold]{task.completed}/{task.total}"),
-            *[BarColumn(bar_width=20)] * (self.console.width >= 100),         # the numbers alone need 80
-            TextColumn("loss [bold]{task.fields[train]}[/] val [bold]{task.fields[val]}[/] "
-                       "[dim]{task.fields[rate]} tok/s lr {task.fields[lr]} |g| {task.fields[norm]} left[/]"),
+            *[BarColumn(bar_width=20)] * (width >= 100),
+            TextColumn(f"loss [bold]{{task.fields[train]}}[/] {val}[dim]{more}left[/]"),
             TimeRemainingColumn(), console=self.console, disable=not self.live)
         self.task = self.progress.add_task("", total=total, **self.shown)     # type: ignore[arg-type]
 

@@ -51,6 +51,8 @@ def numbers_table(units: Mapping[str, str], numbers: Mapping[str, Any],
                   intervals: Mapping[str, Interval | None]) -> Table:
     """units: what each number is, or counts; only these are shown."""
     table = Table("", "", "95 % interval", "", box=box.SIMPLE_HEAD)
+    for column in table.columns:
+        column.overflow = "fold"
     for column in table.columns[1:3]:
         column.justify = "right"
     for name, unit in units.items():
