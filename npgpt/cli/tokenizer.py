@@ -153,7 +153,8 @@ def _show(options: Show) -> None:
     console.print(cut, soft_wrap=True)
     console.print(numbers)
     size = len(text.encode("utf-8", "replace"))
-    print(f"{len(ids):,} tokens, {len(text):,} characters, {size / max(len(ids), 1):.2f} bytes a token")
+    print(f"{len(ids):,} token{'s' * (len(ids) != 1)}, {len(text):,} character{'s' * (len(text) != 1)}, "
+          f"{size / max(len(ids), 1):.2f} bytes a token")
 
 
 def _ids(tokenizer, text: str, special: bool) -> list[int]:

@@ -64,7 +64,7 @@ def iterate_documents(source: str) -> Iterator[str]:
             raise DataError(f"there is no file, folder or built-in corpus called {source!r}; built in: "
                             f"{', '.join(BUILT_IN)}")
         if not (text := _read_text(path)):
-            raise DataError(f"the file {source} is empty; give it some text to train on")
+            raise DataError(f"the file {source} is empty; give it some text")
         yield text
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise DataError(f"cannot read {source!r}: {error}") from error

@@ -182,7 +182,9 @@ def split_records(records: Sequence[Record], fraction: float, seed: int) -> tupl
     for record in records:
         kinds.setdefault(repr(record), []).append(record)
     if len(kinds) < 2:
-        raise DataError("there is but one record, and none to validate on: give more, or others by val_data")
+        times = f", {len(records):,} times" * (len(records) > 1)
+        raise DataError(f"there is but one record{times}, and none to validate on: give more, or others by "
+                        "val_data")
     random = np.random.Generator(np.random.Philox(key=np.array([seed, STREAM], np.uint64)))
     texts  = list(kinds)
     names  = [texts[n] for n in random.permutation(len(texts))]

@@ -71,6 +71,7 @@ def test_show_marks_the_tokens_their_ids_and_what_a_token_holds(folder, capsys):
     assert out.splitlines()[:2] == ["to| |\\xc3|\\xa9|↵", "|<|s|>|·"]
     assert "256 220 127 102 198 27 82 29 215" in out and "9 tokens, 9 characters, 1.11 bytes a token" in out
     assert "|<s>|" in said(capsys, "show", "tok", "to <s> to", "--special")
+    assert "1 token, 3 characters, 3.00 bytes a token" in said(capsys, "show", "tok", "<s>", "--special")
     assert "0 tokens, 0 characters, 0.00 bytes" in said(capsys, "show", "tok", "")
     CharacterTokenizer("ab").save("characters")
     assert said(capsys, "show", "characters", "ab").splitlines()[0] == "a|b"

@@ -215,8 +215,10 @@ def test_a_split_keeps_copies_together_and_gives_each_side_something():
     assert split_records(records, 0.25, seed=3) == (train, val) != split_records(records, 0.25, seed=4)
     for fraction in (0.001, 0.999):
         assert all(len(side) >= 1 for side in split_records(records[:2], fraction, seed=0))
-    with pytest.raises(DataError, match="there is but one record"):
+    with pytest.raises(DataError, match="there is but one record, 2 times, and none to validate on"):
         split_records([Text("a"), Text("a")], 0.5, seed=0)
+    with pytest.raises(DataError, match="there is but one record, and none to validate on"):
+        split_records([Text("a")], 0.5, seed=0)
 
 
 def test_examples_are_read_as_they_were_written_and_damage_is_refused(tmp_path):
