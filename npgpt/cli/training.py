@@ -94,8 +94,10 @@ def _show_result(path: Path, opened: Run, console: Console) -> None:
     elif isinstance(opened.val, Examples):
         following = f"sample {name} --no-do-sample --prompt {shlex.quote(sample[0])}"
     else:
-        prompt    = "The" if isinstance(opened.tokenizer, BPETokenizer) else "\\n"
-        following = f"sample {name} --prompt '{prompt}'"
+        known     = set(map(opened.tokenizer.token_bytes, range(opened.tokenizer.vocab_size)))
+        prompt    = "The" if isinstance(opened.tokenizer, BPETokenizer) else \
+                    "\\n" if b"\n" in known else sample[0][0]
+        following = f"sample {name} --prompt {shlex.quote(prompt)}"
     console.print(f"next:  npgpt {following}", markup=False)
 
 
@@ -106,13 +108,14 @@ def _stop_on_signals(say: bool = True) -> Iterator[Callable[[], bool]]:
     say: tell it on standard error.
     """
     came: dict[int, float] = {}                            # which, and when first
+    own = os.getpid()                                      # `timeout` sends it to the forked ranks, too
 
     def note(number: int, frame: object) -> None:
         if came and number == signal.SIGINT and time.monotonic() - came.get(number, -math.inf) >= AGAIN:
             raise KeyboardInterrupt
         first = not came
         came.setdefault(number, time.monotonic())
-        if first and say:
+        if first and say and os.getpid() == own:
             with contextlib.suppress(OSError):             # `| tee log` has gone by the same Ctrl-C
                 os.write(2, b"\nstopping after this step and saving; "
                             b"Ctrl-C again quits at once, without saving\n")

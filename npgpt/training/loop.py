@@ -88,11 +88,17 @@ def _train(run: Run, monitor: Monitor | Silence, model: Any, checkpoint: Checkpo
                              "best_step": None, "best_val_loss": None, "non_finite_in_a_row": 0,
                              "evaluations_since_best": 0, "train_loss_sum": 0.0, "train_loss_count": 0,
                              "train_loss_at_best": None, "loss_scale": trainer.scale.value, "good_steps": 0}
+    size = sum(math.prod(parameter.shape) for parameter in model.parameters.values())
+    monitor.note(f"model: {size:,} parameters"
+                 f"{f', of which {model.flat.size:,} learn' * (model.flat.size < size)}; "
+                 f"a step: {config.sequences_per_update:,} sequences of up to {config.block_size:,} tokens")
     if checkpoint:
         trainer.optimizer.load_state(checkpoint.tensors["optimizer"], checkpoint.state["updates"])
         state |= checkpoint.state
         trainer.scale.value, trainer.scale.good_steps = state["loss_scale"], state["good_steps"]
-        monitor.note(f"going on at step {checkpoint.step}")
+        monitor.note(f"going on at step {checkpoint.step}" if checkpoint.step < config.max_iters else
+                     f"this run is at step {checkpoint.step}, and max_iters is {config.max_iters}: a larger "
+                     "--max-iters goes on")
     monitor.rewind(state["step"], state["evaluated"])
     saved_at  = state["step"]
     begun     = time.perf_counter() - state["seconds"]

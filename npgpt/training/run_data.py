@@ -159,6 +159,9 @@ def _tokenizer(config: Config, start: Loaded | None, documents: list[str], train
         return CharacterTokenizer.train(documents)          # of all the text: a character must not be unknown
     if config.tokenizer == "bpe":
         return BPETokenizer.train(train, config.vocab_size)
+    if not Path(config.tokenizer).exists():
+        raise ConfigError("tokenizer must be bpe, character or the folder of a saved tokenizer, and there is "
+                          f"none called {config.tokenizer!r}")
     return load_tokenizer(Path(config.tokenizer))
 
 
@@ -199,7 +202,7 @@ def _save_tokens(path: Path, config: Config, tokenizer: Tokenizer, train: Iterab
             raise DataError(f"{config.data} was prepared without {what} tokens: prepare it with a "
                             "val_fraction between 0 and 1")
         if count <= config.block_size:
-            raise DataError(f"the {what} text has {count} tokens, but one window of block_size "
+            raise DataError(f"the {what} text has {count:,} tokens, but one window of block_size "
                             f"{config.block_size} needs {config.block_size + 1}: give more text, "
                             "a smaller block_size or another val_fraction")
     return counts

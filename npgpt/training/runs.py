@@ -98,7 +98,8 @@ def read_config(path: Path) -> Config:
     file = path / "config.toml"
     if not file.is_file():
         what = "is a LoRA adapter alone, and the model that it is for is elsewhere" \
-            if (path / "adapter_config.json").exists() else "is not a run's folder: it has no config.toml"
+            if (path / "adapter_config.json").exists() else "is not a run's folder: " + (
+                "it has no config.toml" if path.is_dir() else "there is no such folder")
         raise TrainingError(f"{path} {what}")
     kind = FinetuneConfig if (path / BASE).is_dir() else TrainConfig
     return kind.parse(read_config_file(file), str(file))

@@ -154,6 +154,7 @@ BAD_TRAIN = [
     (1, "the training text has 8 tokens.*block_size", ["--data", "short.txt", "--tokenizer", "character"]),
     (1, "the validation text has 70 tokens.*block_size", ["--data", "text.txt", "--tokenizer", "character"]),
     (1, "vocab_size", ["--data", "text.txt", "--vocab-size", "200"]),
+    (1, "must be bpe, character or .* none called 'char'", ["--data", "text.txt", "--tokenizer", "char"]),
     (1, "n_embd must be a multiple of n_head", ["--n-embd", "30", "--n-head", "4"]),
     (2, "--n-layr.*did you mean --n-layer", ["--n-layr", "3"]),
     (2, "n-layer.*'three'", ["--n-layer", "three"]),
@@ -209,7 +210,7 @@ def test_a_run_whose_checkpoints_do_not_fit_is_refused(folder, capsys):
 
 
 def test_bad_input_to_sample(folder, capsys):
-    refused(capsys, 1, "absent is not a run's folder", "sample", "absent")
+    refused(capsys, 1, "absent is not a run's folder: there is no such folder", "sample", "absent")
     refused(capsys, 2, "RUN|run", "sample")
     assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "run"]) == 0
     refused(capsys, 1, "no checkpoint '7'", "sample", "run", "--checkpoint", "7")

@@ -2,11 +2,13 @@
 
 import math
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import tiny
 
+import npgpt
 from npgpt.cli.main import main
 from npgpt.training.runs import read_config
 
@@ -47,3 +49,31 @@ def test_what_is_no_run_and_what_is_no_op_are_told(folder, capsys):
     assert main(["gradcheck", "nonsense"]) == 1
     said = capsys.readouterr().err
     assert "attention, rotary" in said and said.endswith("GPT, SequenceClassifier\n") and len(said) < 600
+
+
+def test_the_size_of_model_and_step_is_said(folder, capsys):
+    assert main([*TRAIN, "--max-iters", "1"]) == 0
+    size = npgpt.load("run")[0].flat.size
+    assert f"model: {size:,} parameters; a step: 6 sequences of up to 8 tokens" in capsys.readouterr().out
+    assert main(["finetune", "run", "--data", "text.txt", "--max-iters", "1", "--lora-rank", "1"]) == 0
+    said = re.search(r"model: (\S+) parameters, of which (\S+) learn", capsys.readouterr().out)
+    whole, part = said.groups()
+    assert int(whole.replace(",", "")) - int(part.replace(",", "")) == size
+
+
+def test_a_run_that_is_done_says_how_it_goes_on(folder, capsys):
+    assert main([*TRAIN, "--max-iters", "2"]) == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", "run"]) == 0
+    said = capsys.readouterr().out
+    assert "this run is at step 2, and max_iters is 2: a larger --max-iters goes on" in said
+    assert "going on" not in said
+
+
+@pytest.mark.parametrize("text, prompt", [("ab" * 400, "[ab]"), ("a\n" * 400, r"'\\n'")])
+def test_the_next_command_begins_with_what_the_tokenizer_knows(folder, text, prompt, capsys):
+    Path("text.txt").write_text(text)
+    assert main([*TRAIN, "--max-iters", "1"]) == 0
+    following = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(f"next:  npgpt sample run --prompt {prompt}", following)
+    assert main(shlex.split(following.removeprefix("next:  npgpt "))) == 0

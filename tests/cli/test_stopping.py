@@ -66,6 +66,16 @@ def test_two_interrupts_at_once_are_one_and_a_later_one_quits(capfd, monkeypatch
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_forked_rank_that_gets_the_signal_too_says_nothing(capfd):
+    with _stop_on_signals():
+        child = os.fork()
+        if not child:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_nohup_is_heeded():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
