@@ -287,7 +287,7 @@ def read_settings(preset: str, file: str | None) -> TrainConfig:
 def read_config_file(path: Path) -> dict[str, Any]:
     """The settings of a TOML file. Raises ConfigError if it cannot be read."""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:          # also thousands of digits or of open brackets

@@ -92,3 +92,8 @@ def test_odd_names_are_kept_or_refused(tmp_path):
         TrainConfig(data=os.fsdecode(b"\xe9.txt")).to_toml()
     with pytest.raises(ConfigError, match="learning_rate must be of type float"):
         TrainConfig.parse({"learning_rate": 10**400}, "huge.toml")
+
+
+def test_a_file_with_a_byte_order_mark_and_carriage_returns_is_read(tmp_path):
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbfmax_iters = 3\r\nn_layer = 2\r\n")   # Notepad's
+    assert read_config_file(tmp_path / "mine.toml") == {"max_iters": 3, "n_layer": 2}
