@@ -127,7 +127,7 @@ def _settings(path: Path, entries: dict[str, Any], tensors: Iterable[str]) -> di
     for name in ("llama.expert_count", "llama.attention.sliding_window"):
         if entries.get(name):
             raise refused(path, f"it asks for {name}, which npgpt has not")
-    if entries.get("llama.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in tensors:
+    if _scales_rates(entries) or "rope_freqs.weight" in tensors:
         raise refused(path, "it scales its rotary rates, which npgpt does not read from GGUF files")
     theirs = {name: _rounded(entries[f"llama.{entry}"]) for entry, name in ENTRIES.items()
               if f"llama.{entry}" in entries}
@@ -138,6 +138,13 @@ def _settings(path: Path, entries: dict[str, Any], tensors: Iterable[str]) -> di
     if turned and turned != (settings["head_dim"] or settings["n_embd"] // settings["n_head"]):
         raise refused(path, f"it turns {turned} channels of each head, and npgpt turns whole heads only")
     return settings
+
+
+def _scales_rates(entries: dict[str, Any]) -> bool:
+    """As llama.cpp takes it: a factor counts where no type is said, and an old name of it too."""
+    kind   = entries.get("llama.rope.scaling.type")
+    factor = entries.get("llama.rope.scaling.factor", entries.get("llama.rope.scale_linear", 1))
+    return kind != "none" and (kind is not None or factor not in (0, 1))
 
 
 def _rounded(value: Any) -> Any:

@@ -173,6 +173,14 @@ def test_tokens_whose_type_the_file_does_not_say_are_ordinary(tmp_path):
     assert tokenizer.tokens == {token: id for id, token in enumerate(TOKENS) if id}
 
 
+@pytest.mark.parametrize("entries", [
+    {"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, {"rope.scaling.factor": 1.0},
+    {"rope.scaling.factor": 0.0, "rope.scale_linear": 4.0}])
+def test_a_factor_of_rotary_rates_that_llama_cpp_does_not_heed_is_none(tmp_path, entries):
+    config, _, _ = read_gguf(write(tmp_path / "model.gguf", weights(tied=True), **entries), GPTConfig)
+    assert config.rope_scaling == "none"
+
+
 def without(name):
     return {key: array for key, array in weights(tied=True).items() if key != name}
 
@@ -188,6 +196,8 @@ def without(name):
      "blk.0.attn_v.weight has shape (32, 32)"),
     (weights(True) | {"rope_freqs.weight": np.ones(D // 2, "f4")}, {}, "scales its rotary rates"),
     (weights(True), {"rope.scaling.type": "yarn"}, "scales its rotary rates"),
+    (weights(True), {"rope.scaling.factor": 4.0}, "scales its rotary rates"),
+    (weights(True), {"rope.scale_linear": 4.0}, "scales its rotary rates"),
     (weights(True), {"rope.dimension_count": 4}, "turns 4 channels of each head"),
     (weights(True), {"expert_count": 8}, "llama.expert_count"),
     (weights(True), {"attention.sliding_window": 8}, "llama.attention.sliding_window"),
