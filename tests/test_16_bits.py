@@ -176,6 +176,7 @@ def test_what_needs_a_gpu_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     with pytest.raises(DeviceError, match="bfloat16 needs ml_dtypes: pip install ml_dtypes"):
         GPT(CONFIG, device="cuda", dtype="bfloat16")
+    assert GPT(CONFIG, device="cuda", dtype="float16").flat.data.dtype == np.float16       # and no other does
 
 
 # ---- the optimiser ---------------------------------------------------------------------------------------

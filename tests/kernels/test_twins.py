@@ -250,6 +250,16 @@ def test_long_attention_takes_several_blocks_of_queries(T, S, D, causal, dropout
         assert_same(ops.attention_backward(dy, saved), expected, TOLERANCE["float64"])
 
 
+@pytest.mark.parametrize("function", [ops.attention_forward, ops.attention_forward.reference])
+def test_attention_without_a_key_drops_nothing(function):
+    """As where a model that learns with dropout is evaluated."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 2, 5, 4))
+    (y, saved), (plain, plain_saved) = function(q, k, v, True, None, None, 0.3, None), function(q, k, v)
+    assert np.array_equal(y, plain)
+    for backward in (ops.attention_backward, ops.attention_backward.reference):
+        assert_same(backward(v, saved), backward(v, plain_saved), 0)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("away", [1, 10, 29, 31, 90, 300, 1e4])
 @pytest.mark.parametrize("first", [0, 50])

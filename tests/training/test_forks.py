@@ -186,6 +186,40 @@ def test_ranks_that_meet_a_different_number_of_times_do_not_wait_for_ever():
         run_on_processes(2, lambda ranks: ranks.rank or ranks.all_reduce(1.0))
 
 
+class Late:
+    """A semaphore that is released just after it was looked at."""
+
+    def __init__(self):
+        self.looks = 0
+
+    def acquire(self, block=True, timeout=None):
+        self.looks += 1
+        return self.looks > 1 and timeout is not None
+
+
+def test_a_rank_that_came_and_then_left_has_come(monkeypatch):
+    """It may come between a look and the question whether it has gone."""
+    monkeypatch.setattr(forks, "SOON", 0.0)
+    place = forks._MeetingPlace(2)
+    place.left.add(1)
+    assert ForkedRanks(0, 2, [], place)._take(Late(), of=1)
+    with pytest.raises(OthersLeftError):
+        ForkedRanks(0, 2, [], place)._take(place.came[1], of=1)
+
+
+def test_nothing_goes_on_in_this_process_when_another_has_failed():
+    def work(ranks):
+        if ranks.rank:
+            raise TrainingError("this rank has failed")
+        for _ in range(2):
+            ranks.all_reduce(1.0)
+
+    before = threading.enumerate()
+    with pytest.raises(TrainingError, match="this rank has failed"):
+        run_on_processes(2, work)
+    assert "rank 0" not in {thread.name for thread in threading.enumerate() if thread not in before}
+
+
 def test_the_others_leave_when_the_first_is_killed(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import os, time\nfrom npgpt.training.forks import run_on_processes\n"
