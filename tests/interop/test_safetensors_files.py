@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import model_folders
 import numpy as np
@@ -12,6 +13,7 @@ from model_folders import refused, safetensors, write_index, write_shards, write
 from safetensors.numpy import load_file, save_file
 
 from npgpt.interop.safetensors_files import (
+    SIZES,
     narrow_bfloat16,
     open_file,
     open_folder,
@@ -99,13 +101,24 @@ def test_what_would_become_infinite_is_not_written(dtype, value):
 
 def test_arrays_that_are_strided_are_written_right(path):
     base = np.random.default_rng(0).normal(size=(4, 6))
-    arrays = {"t": base.T, "s": base[:, 1:4], "r": base[::-1], "big": base.astype(">f4")}
+    arrays = {"t": base.T, "s": base[:, 1:4], "r": base[::-1], "big": base.astype(">f4"), "c": base[:, 1],
+              "every other": base[0, ::2], "back": base[0, ::-1]}
     path.write_bytes(b"".join(safetensors_pieces(arrays)))
     for name, array in load_file(path).items():
         np.testing.assert_array_equal(array, arrays[name])
-    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
     with pytest.raises(ValueError, match="c has type complex"):
         list(safetensors_pieces({"c": np.ones(2, complex)}))
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_the_data_begins_where_numbers_of_8_bytes_may_lie(length):
+    header = next(iter(safetensors_pieces({"n" * length: np.ones(2)})))
+    assert len(header) % 8 == 0 and int.from_bytes(header[:8], "little") == len(header) - 8
+
+
+def test_a_type_has_as_many_bytes_as_its_name_says():
+    named = {name: int(re.search("[0-9]+", name)[0]) // 8 for name in SIZES if name != "BOOL"}
+    assert SIZES == named | {"BOOL": 1}
 
 
 # Headers that lie
