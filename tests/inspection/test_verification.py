@@ -28,6 +28,7 @@ from npgpt.inspection.verification import (
     allowed,
     band,
     judge,
+    normal_range,
     retrace,
     same_text,
     sentence,
@@ -153,6 +154,17 @@ def test_the_verdict_in_words(changes, said):
     normal, words = sentence(judge(sampled_like(reference, **changes), reference), reference)
     assert re.search(said, words), words
     assert normal == (not changes)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_range_that_is_drawn_is_that_by_which_is_judged(same):
+    reference = synthetic()
+    mean, _   = band(reference, "val_loss", same)
+    for beyond, edge in zip(("low", "high"), normal_range(reference, "val_loss", same), strict=True):
+        for share, verdict in ((0.999, "normal"), (1.001, beyond)):
+            values = sampled_like(reference) | {"val_loss": mean + share * (edge - mean)}
+            rows   = [row for row in judge(values, reference, same) if row.quantity == "val_loss"]
+            assert len(rows) == 11 and {row.verdict for row in rows} == {verdict}
 
 
 def test_only_evaluations_are_judged_and_only_what_the_run_has():

@@ -118,7 +118,7 @@ def test_the_data_begins_where_numbers_of_8_bytes_may_lie(length):
 
 def test_a_type_has_as_many_bytes_as_its_name_says():
     named = {name: int(re.search("[0-9]+", name)[0]) // 8 for name in SIZES if name != "BOOL"}
-    assert SIZES == named | {"BOOL": 1}
+    assert named | {"BOOL": 1} == SIZES
 
 
 # Headers that lie
