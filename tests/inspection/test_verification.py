@@ -280,7 +280,7 @@ def test_a_run_of_a_known_seed_retraces_the_references(tmp_path):
 
     assert apart(4.0, 4.0) == {"train_loss": 0, "grad_norm": 0}
     assert apart(4.0, 4.4) == pytest.approx({"train_loss": 0.1, "grad_norm": 0})
-    assert apart(4.0) is None and apart(4.0, 4.0, seed=77) is None
+    assert apart(4.0) is None and apart(4.0, 4.0, seed=77) is None and retrace({}, reference, 3) is None
 
 
 def test_what_is_allowed_is_t_times_the_spread_of_a_new_seed():
