@@ -92,7 +92,8 @@ def to_numpy(array: Array) -> np.ndarray:
     xp = array_module(array)
     if xp is np:
         return np.asarray(array)
-    return xp.asnumpy(array if array.dtype.itemsize != 2 else array.astype(np.float32))
+    narrow = array.dtype.itemsize == 2 and array.dtype.kind not in "iu"       # bfloat16's kind is "V"
+    return xp.asnumpy(array.astype(np.float32) if narrow else array)
 
 
 def synchronize(device: str = "cpu") -> None:

@@ -53,6 +53,15 @@ def test_there_and_back(cupy, gpus, device, number):
     synchronize(device)
 
 
+@pytest.mark.parametrize("dtype, back", [
+    ("float16", "float32"), ("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64"),
+    ("uint16", "uint16"), ("int16", "int16"), ("bool", "bool")])
+def test_floats_of_16_bits_come_back_as_float32_and_whole_numbers_as_they_are(cupy, dtype, back):
+    pytest.importorskip("ml_dtypes")
+    there = to_numpy(cupy.asarray(np.arange(3)).astype(dtype))
+    assert there.dtype == back and np.array_equal(there, np.arange(3).astype(back))
+
+
 def test_a_named_gpu_becomes_the_current_one_so_that_formulas_run_there(gpus):
     first, second = to_device(HOST, "cuda"), to_device(HOST, "cuda:1")
     assert device_of(second + 1) == "cuda:1"
