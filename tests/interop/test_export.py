@@ -111,6 +111,15 @@ def test_sizes_of_files(size, files, tmp_path):
     assert len(list((tmp_path / "x").glob("*.safetensors"))) == files
 
 
+@pytest.mark.parametrize(("kind", "dtype", "said"), [
+    ("float32", None, "float32"), ("float64", None, "float64"), ("float64", "bfloat16", "bfloat16")])
+def test_the_type_of_the_numbers_is_told_and_one_file_has_no_index(kind, dtype, said, tmp_path):
+    random_model(npgpt.GPTConfig(11, 6, 1, 2, 4), kind).save_pretrained(tmp_path / "x", dtype)
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {"config.json", "generation_config.json",
+                                                                  "model.safetensors"}
+    assert json.loads((tmp_path / "x" / "config.json").read_text())["torch_dtype"] == said
+
+
 # By name
 
 def test_a_name_is_fetched(tmp_path, monkeypatch):
