@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -199,6 +200,7 @@ def test_a_tokenizer_without_an_end_is_refused():
 
 def test_the_masked_ratio_is_of_all_tokens():
     assert encoded(Pair("abc", ("d",)), Pair("a", ("bcd",)))[0].masked_ratio == 4 / 10
+    assert encoded(Pair("abc", ("",)))[0].masked_ratio == 0              # there are none
 
 
 def test_prompts_and_first_answers_come_back():
@@ -231,7 +233,12 @@ def test_examples_are_read_as_they_were_written_and_damage_is_refused(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(whole[:-3])
     with pytest.raises(DataError, match="cut.safetensors cannot be read"):
         open_examples(tmp_path / "cut.safetensors")
-    written.starts[1] = 0
-    save_examples(tmp_path / "b.safetensors", written)
-    with pytest.raises(DataError, match="b.safetensors are damaged"):
-        open_examples(tmp_path / "b.safetensors")
+    starts, counted = written.starts, written.counted
+    for damage in ({"starts": starts * [1, 0, 1]}, {"starts": np.maximum(starts, 1)}, {"starts": starts[:-1]},
+                   {"starts": starts * [1, 1, 2]}, {"labels": np.arange(3)}, {"counted": counted[:-1]}):
+        save_examples(tmp_path / "b.safetensors", replace(written, **damage))
+        with pytest.raises(DataError, match="b.safetensors are damaged"):
+            open_examples(tmp_path / "b.safetensors")
+    labelled, _ = encoded(Labelled("a", "x"), Labelled("b", "y"), labels=["x", "y"])
+    save_examples(tmp_path / "c.safetensors", labelled)                 # of one token each
+    assert open_examples(tmp_path / "c.safetensors").labels.tolist() == [0, 1]

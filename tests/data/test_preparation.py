@@ -60,7 +60,9 @@ def test_every_document_is_on_one_side_or_counted(tmp_path, texts):
 
 def test_the_manifest_is_true(tmp_path, texts):
     stays, left_out = texts
-    returned = preparing.run(tmp_path / "texts", tmp_path / "out")
+    told: dict[str, list] = {}
+    returned = preparing.run(tmp_path / "texts", tmp_path / "out",
+                             progress=lambda step, *numbers: told.setdefault(step, []).append(numbers))
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert returned == manifest
     assert list(manifest) == ["kind", "options", "sources", "versions", "rules", "notes", "split",
@@ -88,7 +90,10 @@ def test_the_manifest_is_true(tmp_path, texts):
     assert manifest["notes"] == {"byte_order_mark": 1, "crlf": 1} and manifest["split"] == "by document"
     files = [path for path in (tmp_path / "texts").rglob("*") if path.is_file()]
     assert manifest["sources"]["files"] == len(files)
-    assert manifest["sources"]["bytes"] == sum(path.stat().st_size for path in files)
+    size = manifest["sources"]["bytes"]
+    assert size == sum(path.stat().st_size for path in files)
+    assert told["reading"][0] == (0, size) and told["reading"][-1] == (size, size)
+    assert all(done == total > 0 for done, total in (steps[-1] for steps in told.values()))
     assert manifest["options"]["shard_tokens"] == 4000 and manifest["versions"]["numpy"] == np.__version__
     assert manifest["tokenizer"]["vocab_size"] == 280 and manifest["tokenizer"]["end_of_text"] == 279
 
@@ -110,6 +115,7 @@ def test_workers_and_parts_do_not_change_a_byte(tmp_path, texts, monkeypatch):
     preparing.run(tmp_path / "texts", tmp_path / "one")
     preparing.run(tmp_path / "texts", tmp_path / "two", workers=2)
     monkeypatch.setattr(reading, "_PART", 10**6)
+    monkeypatch.setattr(parts, "_CHUNK", 997)
     for run in (1, 700, 10**6):
         monkeypatch.setattr(parts, "_RUN", run)
         preparing.run(tmp_path / "texts", tmp_path / f"runs of {run}")
@@ -144,6 +150,16 @@ def test_a_shard_is_told_of_the_files_that_it_reads_alone():
     assert not list(parts.shard_tasks(Path("out"), "val", files[1:2], 5, 300, "npgpt"))
 
 
+def test_other_stop_words_are_another_preparation(tmp_path):
+    write_texts(tmp_path / "texts", [f"the {text} and" for text in different(12)])
+    words = tmp_path / "words"
+    for content in ("the and", "the and"):
+        words.write_text(content)
+        preparing.run(tmp_path / "texts", tmp_path / "out", stop_words=words, tokenizer="character")
+    words.write_text("the but")                                     # as long, and of no later date
+    with pytest.raises(DataError, match="another preparation: its stop words is '[0-9a-f]{64}', not"):
+        preparing.run(tmp_path / "texts", tmp_path / "out", stop_words=words, tokenizer="character")
+
 def test_the_folder_may_lie_among_the_texts(tmp_path, texts):
     stays, _ = texts
     for _ in range(2):
@@ -165,6 +181,13 @@ def test_a_documents_side_depends_on_it_and_the_seed_alone(tmp_path):
         sides[name, seed] = set(documents(out, "val"))
     assert sides["half", 1] == sides["all", 1] & set(texts[::2])
     assert 60 <= len(sides["all", 1]) <= 120 and len(sides["all", 1] ^ sides["all", 2]) > 60
+
+
+def test_the_sides_stay_what_they_were(tmp_path):
+    """What a later version prepares must not train on what an earlier one has held back."""
+    write_texts(tmp_path / "texts", [letter * 9 for letter in "abcdefghijklmnopqrst"])
+    preparing.run(tmp_path / "texts", tmp_path / "out", vocab_size=257, near_duplicates=None)
+    assert "".join(text[0] for text in documents(tmp_path / "out", "val")) == "jmr"
 
 
 def test_what_was_one_document_lies_on_one_side(tmp_path, monkeypatch):
@@ -240,6 +263,24 @@ def test_other_tokenizers(tmp_path, texts):
     BPETokenizer([(n, 254) for n in range(256)], ("<|endoftext|>",)).save(tmp_path / "saved")
     with pytest.raises(DataError, match="another preparation: its tokenizer is"):
         preparing.run(tmp_path / "texts", tmp_path / "own", tokenizer=str(tmp_path / "saved"))
+
+
+def test_ids_of_a_large_vocabulary_have_four_bytes_from_the_text_to_the_shard(tmp_path, texts):
+    stays, _ = texts
+    BPETokenizer((), {"<|endoftext|>": 70_000}).save(tmp_path / "large")
+    manifest = preparing.run(tmp_path / "texts", tmp_path / "out", tokenizer=str(tmp_path / "large"))
+    assert len(manifest["train"]["shards"]) > 1
+    assert all(shard["bytes"] == 40 + 4 * shard["tokens"] for shard in manifest["train"]["shards"])
+    assert sorted(documents(tmp_path / "out", "train") + documents(tmp_path / "out", "val")) == sorted(stays)
+
+
+def test_a_folder_removed_and_prepared_anew_has_nothing_of_the_tokenizer_before(tmp_path):
+    write_texts(tmp_path / "texts", different(20))
+    for tokenizer in ("character", "bpe"):
+        preparing.run(tmp_path / "texts", tmp_path / "out", tokenizer=tokenizer, vocab_size=257)
+        ids = np.concatenate(open_prepared(tmp_path / "out").train)
+        assert set(load_tokenizer(tmp_path / "out/tokenizer").decode(ids.tolist())) >= set("abcdefgh ")
+        shutil.rmtree(tmp_path / "out")
 
 
 @pytest.mark.parametrize("format", ["llm.c", "nanogpt"])

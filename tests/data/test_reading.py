@@ -38,6 +38,7 @@ def test_folders_in_sorted_order_without_the_hidden_and_the_written(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("x")
     (tmp_path / "a/loop").symlink_to(tmp_path)
+    (tmp_path / "z.txt").symlink_to("b.txt")                            # the same file, and read once
     found = find_files([tmp_path], tmp_path / "out")
     assert [str(path.relative_to(tmp_path)) for path in found] == [
         "C.MD.GZ", "a/deep/x.JSONL", "a/out/kept.txt", "a/z.md", "a.txt.gz", "b.txt", "c.ndjson.zst"]

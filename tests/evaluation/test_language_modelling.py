@@ -12,6 +12,7 @@ from model_folders import random_model
 from npgpt import BPETokenizer, CharacterTokenizer, GPTConfig
 from npgpt.errors import CheckpointError, ConfigError, DataError
 from npgpt.evaluation import documents as sources
+from npgpt.evaluation import scoring
 from npgpt.evaluation.bootstrap import mean_interval, ratio_interval
 from npgpt.evaluation.language_modelling import measure, windows
 from npgpt.evaluation.scoring import Span, batch_size_for, surprisals
@@ -116,13 +117,18 @@ def test_a_gpt_of_zeros_is_uniform():
     assert measure(model, DOCUMENTS, LENGTHS, CONTEXT, 3).loss == pytest.approx(math.log(V), rel=1e-14)
 
 
-def test_batches_change_nothing(model):
+def test_batches_change_nothing(model, monkeypatch):
     alone = measure(model, DOCUMENTS, LENGTHS, CONTEXT, 2, prefix=0, batch_size=1)
     for batch_size in (2, 3, 7, 1000, None):
         batch = measure(model, DOCUMENTS, LENGTHS, CONTEXT, 2, prefix=0, batch_size=batch_size)
         for one, other in zip(alone.surprisals, batch.surprisals, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-12)
         assert batch.intervals["loss"] == pytest.approx(alone.intervals["loss"], rel=1e-12)
+    for at_once in (1, 2 * V, 5 * V):                               # some of the logits at a time, in float64
+        monkeypatch.setattr(scoring, "WIDENED_AT_ONCE", at_once)
+        some = measure(model, DOCUMENTS, LENGTHS, CONTEXT, 2, prefix=0)
+        for one, other in zip(alone.surprisals, some.surprisals, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12)
 
 
 def test_bits_per_byte_by_hand():
