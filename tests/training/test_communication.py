@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -343,6 +344,37 @@ def test_a_process_that_fails_ends_all_and_its_error_is_told(mpiexec, of_gpus):
     done = mpiexec(3, *of_gpus, "fail")
     assert done.returncode != 0 and "TrainingError: this rank has failed" in done.stderr
     assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_ends_a_process_ends_all_once_it_is_told(monkeypatch, capsys, rank):
+    """Rank 0 tells first, for it may have befallen all; and mpiexec has time to hand on what each has said."""
+    done, at_exit = [], []
+    world = SimpleNamespace(rank=rank, size=2, Get_rank=lambda: rank, Get_size=lambda: 2,
+                            Abort=lambda status: done.append(("end all", status)))
+    world.Split_type = lambda kind: world
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(
+        MPI=SimpleNamespace(COMM_WORLD=world, COMM_TYPE_SHARED=0)))
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setattr(communication, "time", SimpleNamespace(
+        sleep=lambda seconds: done.append(("wait", seconds))))
+    monkeypatch.setattr(communication, "atexit", SimpleNamespace(
+        register=lambda *call: at_exit.insert(0, call)))               # the last comes first
+    with pytest.raises(SystemExit), communication.processes():
+        sys.exit(1)
+    assert not done and not at_exit                                    # each leaves by itself
+    for error in (TrainingError, KeyboardInterrupt):
+        with pytest.raises(error), communication.processes() as ranks:
+            assert (ranks.rank, ranks.size) == (rank, 2)
+            print("this")
+            raise error
+        assert capsys.readouterr().out == ("" if rank else "this\n")
+        assert done == rank * [("wait", 1.0)]
+        for function, *arguments in at_exit:
+            function(*arguments)
+        assert done[rank:] == [("wait", 0.25), ("end all", 1)]
+        done.clear()
+        at_exit.clear()
 
 
 @pytest.mark.parametrize("name", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
