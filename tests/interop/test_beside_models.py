@@ -74,6 +74,14 @@ def test_no_token_begins_a_text_where_the_files_name_none(written):
         assert read(folder, "generation_config") == {"bos_token_id": None, "eos_token_id": [257, 256]}
 
 
+def test_a_token_that_only_the_tokenizers_files_name_gets_its_number_in_the_models(written):
+    write_folder({"bos_token": "<|pad|>", "eos_token": "<|end|>"}, {"eos_token_id": 257},
+                 {"bos_token_id": None}, **LLAMA)
+    for folder in written():
+        assert read(folder, "config")["bos_token_id"] == 258
+        assert read(folder, "generation_config") == {"bos_token_id": 258, "eos_token_id": 257}
+
+
 @pytest.mark.parametrize("entries, settings, named", [
     (None, {}, True), ({"model_max_length": 9}, {}, True), ({"model_max_length": 9}, LLAMA, False),
     ({"tokenizer_class": "GPT2Tokenizer"}, LLAMA, True), ({"bos_token": "<|end|>"}, {}, True),

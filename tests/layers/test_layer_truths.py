@@ -28,6 +28,12 @@ class Pair(Module):
         self.again = self.first
 
 
+def test_a_head_that_is_told_of_no_cap_caps_nothing():
+    head = layers.LanguageModelHead(Parameter(5, 4, std=1.0)).initialise(dtype="float64")
+    x    = 1e4 * normal(2, 3, 4)
+    assert np.allclose(head.forward(x)[0], x @ head.weight.data.T, rtol=1e-12)
+
+
 # ---- parameters ----
 
 def test_parameters_are_named_by_attributes_and_listed_once():

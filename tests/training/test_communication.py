@@ -348,7 +348,7 @@ def test_a_process_that_fails_ends_all_and_its_error_is_told(mpiexec, of_gpus):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_ends_a_process_ends_all_once_it_is_told(monkeypatch, capsys, rank):
-    """Rank 0 tells first, for it may have befallen all; and mpiexec has time to hand on what each has said."""
+    """Rank 0 tells first, for it may have befallen all; and mpiexec has time to hand on what each says."""
     done, at_exit = [], []
     world = SimpleNamespace(rank=rank, size=2, Get_rank=lambda: rank, Get_size=lambda: 2,
                             Abort=lambda status: done.append(("end all", status)))
