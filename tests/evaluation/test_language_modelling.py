@@ -165,7 +165,10 @@ def test_the_bootstrap_draws_documents_or_stretches(model):
         low, high = result.intervals["bits_per_byte"]
         assert low < result.bits_per_byte < high
     sums, counts = [own.sum() for own in many.surprisals], [len(own) for own in many.surprisals]
-    assert many.intervals["loss"] == pytest.approx(ratio_interval(np.array(sums), np.array(counts)))
+    for settings in ({}, {"seed": 3, "resamples": 20}):
+        result = measure(model, documents(*[7] * 29, 30), LENGTHS, CONTEXT, 3, 0, **settings)
+        assert result.intervals["loss"] == pytest.approx(
+            ratio_interval(np.array(sums), np.array(counts), **settings))
     assert measure(model, documents(5), LENGTHS, CONTEXT, 1, prefix=0).intervals["loss"] is None
 
 
@@ -265,10 +268,13 @@ def test_a_limit_is_of_scored_tokens(limit):
 def test_a_text_and_a_prepared_folder_of_it_give_the_same(tmp_path):
     """The validation side of the prepared folder, written out as files, is the same documents."""
     preparing.write_corpus(tmp_path / "corpus")
-    preparing.run(tmp_path / "corpus", tmp_path / "prepared")
+    preparing.run(tmp_path / "corpus", tmp_path / "prepared", shard_tokens=1000)
     tokenizer = load_tokenizer(tmp_path / "prepared" / "tokenizer")
     prepared  = sources.read(str(tmp_path / "prepared"), tokenizer)
     assert len(prepared.tokens) > 3 and prepared.kind == "prepared"
+    hashes = [hashlib.sha256(file.read_bytes()) for file in sorted((tmp_path / "prepared").glob("val-*.bin"))]
+    assert len(hashes) > 1
+    assert prepared.sha256 == hashlib.sha256(b"".join(each.digest() for each in hashes)).hexdigest()
     (tmp_path / "texts").mkdir()
     for n, own in enumerate(prepared.tokens):
         (tmp_path / "texts" / f"{n:02}.txt").write_bytes(tokenizer.decode(own.tolist()).encode())

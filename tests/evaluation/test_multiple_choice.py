@@ -10,6 +10,7 @@ from model_folders import random_model
 
 from npgpt import BPETokenizer, CharacterTokenizer, GPTConfig
 from npgpt.errors import DataError
+from npgpt.evaluation.bootstrap import mean_interval
 from npgpt.evaluation.multiple_choice import Question, encode_pair, measure, read_questions
 
 TOKENIZER = BPETokenizer.train(["the cat sat on the mat, the dog ran to the cat " * 3], 280)
@@ -89,7 +90,10 @@ def test_the_accuracies_by_hand():
         assert alone.intervals["acc"] is None
     low, high = result.intervals["acc"]
     assert 0 <= low < 0.5 < high <= 1
-    assert measure(Fixed(logits), questions, tokenizer, 20, seed=0).intervals == result.intervals
+    again = measure(Fixed(logits), questions, tokenizer, 20, seed=3, resamples=30)
+    for name, hits in answers.items():
+        assert result.intervals[name] == mean_interval(np.array(hits))
+        assert again.intervals[name] == mean_interval(np.array(hits), 3, 30)
 
 
 def test_context_and_ending_are_cut_as_the_harness_cuts_them():

@@ -11,6 +11,7 @@ from npgpt.data.examples import encode_records
 from npgpt.data.records import Dialogue, Labelled, Pair, Text
 from npgpt.errors import ConfigError, DataError
 from npgpt.evaluation.answers import answers_of, measure
+from npgpt.evaluation.bootstrap import ratio_interval
 from npgpt.evaluation.documents import byte_lengths
 from npgpt.evaluation.prompts import make_prompts, render_for
 
@@ -116,7 +117,7 @@ def test_the_loss_is_that_of_the_answers_and_their_ends(batch_size):
     assert [own.tolist() for own in answers.tokens] == tokens
     assert [np.flatnonzero(own).tolist() for own in answers.counted] == places
     assert answers.masked_ratio == pytest.approx(1 - 17 / (6 + 5 + 6 + 18))
-    result = measure(model, answers, byte_lengths(answers.tokens, TOKENIZER), batch_size, 0, 50)
+    result = measure(model, answers, byte_lengths(answers.tokens, TOKENIZER), batch_size, 3, 50)
     nats   = [[alone(model, own, n) for n in where] for own, where in zip(tokens, places, strict=True)]
     for own, theirs in zip(result.surprisals, nats, strict=True):
         np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-10)
@@ -127,6 +128,8 @@ def test_the_loss_is_that_of_the_answers_and_their_ends(batch_size):
     assert result.units == ("records", 4)
     low, high = result.intervals["loss"]
     assert low < result.loss < high
+    sums, counts = np.array([sum(own) for own in nats]), np.array([len(own) for own in nats])
+    assert (low, high) == pytest.approx(ratio_interval(sums, counts, 3, 50))
 
 
 def test_limit_counts_scored_tokens():
