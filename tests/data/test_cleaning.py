@@ -105,6 +105,7 @@ def test_repair_without_ftfy_is_one_sentence(monkeypatch):
 
 @pytest.mark.parametrize(("options", "says"), [
     ({"val_fraction": 1.0}, "val_fraction must be at least 0 and below 1, not 1.0"),
+    ({"val_fraction": -0.1}, "val_fraction must be"), ({"format": "parquet"}, "format must be npgpt or"),
     ({"near_duplicates": 0.0}, "near_duplicates must be above 0"),
     ({"near_duplicates": 1.1}, "near_duplicates must be above 0"),
     ({"seed": -1}, "seed"), ({"seed": 2**64}, "seed"), ({"shard_tokens": 0}, "shard_tokens"),
@@ -116,3 +117,10 @@ def test_repair_without_ftfy_is_one_sentence(monkeypatch):
 def test_options_that_are_refused(options, says):
     with pytest.raises(ConfigError, match=says):
         PrepareConfig(**options)
+
+
+def test_options_at_the_ends_of_what_may_be():
+    PrepareConfig(val_fraction=0.0, near_duplicates=1.0, seed=0, shard_tokens=1, tokenizer_characters=1,
+                  max_characters=2_000_000, vocab_size=257, max_words=0)
+    PrepareConfig(seed=2**64 - 1)
+    PrepareConfig(tokenizer="character", vocab_size=0)               # which has as many as there are
