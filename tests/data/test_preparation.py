@@ -258,6 +258,10 @@ def test_other_tokenizers(tmp_path, texts):
     assert load_tokenizer(tmp_path / "own/tokenizer").merges == large.merges
     assert manifest["tokenizer"]["vocab_size"] == 513 and sorted(
         documents(tmp_path / "own", "train") + documents(tmp_path / "own", "val")) == sorted(stays)
+    file = tmp_path / "saved" / "tokenizer.json"
+    one  = preparing.run(tmp_path / "texts", tmp_path / "of a file", tokenizer=str(file))
+    assert one["train"] == manifest["train"] and one["sources"]["tokenizer"] == hashlib.sha256(
+        f"tokenizer.json\t{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode()).hexdigest()
     with pytest.raises((DataError, TokenizerError), match="absent"):
         preparing.run(tmp_path / "texts", tmp_path / "x", tokenizer=str(tmp_path / "absent"))
     BPETokenizer([(n, 254) for n in range(256)], ("<|endoftext|>",)).save(tmp_path / "saved")

@@ -129,6 +129,7 @@ def test_endings_that_cannot_be_scored(model):
             measure(model, [question], tokenizer, 12, delimiter=delimiter)
     whole = measure(model, [Question("a", ("b", "c" * 11), 0, "")], character, 12)
     assert whole.truncated == 0 and whole.tokens == 2 + 12
+    assert measure(model, [Question("aa", ("b", "c" * 11), 0, "")], character, 12).truncated == 1
 
 
 # Files
