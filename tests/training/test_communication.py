@@ -360,7 +360,9 @@ def test_what_ends_a_process_ends_all_once_it_is_told(monkeypatch, capsys, rank)
         sleep=lambda seconds: done.append(("wait", seconds))))
     monkeypatch.setattr(communication, "atexit", SimpleNamespace(
         register=lambda *call: at_exit.insert(0, call)))               # the last comes first
+    monkeypatch.setattr(communication, "physical_cores", lambda: 2)
     with pytest.raises(SystemExit), communication.processes():
+        assert blas_threads() == {1}                                   # the two share the cores out
         sys.exit(1)
     assert not done and not at_exit                                    # each leaves by itself
     for error in (TrainingError, KeyboardInterrupt):
@@ -389,12 +391,12 @@ def test_what_mpich_or_open_mpi_starts_needs_mpi4py(monkeypatch, name):
         pytest.fail("without mpi4py")
 
 
-def test_threads_share_the_cores_out(monkeypatch):
+def blas_threads(ranks=None):
     from threadpoolctl import threadpool_info
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
-    def blas_threads(ranks=None):
-        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
+def test_threads_share_the_cores_out(monkeypatch):
     before = blas_threads()
     monkeypatch.setattr(communication, "physical_cores", lambda: 2)
     assert run_on_threads(2, blas_threads) == run_on_threads(5, blas_threads) == {1}
