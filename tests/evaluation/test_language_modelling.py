@@ -190,6 +190,7 @@ def test_an_interval_is_a_function_of_its_seed():
     assert mean_interval(values, 3) == mean_interval(values, 3) != mean_interval(values, 4)
     assert mean_interval(values[:1]) is None
     assert mean_interval(np.ones(9)) == (1, 1)
+    assert ratio_interval(np.ones(3), np.array([1, 0, 2])) is None   # a unit without bytes, drawn alone: 1/0
 
 
 def test_large_logits_do_not_overflow_and_broken_ones_are_told():
