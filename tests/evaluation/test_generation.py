@@ -26,7 +26,7 @@ class Scripted:
     """Writes the script that belongs to a prompt's last token; counts what it is asked."""
 
     def __init__(self, scripts):
-        self.scripts, self.batches = scripts, []
+        self.scripts, self.batches, self.steps = scripts, [], 0
 
     def generate(self, prompts, max_new_tokens, **settings):
         self.batches.append([len(prompt) for prompt in prompts])
@@ -36,6 +36,7 @@ class Scripted:
                 return None
 
             def next_logits(inner, tokens, kv_cache=None, attention_mask=None):
+                self.steps += 1
                 T = max(map(len, prompts))
                 logits = np.zeros((len(tokens), TOKENIZER.vocab_size))
                 for row, own in enumerate(tokens):
@@ -71,6 +72,14 @@ def test_texts_end_at_an_end_a_string_or_for_want_of_room():
     short = write_on(model, TOKENIZER, [[a], [b]], 3, ends=(END,))
     assert short == [Written("one", False), Written("two", False)]
     assert write_on(model, TOKENIZER, [[a]], 4, ends=(END,)) == [Written("one", True)]
+
+
+def test_no_token_is_made_after_the_end():
+    a, = ids("a")
+    for script, settings in (([*ids("one"), END], {"ends": (END,)}), (ids("one, two"), {"stops": ("e",)})):
+        model = Scripted({a: script})
+        write_on(model, TOKENIZER, [[a]], 30, **settings)
+        assert model.steps == script.index(END if END in script else ids("e")[0]) + 1
 
 
 def test_batches_of_themselves_hold_no_more_tokens_than_a_few_thousand():
