@@ -34,6 +34,16 @@ def test_a_head_that_is_told_of_no_cap_caps_nothing():
     assert np.allclose(head.forward(x)[0], x @ head.weight.data.T, rtol=1e-12)
 
 
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_a_heads_loss_is_a_share_of_the_items_that_it_is_told_of(softcap):
+    head = layers.LanguageModelHead(Parameter(5, 4, std=1.0), softcap).initialise(dtype="float64")
+    x, targets = normal(2, 3, 4), np.array([[0, 1, -100], [2, 4, -100]])
+    (mean, whole), (part, saved) = head.loss(x, targets), head.loss(x, targets, 16)
+    one = np.float64(1)
+    assert float(part) == pytest.approx(float(mean) * 4 / 16)
+    np.testing.assert_allclose(head.loss_backward(one, saved), head.loss_backward(one, whole) * 4 / 16)
+
+
 # ---- parameters ----
 
 def test_parameters_are_named_by_attributes_and_listed_once():
