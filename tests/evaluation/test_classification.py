@@ -71,9 +71,9 @@ def test_intervals_are_of_the_texts():
     labels, given = rng.integers(3, size=40), rng.integers(3, size=40)
     result = measure(labels, given, 3, seed=2, resamples=30)
     assert result.intervals["accuracy"] == pytest.approx(mean_interval((labels == given) * 1.0, 2, 30))
-    drawn  = resampled(lambda n: [averages(labels[n], given[n], 3)["f1_macro"]], 40, 2, 30)
-    assert result.intervals["f1_macro"] == drawn[0]
-    assert result.intervals.keys() == result.numbers.keys()
+    drawn  = resampled(lambda n: list(averages(labels[n], given[n], 3).values()), 40, 2, 30)
+    assert result.intervals == dict(zip(result.numbers, drawn, strict=True))
+    assert result.intervals["precision_macro"] != result.intervals["recall_macro"]
     assert set(measure(labels[:1], given[:1], 3).intervals.values()) == {None}
 
 
@@ -90,6 +90,12 @@ def test_batches_give_what_each_text_gives_alone(batch_size):
     assert model.shapes[0] == (min(batch_size or 5, 5), 6)           # the longest first
     if batch_size == 2:
         assert model.shapes == [(2, 6), (2, 3), (1, 1)]
+
+
+def test_batches_of_themselves_hold_no_more_tokens_than_a_few_thousand():
+    model = Counting()
+    probabilities(model, [[1] * 24] * 300 + [[1]] * 9)
+    assert model.shapes == [(170, 24), (139, 24)]
 
 
 def test_large_logits_overflow_nothing_and_none_that_is_no_number_passes():
