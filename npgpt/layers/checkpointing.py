@@ -4,18 +4,32 @@ Costs one more forward, and saves the memory of everything that the layer would 
 equals the first, for dropout too: its masks are a function of the key.
 """
 
+from typing import Any
+
 from npgpt.layers.module import Module
 
 
 class Checkpointed(Module):
-    """Wraps a layer with `forward(x, key, **context)`; the parameters and their names stay the layer's.
+    """Wraps a layer with `forward(x, key, **context)`; parameters, names and parts stay the layer's:
+    `checkpointed.mlp` is the layer's, also where another is put in its place.
 
     kv_cache, in forward: for a layer that takes one. A second run would append to it once more, so nothing
     is saved then, and there is no backward.
     """
 
     def __init__(self, layer):
-        self.layer = layer
+        vars(self)["layer"] = layer
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "layer" not in vars(self):      # as while it is being copied
+            raise AttributeError(name)
+        return getattr(self.layer, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("layer", "flat"):
+            vars(self)[name] = value
+        else:
+            setattr(self.layer, name, value)
 
     def named_parameters(self, prefix: str = ""):
         return self.layer.named_parameters(prefix)

@@ -113,16 +113,25 @@ class FlatParameters:
         return parameters, stretches
 
     def load(self, arrays: Mapping[str, Any]) -> None:
-        """Sets every parameter from host arrays by name, or from what has their `shape` and `astype`.
+        """Sets every parameter that is learned from host arrays by name, or from what has their `shape` and
+        `astype`.
 
         Raises CheckpointError naming the first misfit.
         """
-        for name in sorted(arrays.keys() ^ self.parameters.keys()):
-            there, not_there = ("model", "checkpoint") if name in self.parameters else ("checkpoint", "model")
-            raise CheckpointError(f"{name} is in the {there} but not in the {not_there}")
-        for name, parameter in self.parameters.items():
-            if arrays[name].shape != parameter.shape:
-                raise CheckpointError(f"{name} has shape {tuple(arrays[name].shape)} in the checkpoint, "
-                                      f"but {parameter.shape} in the model")
-        for name, parameter in self.parameters.items():
-            parameter.data[...] = to_device(arrays[name].astype(self.data.dtype, copy=False), self.device)
+        load_arrays(self.parameters, arrays, self.device)
+
+
+def load_arrays(parameters: Mapping[str, Any], arrays: Mapping[str, Any], device: str) -> None:
+    """Sets the parameters from arrays of their names, as `FlatParameters.load`."""
+    if not isinstance(arrays, Mapping):
+        raise CheckpointError(f"parameters are set from arrays by name, a dict, and not from a "
+                              f"{type(arrays).__name__}")
+    for name in sorted(arrays.keys() ^ parameters.keys()):
+        there, not_there = ("model", "checkpoint") if name in parameters else ("checkpoint", "model")
+        raise CheckpointError(f"{name} is in the {there} but not in the {not_there}")
+    for name, parameter in parameters.items():
+        if arrays[name].shape != parameter.shape:
+            raise CheckpointError(f"{name} has shape {tuple(arrays[name].shape)} in the checkpoint, "
+                                  f"but {parameter.shape} in the model")
+    for name, parameter in parameters.items():
+        parameter.data[...] = to_device(arrays[name].astype(parameter.data.dtype, copy=False), device)

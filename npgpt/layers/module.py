@@ -13,14 +13,14 @@ two places, or for two batches, gets the sum of both.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
 
 from npgpt.errors import ConfigError, DataError
-from npgpt.layers.flat import FlatParameters
+from npgpt.layers.flat import FlatParameters, load_arrays
 from npgpt.tensor import array_module, to_device, to_numpy
 from npgpt.tensor.precision import NARROW, accumulator
 from npgpt.tensor.random import initial_normal
@@ -167,6 +167,19 @@ class Module:
             elif seed is not None:
                 parameter.data = to_device(parameter.initial(seed, name).astype(self.flat.data.dtype), device)
         return self
+
+    def state(self) -> dict[str, Any]:
+        """Name → a copy of each parameter's values, learned or frozen, on the host: for `load_state`, or for
+        a file, numpy.savez("weights.npz", **model.state()).
+        """
+        return {name: np.array(to_numpy(parameter.data)) for name, parameter in self.parameters.items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Sets every parameter to what `state` gave, or numpy.load("weights.npz").
+
+        Raises CheckpointError naming the first that is missing, too many or of another shape.
+        """
+        load_arrays(self.parameters, state, self.flat.device)
 
     def freeze(self, trained: Callable[[str], bool]) -> None:
         """From now on only the parameters whose name `trained` accepts are learned; called again it decides

@@ -16,7 +16,7 @@ from npgpt.interop.huggingface import find_folder, read_classifier
 from npgpt.interop.huggingface_writing import write_model
 from npgpt.layers import Linear, lora_layers
 from npgpt.models.config import GPTConfig
-from npgpt.models.decoder import IGNORE_INDEX, Decoder, take
+from npgpt.models.decoder import IGNORE_INDEX, SAVE_INSTEAD, Decoder, take
 from npgpt.models.gpt import GPT
 from npgpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from npgpt.tensor import array_module, to_device, to_numpy
@@ -45,6 +45,7 @@ class SequenceClassifier(Decoder):
         """A classifier with a copy of the GPT's body and a fresh head. Raises ConfigError."""
         if lora_layers(gpt):
             raise ConfigError("the GPT has LoRA: merge that into its weights, then make a classifier of it")
+        gpt.check_plain("make the classifier a Module of your own, with the GPT in it")
         device, dtype = gpt.flat.device, str(gpt.flat.data.dtype)
         model = cls(gpt.config, labels, None, device, dtype)
         body  = gpt.parameters
@@ -67,7 +68,11 @@ class SequenceClassifier(Decoder):
 
     def save_pretrained(self, path: str | Path, dtype: str | None = None,
                         max_shard_size: int | str = "5GB") -> None:
-        """Writes such a folder, whole or not at all. dtype, max_shard_size: see `write_model`."""
+        """Writes such a folder, whole or not at all. dtype, max_shard_size: see `write_model`.
+
+        Raises ConfigError for a model with parts of your own, of which no such folder tells.
+        """
+        self.check_as_configured({"score.weight": (self.config.n_embd, len(self.labels))}, SAVE_INSTEAD)
         arrays = {name: parameter.data for name, parameter in self.parameters.items()}
         write_model(path, asdict(self.config), arrays, dtype, max_shard_size,
                     labels=Labels(self.labels, self.pad_token_id))

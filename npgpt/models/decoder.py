@@ -8,8 +8,9 @@ transformers' for GPT-2: Normal(0, 0.02²), the projections that end in a residu
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from npgpt.layers import (
     FeedForward,
     LayerNorm,
     LearnedPosition,
+    LoRALinear,
     Module,
     ParallelBlock,
     ParallelPostNormBlock,
@@ -36,10 +38,12 @@ from npgpt.layers import (
     SinusoidalPosition,
     lora_layers,
 )
+from npgpt.layers.lora import ADDED
 from npgpt.models.config import GPTConfig
 from npgpt.tensor import Key, array_module, to_device, to_numpy
 
 IGNORE_INDEX = -100         # a target that does not count, as in PyTorch
+SAVE_INSTEAD = "keep model.state() and the code that makes it, not a model's folder"
 
 
 class Decoder(Module):
@@ -70,6 +74,23 @@ class Decoder(Module):
         if c.gradient_checkpointing:
             self.h = [Checkpointed(block) for block in self.h]
         self.ln_f = None if c.block in ("post", "parallel_post") else make_norm(c)     # those end with one
+
+    def check_as_configured(self, heads: Mapping[str, tuple[int, ...]], instead: str) -> None:
+        """That the configuration alone would make this model, up to LoRA, for what knows nothing else of it.
+        A part of another kind would be lost there, or be taken for what it is not.
+
+        heads: name → shape of the parameters that are not the body's.  instead: what else to do, for the
+        ConfigError that is raised.
+        """
+        plain = Decoder(self.config)                                          # shapes, no arrays
+        made  = {name: parameter.shape for name, parameter in plain.parameters.items()} | dict(heads)
+        own   = {name: parameter.shape for name, parameter in self.parameters.items()
+                 if not name.endswith(ADDED)}
+        odd   = [f"there is {which} parameter {name} of shape {shape}"
+                 for which, these, those in (("a", own, made), ("no", made, own))
+                 for name, shape in sorted(these.items() - those.items())]
+        if found := _foreign_part("", plain, self) or "".join(odd[:1]):
+            raise ConfigError(f"the model's configuration does not tell that {found}: {instead}")
 
     def save_adapter(self, path: str | Path, base_model: str | None = None) -> None:
         """Writes the model's LoRA, and a classifier's head, into a folder that PEFT reads: `write_adapter`.
@@ -177,6 +198,24 @@ class Decoder(Module):
                 raise DataError(f"{what} {tokens[wrong][0]} is not in the vocabulary "
                                 f"of {self.config.vocab_size}")
         return to_device(tokens, self.flat.device)
+
+
+def _foreign_part(name: str, plain: Any, own: Any) -> str:
+    """What in `own` is of another kind than in `plain`, "" if nothing is.  name: where the two stand."""
+    plain, own = (part.layer if isinstance(part, Checkpointed) else part for part in (plain, own))
+    if isinstance(plain, list):
+        inside = [(f"{name}.{n}", *pair) for n, pair in enumerate(zip_longest(plain, own))]
+    elif not isinstance(plain, Module):
+        added = plain is None and isinstance(own, Module)
+        return f"{name} is there, a {type(own).__name__}" if added else ""
+    elif isinstance(own, LoRALinear):
+        return ""
+    elif name and type(own) is not type(plain):
+        return f"{name} is of class {type(own).__name__}" if own else f"there is no {name}"
+    else:
+        inside = [(f"{name}.{attribute}".strip("."), part, getattr(own, attribute, None))
+                  for attribute, part in vars(plain).items()]
+    return next((found for parts in inside if (found := _foreign_part(*parts))), "")
 
 
 def take(saved: list, of: str):

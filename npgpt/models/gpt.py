@@ -15,7 +15,7 @@ from npgpt.interop.huggingface import find_folder, read_model
 from npgpt.interop.huggingface_writing import write_model
 from npgpt.layers import LanguageModelHead, Parameter
 from npgpt.models.config import GPTConfig
-from npgpt.models.decoder import Decoder, take
+from npgpt.models.decoder import SAVE_INSTEAD, Decoder, take
 from npgpt.tensor import array_module, to_numpy
 
 
@@ -46,9 +46,19 @@ class GPT(Decoder):
 
     def save_pretrained(self, path: str | Path, dtype: str | None = None,
                         max_shard_size: int | str = "5GB") -> None:
-        """Writes such a folder, whole or not at all. dtype, max_shard_size: see `write_model`."""
+        """Writes such a folder, whole or not at all. dtype, max_shard_size: see `write_model`.
+
+        Raises ConfigError for a model with parts of your own, of which no such folder tells.
+        """
+        self.check_plain(SAVE_INSTEAD)
         arrays = {name: parameter.data for name, parameter in self.parameters.items()}
         write_model(path, asdict(self.config), arrays, dtype, max_shard_size)
+
+    def check_plain(self, instead: str) -> None:
+        """Raises ConfigError if parts of the model are other than its configuration makes them."""
+        c = self.config
+        head = {"lm_head.weight": (c.vocab_size, c.n_embd)}
+        self.check_as_configured({} if c.tie_word_embeddings else head, instead)
 
     def forward(self, tokens, key=None, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T)  →  logits: (B, T, vocab_size), saved for `backward_logits`

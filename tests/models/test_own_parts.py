@@ -1,0 +1,147 @@
+"""A model with parts of one's own: put in, trained, kept; and refused where only a configuration is known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from small_gpt import CONFIG, LLAMA, gpt, tokens
+
+from npgpt import GPT, SequenceClassifier, add_lora, check_gradients
+from npgpt.errors import CheckpointError, ConfigError
+from npgpt.layers import Linear, Module, Parameter, SelfAttention
+
+
+class Gate(Module):
+    """x g, g learned: a feed-forward layer's stand-in."""
+
+    def __init__(self, n_embd):
+        self.gate = Parameter(n_embd, constant=0.5)
+
+    def forward(self, x, key=None):
+        return x * self.gate.data, x
+
+    def backward(self, dy, x):
+        self.gate.add_grad((dy * x).sum((0, 1)))
+        return dy * self.gate.data
+
+
+class Averaging(SelfAttention):
+    """Has the parameters of SelfAttention, and may compute otherwise."""
+
+
+def gated(**options):
+    model = gpt(**options)
+    for block in model.h:
+        block.mlp = Gate(8)
+    return model.initialise(dtype="float64")
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_a_part_of_ones_own_takes_the_place_of_another_and_learns(gradient_checkpointing):
+    model = gated(gradient_checkpointing=gradient_checkpointing)
+    assert [name for name in model.parameters if "mlp" in name] == [f"h.{n}.mlp.gate" for n in range(3)]
+    assert isinstance(model.h[1].mlp, Gate)
+    check_gradients(lambda: model.loss(tokens(), tokens(1)), lambda dy, saved: model.backward(saved, dy),
+                    parameters=model.parameters)
+
+
+def other_feed_forward(model):
+    model.h[1].mlp = Gate(8)
+
+
+def other_attention(model):
+    old, model.h[2].attn = model.h[2].attn, Averaging(8, 2)
+    model.h[2].attn.c_attn, model.h[2].attn.c_proj = old.c_attn, old.c_proj
+
+
+def one_more_part(model):
+    model.value = Linear(8, 1, bias=False)
+
+
+def a_block_less(model):
+    del model.h[2]
+
+
+def a_block_more(model):
+    model.h.append(model.h[0])
+
+
+def a_wider_layer(model):
+    model.h[0].mlp.c_fc, model.h[0].mlp.c_proj = Linear(8, 40), Linear(40, 8)
+
+
+def a_head_of_its_own(model):
+    model.lm_head.weight = Parameter(13, 8, std=0.02)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize(("change", "told"), [
+    (other_feed_forward, "h.1.mlp is of class Gate"),
+    (other_attention, "h.2.attn is of class Averaging"),
+    (one_more_part, "there is a parameter value.weight of shape (8, 1)"), (a_block_less, "there is no h.2"),
+    (a_block_more, "h.3 is there, a Block"),
+    (a_wider_layer, "there is a parameter h.0.mlp.c_fc.bias of shape (40,)"),
+    (a_head_of_its_own, "there is a parameter lm_head.weight of shape (13, 8)")])
+def test_a_model_that_its_configuration_does_not_tell_is_not_written_as_if_it_did(tmp_path, change, told,
+                                                                                 checkpointed):
+    model = gpt(gradient_checkpointing=checkpointed)
+    change(model)
+    model.initialise(dtype="float64")
+    with pytest.raises(ConfigError) as error:
+        model.save_pretrained(tmp_path / "model")
+    assert told in str(error.value) and "model.state()" in str(error.value)
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(ConfigError, match="a Module of your own"):
+        SequenceClassifier.from_gpt(model, ["a", "b"])
+
+
+def test_a_head_that_is_tied_by_hand_is_not_written_as_zeros(tmp_path):
+    model = gpt(**LLAMA)
+    model.lm_head.weight = model.wte.weight
+    model.initialise(dtype="float64")
+    with pytest.raises(ConfigError, match="there is no parameter lm_head.weight"):
+        model.save_pretrained(tmp_path / "model")
+
+
+def test_a_classifier_with_a_part_of_ones_own_is_not_written(tmp_path):
+    model = SequenceClassifier(CONFIG, ["a", "b"])
+    other_feed_forward(model)
+    model.initialise()
+    with pytest.raises(ConfigError, match="h.1.mlp is of class Gate"):
+        model.save_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("change", [None, "frozen", "lora"])
+def test_the_state_of_a_model_with_own_parts_comes_back_from_a_file(tmp_path, change):
+    model, other = gated(), gated()
+    other.flat.data[...] = 0
+    for one in (model, other):
+        if change == "frozen":
+            one.freeze(lambda name: "gate" in name)
+        elif change == "lora":
+            add_lora(one, 2, 4.0, ["c_attn"], seed=id(one) % 99)
+    np.savez(tmp_path / "weights.npz", **model.state())
+    other.load_state(np.load(tmp_path / "weights.npz"))
+    np.testing.assert_array_equal(model.forward(tokens())[0], other.forward(tokens())[0])
+    assert list(model.state()) == list(model.parameters)
+
+
+def test_a_state_is_a_copy_and_one_that_does_not_fit_is_refused():
+    model = GPT(CONFIG)
+    state = model.state()
+    before = state["wte.weight"].copy()
+    model.flat.data += 1
+    np.testing.assert_array_equal(state["wte.weight"], before)
+    for wrong, told in [({}, "in the model but not in the checkpoint"), (state | {"z": before}, "z is in"),
+                        (state | {"wte.weight": before[:1]}, "wte.weight has shape"),
+                        ([before], "not from a list")]:
+        with pytest.raises(CheckpointError, match=told):
+            model.load_state(wrong)
+    assert model.state()["wte.weight"][0, 0] == before[0, 0] + 1
+
+
+def test_a_checkpointed_layer_shows_the_layers_parts():
+    block = GPT(dataclasses.replace(CONFIG, gradient_checkpointing=True)).h[0]
+    assert block.mlp is block.layer.mlp and list(vars(block)) == ["layer"]
+    with pytest.raises(AttributeError, match="'Block' object has no attribute 'mlpp'"):
+        _ = block.mlpp
