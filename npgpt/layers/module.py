@@ -151,6 +151,7 @@ class Module:
         """Makes the arrays of all parameters, laid flat. Initial values depend on seed and name alone;
         a seed of None leaves them undefined, for who sets them all at once. Parts that have their arrays, as
         a pretrained model on which another is built, keep their values, and lie in this one's from then on.
+        All are learned then, also what was frozen: `freeze` follows.
 
         dtype: "float32", or "float64" for checking; on a GPU also "bfloat16" and "float16"
         (npgpt/tensor/precision.py).  Raises ConfigError, DeviceError.

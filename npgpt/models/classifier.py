@@ -79,7 +79,7 @@ class SequenceClassifier(Decoder):
 
     def forward(self, tokens, key=None, attention_mask=None):
         """tokens: (B, T)  →  logits: (B, n_labels), saved for `backward_logits`"""
-        tokens  = self._checked(tokens)
+        tokens  = self.checked(tokens)
         last    = self._last(tokens.shape, attention_mask)                    # (B,)
         x, body = self.body_forward(tokens, key, None, attention_mask)        # (B, T, C)
         logits, head = self.score.forward(x[array_module(x).arange(len(x)), last])
@@ -108,8 +108,9 @@ class SequenceClassifier(Decoder):
     def backward(self, saved, dloss=1.0, after_block=None) -> None:
         """saved: from `loss`, which is used up.  Adds to every gradient.  after_block: as `body_backward`."""
         self.flat.make_current()
-        dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
-        dlogits = cross_entropy_backward(dloss, take(saved, "loss"))
+        s       = take(saved, "loss")
+        dloss   = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
+        dlogits = cross_entropy_backward(dloss, s)
         self.backward_logits(dlogits, take(saved, "loss"), after_block)
 
     def _last(self, shape, attention_mask):

@@ -43,6 +43,7 @@ from npgpt.models.config import GPTConfig
 from npgpt.tensor import Key, array_module, to_device, to_numpy
 
 IGNORE_INDEX = -100         # a target that does not count, as in PyTorch
+CACHED = "forward with a KV cache"
 SAVE_INSTEAD = "keep model.state() and the code that makes it, not a model's folder"
 
 
@@ -54,9 +55,16 @@ class Decoder(Module):
     is padding, which nobody attends to and which counts no place: the first real token of a row stands at 0.
     In training it may tell packed texts apart: each has a number of its own, such as 1 1 1 2 2 3 3 0, begins
     at place 0 and sees nothing of the others.
+
+    Its parts are wte, wpe (or None), drop, the blocks h[n], each with attn, mlp and norms, ln_f (or None);
+    print(model) has all names. Another may take the place of each, with the same forward and backward:
+    then `initialise` again, which makes what is new and keeps the rest.
     """
 
     def __init__(self, config: GPTConfig):
+        if not isinstance(config, GPTConfig):
+            raise ConfigError(f"a model is made of an npgpt.GPTConfig, and not of a {type(config).__name__}: "
+                              "one that is trained is read by npgpt.load or from_pretrained")
         self.config = c = config
         self.wte  = Embedding(c.vocab_size, c.n_embd)
         self.wpe: LearnedPosition | SinusoidalPosition | None = None
@@ -105,7 +113,7 @@ class Decoder(Module):
         write_adapter(path, asdict(self.config), arrays, next(iter(layers.values())).alpha, base_model)
 
     def body_forward(self, tokens, key=None, kv_cache: KVCache | None = None, attention_mask=None):
-        """tokens: (B, T), as `_checked` gives them  →  x: (B, T, C), saved for `body_backward`"""
+        """tokens: (B, T), as `checked` gives them  →  x: (B, T, C), saved for `body_backward`"""
         if key is not None and not isinstance(key, Key):
             raise ConfigError(f"key must be an npgpt.Key, which turns dropout on, or None, not {key!r}")
         if key is not None and kv_cache is not None:
@@ -178,8 +186,10 @@ class Decoder(Module):
             return np.arange(held, held + T), None, None
         return np.maximum(places, 0)[:, held:], to_device(mask.astype(bool), self.flat.device), None
 
-    def _checked(self, tokens, what="token", kv_cache=None):
-        """The tokens on the model's device. Those in host memory are checked, a GPU's taken as they are."""
+    def checked(self, tokens, what="token", kv_cache=None):
+        """The tokens, or targets, on the model's device. Those in host memory are checked, a GPU's taken as
+        they are.  Raises DataError for what is no token, or does not fit into the context.
+        """
         if array_module(tokens) is np:
             tokens = np.asarray(tokens)
             if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
@@ -226,6 +236,9 @@ def take(saved: list, of: str):
     if not isinstance(saved, list):
         raise DataError(f"backward takes `saved`, the second thing that forward or loss gives, and not a "
                         f"{type(saved).__name__}")
+    if saved[0] == CACHED:
+        raise DataError("there is no backward through a KV cache, for what it holds was computed elsewhere: "
+                        "call forward without one")
     if saved[0] != of:
         raise DataError(f"this `saved` is from {saved[0]}, and what is called here takes that from {of}: "
                         "backward goes with loss, and backward_logits with forward")

@@ -15,7 +15,7 @@ from npgpt.interop.huggingface import find_folder, read_model
 from npgpt.interop.huggingface_writing import write_model
 from npgpt.layers import LanguageModelHead, Parameter
 from npgpt.models.config import GPTConfig
-from npgpt.models.decoder import SAVE_INSTEAD, Decoder, take
+from npgpt.models.decoder import CACHED, SAVE_INSTEAD, Decoder, take
 from npgpt.tensor import array_module, to_numpy
 
 
@@ -66,16 +66,19 @@ class GPT(Decoder):
         kv_cache: holds what earlier calls read; the tokens are those that follow, and join it. It is for
         decoding: without a key, and with no backward.
         """
-        tokens = self._checked(tokens, kv_cache=kv_cache)
+        tokens = self.checked(tokens, kv_cache=kv_cache)
         x, body = self.body_forward(tokens, key, kv_cache, attention_mask)
         logits, head = self.lm_head.forward(x)
-        return logits, ["forward", body, head]
+        return logits, ["forward", body, head] if kv_cache is None else [CACHED]
 
-    def backward_logits(self, dlogits, saved) -> None:
-        """dlogits: (B, T, vocab_size), saved: from `forward`, which is used up.  Adds to every gradient."""
+    def backward_logits(self, dlogits, saved, after_block=None) -> None:
+        """dlogits: (B, T, vocab_size), saved: from `forward`, which is used up.  Adds to every gradient.
+
+        after_block: as `body_backward`.
+        """
         self.flat.make_current()
         dx = self.lm_head.backward(dlogits, take(saved, "forward"))
-        self.body_backward(dx, take(saved, "forward"))
+        self.body_backward(dx, take(saved, "forward"), after_block)
 
     def loss(self, tokens, targets, key=None, num_items_in_batch: int | None = None, attention_mask=None):
         """tokens, targets: (B, T)  →  mean cross-entropy over targets ≠ −100: 0-d, nats; saved for `backward`
@@ -83,7 +86,7 @@ class GPT(Decoder):
         num_items_in_batch: what to divide the sum by instead, where the batch is part of a larger one. The
         losses and gradients of the parts then add up to those of the whole.
         """
-        tokens, targets = self._checked(tokens), self._checked(targets, "target")
+        tokens, targets = self.checked(tokens), self.checked(targets, "target")
         if tokens.shape != targets.shape:
             raise DataError(f"targets must have the shape of tokens, {tokens.shape}, not {targets.shape}")
         x, body = self.body_forward(tokens, key, None, attention_mask)
@@ -93,8 +96,10 @@ class GPT(Decoder):
     def backward(self, saved, dloss=1.0, after_block=None) -> None:
         """saved: from `loss`, which is used up.  Adds to every gradient.  after_block: as `body_backward`."""
         self.flat.make_current()
+        head  = take(saved, "loss")
         dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
-        dx    = self.lm_head.loss_backward(dloss, take(saved, "loss"))
+        dx    = self.lm_head.loss_backward(dloss, head)
+        del head                                                              # the logits
         self.body_backward(dx, take(saved, "loss"), after_block)
 
     def next_logits(self, tokens, kv_cache: KVCache | None = None, attention_mask=None):
@@ -105,12 +110,14 @@ class GPT(Decoder):
         read to other places, and the keys held were computed in the old ones.
         attention_mask: (B, T), as in `forward`. Padding counts in T.
         """
+        if getattr(tokens, "ndim", 0) != 2:
+            tokens = self.checked(tokens)
         if tokens.shape[1] > self.config.block_size:
             tokens, kv_cache = tokens[:, -self.config.block_size:], None
             attention_mask = None if attention_mask is None else attention_mask[:, -self.config.block_size:]
         elif kv_cache:
             tokens = tokens[:, kv_cache.length:]
-        tokens = self._checked(tokens, kv_cache=kv_cache)
+        tokens = self.checked(tokens, kv_cache=kv_cache)
         x, _ = self.body_forward(tokens, None, kv_cache, attention_mask)
         logits, _ = self.lm_head.forward(x[:, -1:])
         return to_numpy(logits)[:, 0]

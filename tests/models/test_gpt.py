@@ -242,6 +242,29 @@ def arrays(saved):
         yield saved if saved.base is None else saved.base
 
 
+def test_a_backward_that_is_given_dloss_first_says_what_it_takes():
+    model = gpt()
+    loss, saved = model.loss(tokens(), tokens())
+    with pytest.raises(DataError, match="backward takes `saved`, the second thing that forward or loss"):
+        model.backward(loss, saved)
+
+
+def test_there_is_no_backward_through_a_cache():
+    model = gpt()
+    logits, saved = model.forward(tokens(), kv_cache=model.new_cache(8))
+    with pytest.raises(DataError, match="no backward through a KV cache"):
+        model.backward_logits(logits, saved)
+
+
+def test_both_ways_back_tell_of_each_block_that_is_complete():
+    model, passed = gpt(), []
+    logits, saved = model.forward(tokens())
+    model.backward_logits(logits, saved, passed.append)
+    _, saved = model.loss(tokens(), tokens())
+    model.backward(saved, after_block=passed.append)
+    assert passed == [*reversed(model.h)] * 2
+
+
 def test_gradients_are_proportional_to_dloss():
     model, x, y = lively(gpt()), tokens(), tokens(seed=1)
     _, one = gradients(model, x, y)

@@ -90,6 +90,20 @@ def test_bad_targets_are_refused(bad, words):
         gpt().loss(tokens(), bad)
 
 
+@pytest.mark.parametrize("bad", [[1, 2], np.array([1, 2]), np.array([[13]]), "text"])
+def test_next_logits_and_checked_refuse_what_are_no_tokens(bad):
+    for call in (gpt().next_logits, gpt().checked):
+        with pytest.raises(DataError, match="token"):
+            call(bad)
+    np.testing.assert_array_equal(gpt().next_logits([[1, 2]]), gpt().next_logits(np.array([[1, 2]])))
+
+
+@pytest.mark.parametrize("config", ["gpt2", {"vocab_size": 13}, None])
+def test_what_is_no_configuration_is_refused(config):
+    with pytest.raises(ConfigError, match="made of an npgpt.GPTConfig, and not of a .*from_pretrained"):
+        GPT(config)
+
+
 def test_the_largest_token_and_the_longest_sequence_are_taken():
     gpt().loss(np.full((1, 8), 12), np.full((1, 8), 12))
 

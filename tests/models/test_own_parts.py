@@ -145,3 +145,14 @@ def test_a_checkpointed_layer_shows_the_layers_parts():
     assert block.mlp is block.layer.mlp and list(vars(block)) == ["layer"]
     with pytest.raises(AttributeError, match="'Block' object has no attribute 'mlpp'"):
         _ = block.mlpp
+
+
+def test_what_was_frozen_in_a_part_is_learned_once_that_lies_in_a_larger_module():
+    class Probe(Module):
+        def __init__(self, body):
+            self.body, self.head = body, Linear(8, 3)
+
+    body = gpt()
+    add_lora(body, 2, 4.0, ["c_attn"])
+    probe = Probe(body).initialise(dtype="float64")
+    assert not any(parameter.frozen for parameter in probe.parameters.values())
