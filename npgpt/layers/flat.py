@@ -76,6 +76,12 @@ class FlatParameters:
             views[name] = whole.reshape(self.parameters[name].shape)
         return views
 
+    def strayed(self) -> str | None:
+        """The name of a parameter whose gradient lies elsewhere by now, in the arrays of a larger module."""
+        share = array_module(self._grad).may_share_memory
+        return next((name for name, parameter in self.parameters.items()
+                     if parameter.place is None or not share(parameter.place, self._grad)), None)
+
     @property
     def grad_dtype(self):
         return self._grad.dtype

@@ -119,8 +119,12 @@ def clip_grad_norm(model: Module, max_norm: float):
 
     norm: √ of the sum of squares of all gradients, before scaling. Where it is NaN or Inf the gradients are
     left as they are, so that the tensor at fault can be found: look at the norm before updating.
+    Raises ConfigError for what is no model, or lies in a larger one.
     """
     flat = _flat(model, "clip_grad_norm")
+    if name := flat.strayed():
+        raise ConfigError(f"the parameter {name} lies in the arrays of a larger module: clip the gradients "
+                          "of that")
     flat.make_current()
     grad = flat.grad
     norm = array_module(grad).sqrt(sum_of_squares(grad))

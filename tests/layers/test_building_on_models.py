@@ -114,6 +114,8 @@ def test_an_optimiser_of_what_is_not_the_models_own_is_refused():
     Probe(body).initialise()
     with pytest.raises(ConfigError, match="lies in the arrays of a larger module"):
         npgpt.AdamW(body)
+    with pytest.raises(ConfigError, match="wte.weight lies in the arrays of a larger module: clip the grad"):
+        npgpt.clip_grad_norm(body, 1.0)
     probe = Probe(GPT(CONFIG)).initialise()
     probe.head = Linear(8, 4)
     probe.other = Linear(2, 2)
