@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from npgpt.errors import ConfigError
 from npgpt.inspection.residual_stream import ResidualStream
-from npgpt.layers import Checkpointed, ParallelPostNormBlock, PostNormBlock
+from npgpt.layers import Checkpointed, ParallelPostNormBlock, PostNormBlock, SelfAttention
 from npgpt.layers.attention import split_heads
 from npgpt.models import GPT
 from npgpt.ops.attention import attention_scores
@@ -24,9 +25,16 @@ from npgpt.tensor import to_numpy
 
 
 def attention_maps(model: GPT, stream: ResidualStream) -> Iterator[np.ndarray]:
-    """P of one layer after the other: (B, H, T, T) each, rows that sum to 1, 0 above the diagonal"""
-    for block, x in zip(model.h, stream.states[:-1], strict=True):
-        block = block.layer if isinstance(block, Checkpointed) else block
+    """P of one layer after the other: (B, H, T, T) each, rows that sum to 1, 0 above the diagonal
+
+    Raises ConfigError for attention of another class than SelfAttention, of which it could not tell.
+    """
+    blocks = [block.layer if isinstance(block, Checkpointed) else block for block in model.h]
+    for n, block in enumerate(blocks):
+        if getattr(type(block.attn), "forward", None) is not SelfAttention.forward:
+            raise ConfigError(f"h.{n}.attn is a {type(block.attn).__name__}, and may look elsewhere than the "
+                              "SelfAttention that maps are made of: have it tell its own")
+    for block, x in zip(blocks, stream.states[:-1], strict=True):
         if not isinstance(block, PostNormBlock | ParallelPostNormBlock):      # those give attention x itself
             x, _ = block.ln_1.forward(x)
         yield to_numpy(_probabilities(block.attn, x, stream.rotation))

@@ -52,7 +52,12 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
     backward(dy, saved) → the gradients of the float arrays among the inputs, in order: one array, a tuple,
         or None where there are no such inputs
     parameters: name → npgpt.layers.Parameter (a module's `.parameters`), whose gradients backward adds to
-    `.grad`; frozen ones have none, and are passed over.  directions: pairs of v and dy to try, at least 1.
+    `.grad`; frozen ones have none, and are passed over. Without them the inputs alone are checked.
+    directions: pairs of v and dy to try, at least 1.
+
+        check_gradients(layer.forward, layer.backward, x, parameters=layer.parameters)
+        check_gradients(lambda: model.loss(tokens, targets), lambda dy, saved: model.backward(saved, dy),
+                        parameters=model.parameters)
 
     Give inputs of order 1 around 0, none of them at a kink: see the module.
 
@@ -61,6 +66,10 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
     the first gradient that is wrong and an element where it is; also if an input is not float64, if an input
     or dy is modified, a parameter's gradient set instead of added to, or y not finite.
     """
+    for name, given in (("forward", forward), ("backward", backward)):
+        if not callable(given):
+            raise GradientError(f"{name} must be a function, as layer.{name} is, and not a "
+                                f"{type(given).__name__}")
     if directions < 1:
         raise GradientError(f"directions must be at least 1, not {directions}")
     if not isinstance(parameters or {}, Mapping):

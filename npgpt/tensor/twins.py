@@ -5,6 +5,9 @@ npgpt/kernels/cpu/layernorm.py (for NumPy arrays) or npgpt/kernels/cuda/layernor
 that does not cover a call returns `NotImplemented`, and the formula runs. What a twin returns, `saved`
 included, is what the formula would have returned, up to rounding: a test holds every twin to that. Behind
 that in `saved` may stand what only the twin's own backward reads.
+
+It is the same in a package of yours: the twin of an `@accelerated` function in mine/ops/window.py is that in
+mine/kernels/cpu/window.py. A formula elsewhere, as in a notebook, has none.
 """
 
 import functools

@@ -130,6 +130,14 @@ def test_parameters_that_are_none_are_told():
         check_gradients(layer.forward, layer.backward, normal(3, 4), parameters=Named().parameters)
 
 
+def test_a_layer_in_the_place_of_its_two_functions_is_told():
+    layer = Linear(3, 2).initialise(dtype="float64")
+    with pytest.raises(GradientError, match="forward must be a function, as layer.forward is, and not a Lin"):
+        check_gradients(layer, np.ones((4, 3)))
+    with pytest.raises(GradientError, match="backward must be a function, .* and not a ndarray"):
+        check_gradients(layer.forward, np.ones((4, 3)))
+
+
 def test_a_forward_that_is_random_is_told_so():
     random = np.random.default_rng(0)
     text = message_of(lambda x: (x * (random.random(x.shape) < 0.5), x), lambda dy, x: dy, normal(3, 4))

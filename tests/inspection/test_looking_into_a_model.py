@@ -8,13 +8,14 @@ import pytest
 from model_folders import random_model
 
 from npgpt import GPT, GPTConfig
-from npgpt.errors import CheckpointError, DataError
+from npgpt.errors import CheckpointError, ConfigError, DataError
 from npgpt.evaluation.scoring import Span, surprisals
 from npgpt.inspection import logit_lens as logit_lens_module
 from npgpt.inspection.attention_maps import attention_maps
 from npgpt.inspection.logit_lens import logit_lens
 from npgpt.inspection.residual_stream import residual_stream
 from npgpt.inspection.saliency import TOKENS_AT_ONCE, saliency
+from npgpt.layers import SelfAttention
 
 TOKENS  = np.array([3, 0, 7, 3, 10, 1, 4])
 OPTIONS = [{}, *gpt_options.ALONE, *gpt_options.together(12)]
@@ -172,6 +173,18 @@ def test_attention_maps_are_those_of_transformers(kind, dtype, tolerance, tmp_pa
         np.testing.assert_allclose(mine, other.numpy(), rtol=0, atol=tolerance)
     for mine, other in zip(stream.states[:-1], told.hidden_states[:-1], strict=True):
         np.testing.assert_allclose(mine, other.numpy(), rtol=0, atol=10 * tolerance)
+
+
+def test_maps_of_attention_that_may_look_elsewhere_are_refused():
+    class Windowed(SelfAttention):
+        def forward(self, x, key=None, **context):
+            return super().forward(x[:, :1], key, **context)
+
+    model  = build({})
+    stream = residual_stream(model, TOKENS[None])
+    model.h[1].attn.__class__ = Windowed
+    with pytest.raises(ConfigError, match="h.1.attn is a Windowed, and may look elsewhere"):
+        list(attention_maps(model, stream))
 
 
 def test_bad_texts_targets_and_weights_are_one_sentence():
