@@ -19,7 +19,7 @@ from npgpt.tensor import Key, array_module, to_numpy
 from npgpt.training.communication import Ranks
 from npgpt.training.loss_scale import LossScale
 from npgpt.training.optimizer import AdamW, clip_scale
-from npgpt.training.run_data import Config, Tokens
+from npgpt.training.run_data import Config
 
 
 class Update(NamedTuple):
@@ -37,11 +37,14 @@ class Update(NamedTuple):
 class Trainer:
     """A model, its optimiser and its data: one update, one evaluation.
 
+    train, val: tokens, Examples, or what makes batches (npgpt.data.batches.Batch) of its own: with `at(step)`,
+    all sequences of a step at once, and `evaluation(batch_size, max_batches)`, an iterator.
+    `optimizer` is AdamW, until another with `step(lr, grad_scale)` is put in its place.
     ranks: each of several has a Trainer, and all call the same methods; each works on its share of the
     sequences, and what they return is of all.
     """
 
-    def __init__(self, config: Config, model: Any, train: Tokens, val: Tokens, ranks: Ranks | None = None):
+    def __init__(self, config: Config, model: Any, train: Any, val: Any, ranks: Ranks | None = None):
         self.config, self.model, self.val, self.ranks = config, model, val, ranks or Ranks()
         self.batches   = self._batches(train)
         self.scale     = LossScale(config.dtype)
@@ -125,8 +128,10 @@ class Trainer:
         total, count = self.ranks.all_reduce(total, count)
         return total / count
 
-    def _batches(self, tokens: Tokens) -> Batches | ExampleBatches:
+    def _batches(self, tokens: Any) -> Any:
         c = self.config
+        if hasattr(tokens, "at") and hasattr(tokens, "evaluation"):
+            return tokens
         if isinstance(tokens, Examples):
             return ExampleBatches(tokens, c.block_size, c.sequences_per_update, c.seed, c.packing)
         return Batches(tokens, c.block_size, c.sequences_per_update, c.seed)

@@ -8,6 +8,7 @@ import pytest
 import strict_cupy
 import tiny
 
+from npgpt.data.batches import Batch
 from npgpt.errors import CheckpointError
 from npgpt.models import GPT, GPTConfig
 from npgpt.ops import penalty_forward
@@ -56,6 +57,37 @@ def test_accumulated_gradients_are_those_of_one_large_batch(batch_size, steps):
     part_loss, part_grad = gradients(batch_size=batch_size, gradient_accumulation_steps=steps)
     assert abs(part_loss - loss) <= 1e-14 * loss
     np.testing.assert_allclose(part_grad, grad, rtol=0, atol=1e-13 * abs(grad).max())
+
+
+class Counting:
+    """Batches of one's own: the step's number, again and again, with a mask."""
+
+    def at(self, step):
+        tokens = np.full((6, 8), step)
+        return Batch(tokens, np.where(tokens % 2, tokens, -100), np.ones_like(tokens))
+
+    def evaluation(self, batch_size, max_batches):
+        return (self.at(n) for n in (1, 3))
+
+
+class SignDescent:
+    def __init__(self, model):
+        self.model, self.given = model, []
+
+    def step(self, lr, grad_scale=1.0):
+        self.given.append((lr, grad_scale))
+        self.model.flat.data -= lr * np.sign(self.model.flat.grad)
+
+
+def test_batches_and_an_optimiser_of_ones_own_take_the_place_of_npgpts():
+    config  = TrainConfig(**tiny.SETTINGS | {"dtype": "float64", "dropout": 0.0})
+    model   = GPT(config.model(11), 0, dtype="float64")
+    trainer = Trainer(config, model, Counting(), Counting())
+    trainer.optimizer = SignDescent(model)
+    losses = [trainer.update(1).loss for _ in range(3)]
+    assert losses[2] < losses[1] < losses[0] and len(trainer.optimizer.given) == 3
+    own = [float(model.loss(*Counting().at(n)[:2])[0]) for n in (1, 3)]
+    assert trainer.evaluate() == pytest.approx(sum(own) / 2, rel=1e-12)
 
 
 def test_dropout_is_on_in_training_and_differs_by_step_and_off_in_evaluation():
