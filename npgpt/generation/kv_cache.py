@@ -20,12 +20,23 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """The number of positions held. Raises DataError if a pass broke off between two layers."""
+        """The number of positions held; a smaller one may be set. Raises DataError if a pass broke off
+        between two layers.
+        """
         lengths = [layer.length for layer in self.layers]
         if min(lengths) < max(lengths):
             raise DataError(f"a pass broke off with {max(lengths)} positions in one layer of the cache and "
                             f"{min(lengths)} in another: begin with a new cache")
         return lengths[0]
+
+    @length.setter
+    def length(self, length: int) -> None:
+        """What follows is forgotten, as a draft of which the beginning alone was taken."""
+        if not 0 <= length <= self.length:
+            raise DataError(f"a cache that holds {self.length} positions can be cut to 0 to {self.length}, "
+                            f"not {length}")
+        for layer in self.layers:
+            layer.length = length
 
     def select(self, rows) -> None:
         """rows: (R,), on the host.  Sequence r becomes what rows[r] was; R may be other than before."""

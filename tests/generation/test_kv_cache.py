@@ -124,6 +124,21 @@ def test_a_decoder_asked_at_some_lengths_only_reads_all_between():
         assert close(decode(x[:, :T]), model.next_logits(x[:, :T])), T
 
 
+@MODELS
+def test_a_cache_that_is_cut_forgets_what_followed(options):
+    model, x = gpt(**options), tokens()
+    cache = new_cache(model)
+    model.forward(x[:, ::-1], kv_cache=cache)
+    cache.length = 0
+    model.forward(np.concatenate([x[:, :4], x[:, :2]], 1), kv_cache=cache)
+    cache.length = 4
+    assert cache.length == 4
+    assert close(model.forward(x[:, 4:], kv_cache=cache)[0], model.forward(x)[0][:, 4:])
+    for wrong in (-1, x.shape[1] + 1):
+        with pytest.raises(DataError, match="can be cut to 0 to"):
+            cache.length = wrong
+
+
 def test_float32_stays_float32():
     model, x = gpt("float32"), tokens()
     cache = new_cache(model)
