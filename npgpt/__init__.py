@@ -23,7 +23,7 @@ def load(path: str | Path, checkpoint: str = "best", device: str = "cpu") -> tup
     """A model and its tokenizer: of a run's folder, a model's in Hugging Face's layout, or a GGUF file.
 
     checkpoint: of a run, best (lowest validation loss), latest, or a step's number; LoRA is merged.  Raises
-    ConfigError, CheckpointError, TokenizerError.
+    TrainingError for a folder that is none of these, ConfigError, CheckpointError, TokenizerError.
     """
     from npgpt.training.loading import load_any  # on demand: with it comes all that reads files
 

@@ -37,7 +37,7 @@ class Update(NamedTuple):
 class Trainer:
     """A model, its optimiser and its data: one update, one evaluation.
 
-    train, val: tokens, Examples, or what makes batches (npgpt.data.batches.Batch) of its own: with `at(step)`,
+    train, val: tokens, Examples, or what makes its own batches (npgpt.data.batches.Batch): with `at(step)`,
     all sequences of a step at once, and `evaluation(batch_size, max_batches)`, an iterator.
     `optimizer` is AdamW, until another with `step(lr, grad_scale)` is put in its place.
     ranks: each of several has a Trainer, and all call the same methods; each works on its share of the
