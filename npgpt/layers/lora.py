@@ -111,6 +111,9 @@ def _is_meant(name: str, target: str) -> bool:
 
 def _linear_layers(model: Any) -> Iterator[tuple[Module, str, str]]:
     """Linear layers, LoRA'd or not, of all blocks: whose, under which attribute, by which name."""
+    if not hasattr(model, "h"):
+        raise ConfigError(f"LoRA is for a model with blocks, `h`, and not for a {type(model).__name__}: "
+                          "give it the GPT within, before that is built on")
     for number, block in enumerate(model.h):
         if isinstance(block, Checkpointed):
             block = block.layer

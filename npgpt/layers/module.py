@@ -180,6 +180,7 @@ class Module:
 
         Raises CheckpointError naming the first that is missing, too many or of another shape.
         """
+        self._check_initialised()
         load_arrays(self.parameters, state, self.flat.device)
 
     def freeze(self, trained: Callable[[str], bool]) -> None:
@@ -190,6 +191,7 @@ class Module:
         ranks, checkpoints) works on them. The others stay where they are. For a module with arrays, before
         an optimiser is made for it. Raises ConfigError if nothing would be learned.
         """
+        self._check_initialised()
         parameters, old = self.parameters, self.flat
         learned = {name: parameter for name, parameter in parameters.items() if trained(name)}
         if not learned:
@@ -201,6 +203,11 @@ class Module:
         self.flat = FlatParameters(learned, old.device, str(old.data.dtype))
         for name, parameter in learned.items():
             parameter.data[...] = values[name]
+
+    def _check_initialised(self) -> None:
+        if "flat" not in vars(self):
+            raise ConfigError(f"this {type(self).__name__} has no arrays of its own: initialise() it first, "
+                              "or call this of the module that it is a part of")
 
     @property
     def learns(self) -> bool:
@@ -228,5 +235,6 @@ class Module:
 
     def zero_grad(self) -> None:
         """Sets every gradient to zero (without touching its memory: see Parameter.unset)."""
+        self._check_initialised()
         for parameter in self.flat.parameters.values():
             parameter.unset = True

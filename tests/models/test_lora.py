@@ -8,7 +8,7 @@ from small_gpt import CONFIG, KEY, LLAMA, gpt, gradients, same_arrays, tokens
 
 from npgpt import GPT, AdamW, check_gradients, layers
 from npgpt.errors import ConfigError
-from npgpt.layers import LoRALinear, add_lora, lora_layers, merge_lora
+from npgpt.layers import LoRALinear, Module, add_lora, lora_layers, merge_lora
 from npgpt.training.communication import run_on_threads
 from npgpt.training.config import TrainConfig
 from npgpt.training.trainer import Trainer
@@ -173,6 +173,14 @@ def test_what_cannot_be_is_refused_and_changes_nothing(arguments, words):
     with pytest.raises(ConfigError, match=words):
         add_lora(model, *arguments)
     assert not lora_layers(model) and model.flat.size == gpt().flat.size
+
+
+def test_a_model_without_blocks_is_told_to_give_the_gpt_within():
+    class Probe(Module):
+        def __init__(self):
+            self.body = gpt()
+    with pytest.raises(ConfigError, match="LoRA is for a model with blocks, `h`, and not for a Probe"):
+        add_lora(Probe().initialise(), 2, 1, ("c_attn",))
 
 
 def test_lora_on_lora_is_refused():
