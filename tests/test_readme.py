@@ -53,13 +53,13 @@ def test_the_library_example_overfits_its_batch():
 def test_the_example_of_a_part_of_ones_own_is_checked_and_the_model_learns_and_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = npgpt.GPT(npgpt.GPTConfig(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128))
-    before, names = model.state(), {"npgpt": npgpt, "np": np, "model": model}
+    before, names = model.state_dict(), {"npgpt": npgpt, "np": np, "model": model}
     exec(PARTS, names)
     assert all(np.array_equal(values, model.parameters[name].data) for name, values in before.items()
                if "mlp" not in name)
     exec("optimizer" + LIBRARY.partition("optimizer")[2], names)
     assert names["loss"] < 4.17
-    model.load_state(np.load("weights.npz"))
+    model.load_state_dict(np.load("weights.npz"))
 
 
 def test_the_commands_presets_and_pictures_it_names_are_there():

@@ -80,7 +80,7 @@ class FlatParameters:
         """The name of a parameter whose gradient lies elsewhere by now, in the arrays of a larger module."""
         share = array_module(self._grad).may_share_memory
         return next((name for name, parameter in self.parameters.items()
-                     if parameter.place is None or not share(parameter.place, self._grad)), None)
+                     if parameter.flat_grad is None or not share(parameter.flat_grad, self._grad)), None)
 
     @property
     def grad_dtype(self):

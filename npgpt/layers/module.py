@@ -169,14 +169,14 @@ class Module:
                 parameter.data = to_device(parameter.initial(seed, name).astype(self.flat.data.dtype), device)
         return self
 
-    def state(self) -> dict[str, Any]:
-        """Name → a copy of each parameter's values, learned or frozen, on the host: for `load_state`, or for
-        a file, numpy.savez("weights.npz", **model.state()).
+    def state_dict(self) -> dict[str, Any]:
+        """Name → a copy of each parameter's values, learned or frozen, on the host: for `load_state_dict`, or
+        for a file, numpy.savez("weights.npz", **model.state_dict()).
         """
         return {name: np.array(to_numpy(parameter.data)) for name, parameter in self.parameters.items()}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Sets every parameter to what `state` gave, or numpy.load("weights.npz").
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Sets every parameter to what `state_dict` gave, or numpy.load("weights.npz").
 
         Raises CheckpointError naming the first that is missing, too many or of another shape.
         """

@@ -44,7 +44,7 @@ from npgpt.tensor import Key, array_module, to_device, to_numpy
 
 IGNORE_INDEX = -100         # a target that does not count, as in PyTorch
 CACHED = "forward with a KV cache"
-SAVE_INSTEAD = "keep model.state() and the code that makes it, not a model's folder"
+SAVE_INSTEAD = "keep model.state_dict() and the code that makes it, not a model's folder"
 
 
 class Decoder(Module):

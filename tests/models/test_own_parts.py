@@ -89,7 +89,7 @@ def test_a_model_that_its_configuration_does_not_tell_is_not_written_as_if_it_di
     model.initialise(dtype="float64")
     with pytest.raises(ConfigError) as error:
         model.save_pretrained(tmp_path / "model")
-    assert told in str(error.value) and "model.state()" in str(error.value)
+    assert told in str(error.value) and "model.state_dict()" in str(error.value)
     assert not (tmp_path / "model").exists()
     with pytest.raises(ConfigError, match="a Module of your own"):
         SequenceClassifier.from_gpt(model, ["a", "b"])
@@ -120,15 +120,15 @@ def test_the_state_of_a_model_with_own_parts_comes_back_from_a_file(tmp_path, ch
             one.freeze(lambda name: "gate" in name)
         elif change == "lora":
             add_lora(one, 2, 4.0, ["c_attn"], seed=id(one) % 99)
-    np.savez(tmp_path / "weights.npz", **model.state())
-    other.load_state(np.load(tmp_path / "weights.npz"))
+    np.savez(tmp_path / "weights.npz", **model.state_dict())
+    other.load_state_dict(np.load(tmp_path / "weights.npz"))
     np.testing.assert_array_equal(model.forward(tokens())[0], other.forward(tokens())[0])
-    assert list(model.state()) == list(model.parameters)
+    assert list(model.state_dict()) == list(model.parameters)
 
 
 def test_a_state_is_a_copy_and_one_that_does_not_fit_is_refused():
     model = GPT(CONFIG)
-    state = model.state()
+    state = model.state_dict()
     before = state["wte.weight"].copy()
     model.flat.data += 1
     np.testing.assert_array_equal(state["wte.weight"], before)
@@ -136,8 +136,8 @@ def test_a_state_is_a_copy_and_one_that_does_not_fit_is_refused():
                         (state | {"wte.weight": before[:1]}, "wte.weight has shape"),
                         ([before], "not from a list")]:
         with pytest.raises(CheckpointError, match=told):
-            model.load_state(wrong)
-    assert model.state()["wte.weight"][0, 0] == before[0, 0] + 1
+            model.load_state_dict(wrong)
+    assert model.state_dict()["wte.weight"][0, 0] == before[0, 0] + 1
 
 
 def test_a_checkpointed_layer_shows_the_layers_parts():
