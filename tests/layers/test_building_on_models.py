@@ -109,7 +109,8 @@ def test_what_is_built_on_a_model_keeps_its_values_and_learns_with_it(dtype):
                                           or "more" in name or "ln_f" in name})
 
 
-@pytest.mark.parametrize("call", [Module.zero_grad, lambda m: m.freeze(bool), lambda m: m.load_state_dict({})])
+@pytest.mark.parametrize("call", [Module.zero_grad, lambda m: m.freeze(bool),
+                                  lambda m: m.load_state_dict({})])
 def test_a_module_without_arrays_of_its_own_says_so(call):
     for module in (Linear(2, 3), GPT(CONFIG).h[0]):
         with pytest.raises(ConfigError, match="has no arrays of its own: initialise"):
