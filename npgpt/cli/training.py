@@ -64,10 +64,13 @@ def reopen(path: Path, before: Config, config: Config, console: Console) -> None
         if getattr(config, name) != getattr(before, name) and name not in MAY_CHANGE:
             raise ConfigError(f"{name} cannot change when a run goes on: "
                               f"{path} has {getattr(before, name)!r}, not {getattr(config, name)!r}")
+    step = max(map(step_of, list_checkpoints(path)), default=0)
+    if before.max_iters != config.max_iters < step:
+        raise ConfigError(f"max_iters must be at least {step}, the step at which {path} is, "
+                          f"not {config.max_iters}")
     if config != before:
         with lock_run(path):                  # a trainer that is at work there keeps its settings
             write_config(path, config)
-    step = max(map(step_of, list_checkpoints(path)), default=0)
     old, new = before.rate(step), config.rate(step)
     if config.lr_decay_iters is None and not math.isclose(old, new, rel_tol=0.01):
         console.print(f"the learning rate falls until max_iters, and so goes on at {new:.2e} instead of "

@@ -70,6 +70,15 @@ def test_a_run_that_is_done_says_how_it_goes_on(folder, capsys):
     assert "going on" not in said
 
 
+def test_a_run_cannot_go_on_to_where_it_has_been(folder, capsys):
+    assert main([*TRAIN, "--max-iters", "4", "--eval-interval", "2"]) == 0
+    before = Path("run/config.toml").read_bytes()
+    capsys.readouterr()
+    assert main(["train", "--resume", "run", "--max-iters", "3"]) == 1
+    assert "max_iters must be at least 4, the step at which run is, not 3" in capsys.readouterr().err
+    assert Path("run/config.toml").read_bytes() == before
+
+
 @pytest.mark.parametrize("text, prompt", [("ab" * 400, "[ab]"), ("a\n" * 400, r"'\\n'")])
 def test_the_next_command_begins_with_what_the_tokenizer_knows(folder, text, prompt, capsys):
     Path("text.txt").write_text(text)
