@@ -57,8 +57,9 @@ def test_the_example_of_a_part_of_ones_own_is_checked_and_the_model_learns_and_i
     exec(PARTS, names)
     assert all(np.array_equal(values, model.parameters[name].data) for name, values in before.items()
                if "mlp" not in name)
-    exec("optimizer" + LIBRARY.partition("optimizer")[2], names)
-    assert names["loss"] < 4.17
+    learning = "optimizer" + LIBRARY.partition("optimizer")[2].replace("range(100)", "range(20)")
+    exec(learning, names)
+    assert names["step"] == 19 and names["loss"] < 4.17                       # ln 65, of who knows nothing
     model.load_state_dict(np.load("weights.npz"))
 
 
