@@ -1,10 +1,10 @@
-"""Attention, a block of queries at a time: scores and probabilities live in cache only. Where it is causal,
-keys after the block's last query are never touched, nearly half of all; nor are, where segments are packed,
-the keys before the block's first. The row sum divides y, which has D columns, instead of the probabilities,
+"""Attention, a block of queries at a time, so that its scores are still in cache. Where it is causal, keys
+after the block's last query are never touched, nearly half of all; nor are, where segments are packed, the
+keys before the block's first. The row sum divides y, which has D columns, instead of the probabilities,
 which have S. Of dropout there is the mask of a few examples at a time, a byte for each probability.
 
-Of short texts the probabilities are kept for backward: to read them is several times quicker than to make
-them again.
+Probabilities that are no larger than queries and keys, those of short texts, are kept for backward behind
+what the formula saves: to read them is several times quicker than to make them again.
 
 Left to the formula: causal attention of more queries than keys, and arrays of different types.
 """
