@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import docstring_parser
 import tyro
 
+from npgpt.cli.help import show_help
 from npgpt.errors import UsageError
 
 ELSEWHERE = {       # an option's name in nanoGPT, transformers, TRL, PEFT, litgpt, and what it is here
@@ -32,7 +32,7 @@ def parse(options: Any, command: str, arguments: Sequence[str], default: Any = N
     Raises UsageError.
     """
     if {"-h", "--help"} & set(arguments):
-        _tell(options)
+        show_help(options, command, default)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -59,21 +59,6 @@ def value_of(name: str, arguments: Sequence[str]) -> str | None:
 def unescaped(text: str) -> str:
     """Of a text on a command line, where a newline is hard to write: \\n is one."""
     return text.replace("\\n", "\n")
-
-
-def _tell(options: Any) -> None:
-    """A field's docstring becomes its help, a paragraph that is broken where the screen ends; tyro by itself
-    keeps each line break before an indented line.
-    """
-    told = {text.arg_name: " ".join((text.description or "").split())
-            for kind in reversed(options.__mro__[:-1])
-            for text in docstring_parser.parse_from_object(kind).params}
-    for field in dataclasses.fields(options):
-        kind = getattr(field.type, "__origin__", field.type)          # what is Annotated
-        if dataclasses.is_dataclass(kind):
-            _tell(kind)
-        elif field.name in told:
-            field.metadata = {**field.metadata, "help": told[field.name]}           # type: ignore[assignment]
 
 
 def _names(options: Any) -> Iterator[tuple[str, Any]]:

@@ -37,6 +37,12 @@ class Options:
     """End as soon as one of these was written; \\n is a newline."""
     num_samples: int = 1
     """Texts to write; with --num-beams and without sampling, the so many best."""
+    checkpoint: str = "best"
+    """Of a run: best (lowest validation loss), latest, or the number of a step."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+
+    # Decoding
     do_sample: bool = True
     """Draw tokens; --no-do-sample takes the most likely one each time."""
     temperature: float = 0.8
@@ -53,21 +59,19 @@ class Options:
     """No so many tokens in a row come twice; 0: they may."""
     bad_words: tuple[str, ...] = ()
     """Never write these, as the tokenizer writes them: mind the space before a word."""
+    seed: int = 0
+    """The same seed writes the same text."""
+    use_cache: bool = True
+    """Read each token once; --no-use-cache is slow, and writes the same."""
+
+    # Beam search
     num_beams: int = 1
     """Search for the likeliest text among so many at a time. The text is shown when it is found."""
     length_penalty: float = 1.0
-    """Of beam search: above 0 favours long texts, below 0 short ones."""
+    """Above 0 favours long texts, below 0 short ones."""
     early_stopping: Literal["no", "yes", "never"] = "no"
-    """Of beam search: when to stop, once there are as many texts as beams: when better ones are unlikely
-    (no), at once (yes), or when there can be no better (never)."""
-    use_cache: bool = True
-    """Read each token once; --no-use-cache is slow, and writes the same."""
-    seed: int = 0
-    """The same seed writes the same text."""
-    checkpoint: str = "best"
-    """Of a run: best (lowest validation loss), latest, or the number of a step."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
+    """When to stop, once there are as many texts as beams: when better ones are unlikely (no), at once (yes),
+    or when there can be no better (never)."""
 
 
 def run(arguments: list[str]) -> int:

@@ -41,7 +41,7 @@ class PrepareConfig:
     normalize: Form | None = None
     """Unicode normal form: NFC, NFD, NFKC or NFKD."""
 
-    # Rules: a document that breaks one is left out
+    # Filtering: a document that breaks a rule is left out
     quality: Literal["off", "gopher"] = "off"
     """gopher gives the rules below the limits of Rae et al. 2021, meant for pages from the web: 50 to 100,000
     words of 3 to 10 characters in the mean, … Limits given by hand go over it."""
@@ -74,20 +74,20 @@ class PrepareConfig:
     min_stop_words: int | None = None
     """Fewest of them in a document, counted each time they occur; 2 where there is a list (Gopher's)."""
 
-    # Duplicates: the first document stays
+    # Deduplication: the first document stays
     exact_duplicates: bool = True
     """Leave out documents whose text occurred before."""
     near_duplicates: float | None = 0.8
     """Leave out documents so similar to an earlier one: Jaccard similarity of their runs of 7 characters, by
     MinHash. None keeps them."""
 
-    # Training and validation
+    # Split
     val_fraction: float = 0.1
     """The share of documents held back for validation, drawn by a hash of each; 0 for none."""
     seed: int = 1337
     """Of that draw."""
 
-    # Tokens
+    # Encoding
     tokenizer: str = "bpe"
     """bpe (trained on the training documents), character (on all), or the folder or file of a tokenizer:
     npgpt's, GPT-2's, a tokenizer.json or a .tiktoken file."""

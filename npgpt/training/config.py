@@ -175,7 +175,7 @@ class StepSettings(Settings):
     l2: float = 0.0
     """Penalty added to the loss, times the sum of all w² in matrices."""
 
-    # Progress
+    # Evaluation
     eval_interval: int = 200
     """Updates between two evaluations; each saves a checkpoint."""
     eval_iters: int = 50

@@ -70,7 +70,7 @@ class FinetuneSettings(Settings):
     epochs: float = 3.0
     """How often all of data is read, unless max_iters says how many updates to make."""
 
-    # What learns
+    # Model
     trainable: str = "*"
     """Parameters that learn, by patterns with commas between: 'h.10.*,h.11.*,ln_f.*' are the last two blocks
     of twelve and the last norm. The head of a classifier always learns."""

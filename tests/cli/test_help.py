@@ -1,0 +1,79 @@
+"""What --help shows: options in sections, what each may be and is by default, on screens of any width."""
+
+import re
+
+import pytest
+
+from npgpt.cli.main import main
+
+COMMANDS = ["train", "finetune", "sample", "chat", "evaluate", "export", "prepare", "verify", "plot",
+            "inspect", "bench", "gradcheck", "tokenizer train", "tokenizer encode", "tokenizer decode",
+            "tokenizer show"]
+
+
+@pytest.fixture
+def help_of(capfd, monkeypatch):
+    """A function that gives what a command's --help prints, on a screen of so many columns."""
+    def help_of(command, columns=80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit) as leaving:
+            main([*command.split(), "--help"])
+        assert leaving.value.code == 0
+        return capfd.readouterr().out
+
+    return help_of
+
+
+def first_and_last(said):
+    """Of each section, by its title."""
+    sections = {}
+    for box in said.split("╭─ ")[1:]:
+        if options := re.findall(r"^│ --([\w-]+)", box, re.MULTILINE):
+            sections[box.partition(" ─")[0]] = f"{options[0]} {options[-1]}"
+    return sections
+
+
+def test_options_stand_in_sections(help_of):
+    steps = {"optimisation options": "batch-size l2", "evaluation options": "eval-interval sample-tokens",
+             "run options": "seed out-dir"}
+    assert first_and_last(help_of("train")) == {
+        "options": "preset resume", "data options": "data vocab-size",
+        "model options": "block-size gradient-checkpointing"} | steps
+    assert first_and_last(help_of("finetune")) == {
+        "options": "config resume", "data options": "checkpoint epochs",
+        "model options": "trainable gradient-checkpointing"} | steps
+    assert first_and_last(help_of("sample"))["beam-search options"] == "num-beams early-stopping"
+
+
+def test_the_end_of_a_section_s_comment_stands_below_its_title(help_of):
+    told = r"╭─ deduplication options ─+╮\n│ The first document stays. +│\n│ ─+ │\n│ --exact-duplicates"
+    assert re.search(told, help_of("prepare"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_none_is_no_default_and_no_choice(command, help_of):
+    said = help_of(command)
+    assert not re.search(r"None[}|,]|[{|,]None|default:\s+(?:\W*None|''|)\)", said)
+
+
+@pytest.mark.parametrize("command, told", [
+    ("train", "--n-kv-head INT"), ("train", "--min-lr FLOAT"), ("train", "--out-dir STR"),
+    ("train", "--config PATH"), ("train", "--qkv-bias {True,False}"), ("train", "--bias, --no-bias"),
+    ("prepare", "--normalize {NFC,NFD,NFKC,NFKD}"), ("prepare", "MinHash. None keeps them. (default: 0.8)"),
+    ("sample", "--bad-words [STR [STR ...]]"), ("tokenizer encode", "[FILE] "),
+    ("train --preset gpt2-124m", "Blocks. (default: 12)"), ("train", "Blocks. (default: 4)")])
+def test_what_an_option_may_be_and_is_by_default(command, told, help_of):
+    assert told in re.sub(r"[│\s]+", " ", help_of(command))
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_keeps_to_the_screen(command, columns, help_of):
+    assert max(map(len, help_of(command, columns).splitlines())) <= columns
+
+
+def test_nothing_is_lost_in_forty_columns(help_of):
+    said = help_of("train", 40)
+    assert max(map(len, said.splitlines())) <= 40
+    assert "shared by n_head / n_kv_head queries (grouped-query attention); by default n_head." \
+        in " ".join(re.sub("[│╭╮╰╯─]", " ", said).split())
