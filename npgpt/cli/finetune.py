@@ -1,5 +1,6 @@
 """`npgpt finetune`: a model that is there learns on, from texts, pairs, conversations or labelled texts."""
 
+import shlex
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
@@ -60,8 +61,9 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
     own_device(ranks, config.device)
     check_ranks(config, ranks)
     if resume:
-        if not config.max_iters:
-            raise ConfigError("epochs are counted when a fine-tuning begins: give max_iters to go on")
+        if not config.max_iters or config.epochs != base.epochs:
+            raise ConfigError("epochs are counted when a fine-tuning begins: to go on give max_iters, of "
+                              f"which {resume} has {base.max_iters}")
         config = config.resolved(rows=0)                   # of which only max_iters would depend on them
     path = Path(resume) if resume else None
     if ranks.rank == 0 and path:
@@ -77,7 +79,8 @@ def _base(file: str | None, resume: str | None) -> FinetuneConfig:
         return FinetuneConfig.parse(read_config_file(Path(file)), file) if file else FinetuneConfig()
     config = read_config(Path(resume))
     if not isinstance(config, FinetuneConfig):
-        raise ConfigError(f"{resume} is no fine-tuning: go on with it by npgpt train --resume {resume}")
+        raise ConfigError(f"{resume} is no fine-tuning: go on with it by npgpt train --resume "
+                          f"{shlex.quote(resume)}")
     return config
 
 

@@ -1,5 +1,6 @@
 """`npgpt train`: from a text to a GPT that writes."""
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def _run(arguments: list[str], ranks: Ranks) -> int:
         raise UsageError("--resume starts from a run's own settings: give no --preset or --config with it")
     base    = read_config(Path(resume)) if resume else read_settings(preset or "quick", file)
     if not isinstance(base, TrainConfig):
-        raise ConfigError(f"{resume} is a fine-tuning: go on with it by npgpt finetune --resume {resume}")
+        raise ConfigError(f"{resume} is a fine-tuning: go on with it by npgpt finetune --resume "
+                          f"{shlex.quote(str(resume))}")
     config  = parse(Options, "train", arguments, Options(settings=base)).settings
     console = steady_console()
     own_device(ranks, config.device)

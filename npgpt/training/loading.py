@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from npgpt.errors import CheckpointError, ConfigError
+from npgpt.errors import CheckpointError, ConfigError, TrainingError
 from npgpt.interop.beside_models import read_carried, read_chat_template, read_ends, read_named_tokens
 from npgpt.interop.gguf_files import is_gguf, read_gguf
 from npgpt.interop.huggingface import find_folder, is_classifier, is_model
@@ -16,7 +16,7 @@ from npgpt.tokenizers import load_tokenizer
 from npgpt.tokenizers.files import Tokenizer, assemble_tokenizer
 from npgpt.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_latest, step_of
 from npgpt.training.finetuning import Loaded
-from npgpt.training.runs import new_model, read_config, tokenizer_folder
+from npgpt.training.runs import new_model, read_config, run_of, tokenizer_folder
 
 
 def load_model(path: Path, which: str, device: str, warn: Callable[[str], None]) -> Loaded:
@@ -44,6 +44,8 @@ def load_classifier(path: Path, which: str, device: str,
 
 def load_any(path: Path, which: str, device: str, warn: Callable[[str], None]) -> Loaded:
     """A model of either kind."""
+    if run := run_of(path):
+        raise TrainingError(f"{path} is a checkpoint: use {run} --checkpoint {step_of(path.resolve())}")
     if is_gguf(path):
         return _load_gguf(path, device)
     if (path / "config.toml").exists() or not (is_model(path) or ("/" in str(path) and not path.exists())):

@@ -7,6 +7,8 @@ place of tokenizer/: the model it begins from, with its tokenizer. config.toml i
 without one is not a run yet.
 """
 
+import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from npgpt.files import PARTIAL, atomic_write, make_folder, sweep
 from npgpt.models import GPT
 from npgpt.tokenizers import load_tokenizer
 from npgpt.tokenizers.files import Tokenizer
-from npgpt.training.checkpoint import lock_run
+from npgpt.training.checkpoint import list_checkpoints, lock_run
 from npgpt.training.config import TrainConfig, read_config_file
 from npgpt.training.finetuning import BASE, FinetuneConfig, Loaded, finetuned_model
 from npgpt.training.run_data import Config, Tokens, write_data
@@ -50,8 +52,8 @@ def new_run_path(config: Config, name: str) -> Path:
         return _take(Path("runs") / name)
     path = Path(config.out_dir)
     if (path / "config.toml").exists():
-        raise TrainingError(f"{path} already holds a run: go on with it by --resume {path}, "
-                            "or choose another --out-dir")
+        raise TrainingError(f"{path} already holds a run: go on with it by --resume "
+                            f"{shlex.quote(str(path))}, or choose another --out-dir")
     if path.exists() and not (path.is_dir() and _is_free(path)):
         raise TrainingError(f"{path} exists and is not an empty folder: choose another --out-dir")
     return path
@@ -99,10 +101,19 @@ def read_config(path: Path) -> Config:
     if not file.is_file():
         what = "is a LoRA adapter alone, and the model that it is for is elsewhere" \
             if (path / "adapter_config.json").exists() else "is not a run's folder: " + (
+                f"it is a checkpoint of {run}" if (run := run_of(path)) else
+                "it is a checkpoint away from its run, which has its settings and tokenizer"
+                if (path / "state.json").exists() else
                 "it has no config.toml" if path.is_dir() else "there is no such folder")
         raise TrainingError(f"{path} {what}")
     kind = FinetuneConfig if (path / BASE).is_dir() else TrainConfig
     return kind.parse(read_config_file(file), str(file))
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run of which the folder is a checkpoint, if it is one."""
+    run = Path(os.path.normpath(folder / ".." / ".."))
+    return run if folder.resolve() in map(Path.resolve, list_checkpoints(run)) else None
 
 
 def write_config(path: Path, config: Config) -> None:

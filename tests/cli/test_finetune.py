@@ -121,9 +121,9 @@ def test_other_commands_say_what_a_fine_tuning_is_for(capsys):
             (1, ["export", "pairs", "--adapter", "--out-dir", "o"], "pairs has no adapters")):
         assert main(words) == status
         assert sentence in capsys.readouterr().err
-    assert "give max_iters to go on" in refused(capsys, 1, "--resume", "pairs", "--max-iters", "0")
-    for flags in (["--lora-rank", 3], ["--lora-alpha", 8], ["--trainable", "h.1.*"], ["--epochs", 2],
-                  ["--no-packing"]):
+    for flags in ("--max-iters", 0), ("--epochs", 2):
+        assert "give max_iters, of which pairs has 4" in refused(capsys, 1, "--resume", "pairs", *flags)
+    for flags in (["--lora-rank", 3], ["--lora-alpha", 8], ["--trainable", "h.1.*"], ["--no-packing"]):
         name = flags[0].removeprefix("--").removeprefix("no-").replace("-", "_")
         assert f"{name} cannot change when a run goes on" in refused(capsys, 1, "--resume", "pairs", *flags)
 

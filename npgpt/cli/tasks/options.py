@@ -10,6 +10,7 @@ import tyro
 from npgpt.errors import ConfigError
 from npgpt.files import check_output
 from npgpt.ranges import check_range
+from npgpt.training.runs import run_of
 
 TASKS_OF = {
     "context": ("language-modelling", "multiple-choice"), "stride": ("language-modelling",),
@@ -104,6 +105,6 @@ def check(options: Options) -> None:
     for (one, path), (other, same) in combinations(options.files.items(), 2):
         if path.resolve() == same.resolve():
             raise ConfigError(f"{one} and {other} are both {path}: give two files")
-    if not options.data and not (options.model / "config.toml").exists():
+    if not (options.data or (options.model / "config.toml").exists() or run_of(options.model)):
         raise ConfigError(f"{options.model} is not a run's folder, so it has no validation tokens of its "
                           "own: say by --data what to evaluate on")
