@@ -4,13 +4,15 @@ import contextlib
 import dataclasses
 import io
 import re
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
 
 from npgpt.cli.help import show_help
-from npgpt.errors import UsageError
+from npgpt.errors import DataError, UsageError
 
 ELSEWHERE = {       # an option's name in nanoGPT, transformers, TRL, PEFT, litgpt, and what it is here
     "lr": "learning-rate", "max-steps": "max-iters", "epochs": "max-iters", "num-iterations": "max-iters",
@@ -23,6 +25,11 @@ ELSEWHERE = {       # an option's name in nanoGPT, transformers, TRL, PEFT, litg
     "num-attention-heads": "n-head", "num-key-value-heads": "n-kv-head", "intermediate-size": "n-inner",
     "r": "lora-rank", "lora-r": "lora-rank", "start": "prompt", "max-tokens": "max-new-tokens",
     "num-return-sequences": "num-samples", "resume-from-checkpoint": "resume",
+}
+
+INSTEAD = {         # what is no option here
+    "init-from": "a run goes on by npgpt train --resume, and a model that is there learns by npgpt finetune",
+    "eval-only": "npgpt evaluate RUN measures what a run has learned",
 }
 
 
@@ -46,9 +53,9 @@ def parse(options: Any, command: str, arguments: Sequence[str], default: Any = N
 
 
 def value_of(name: str, arguments: Sequence[str]) -> str | None:
-    """What stands after --name, or after --name= in one word; the last of several, or None."""
+    """What stands after --name, or after --name= in one word; the last of several, or None. "" if nothing."""
     value = None
-    for word, following in zip(arguments, [*arguments, None][1:], strict=True):
+    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if word == f"--{name}":
             value = following
         elif word.startswith(f"--{name}="):
@@ -59,6 +66,15 @@ def value_of(name: str, arguments: Sequence[str]) -> str | None:
 def unescaped(text: str) -> str:
     """Of a text on a command line, where a newline is hard to write: \\n is one."""
     return text.replace("\\n", "\n")
+
+
+def read_text(file: Path | None) -> str:
+    """The text of a file, or None: of standard input. Raises DataError where that is not UTF-8."""
+    data = sys.stdin.buffer.read() if file is None else file.read_bytes()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file or 'standard input'} is not UTF-8 at byte {error.start}") from None
 
 
 def _names(options: Any) -> Iterator[tuple[str, Any]]:
@@ -106,8 +122,12 @@ def _meant(told: str, known: dict[str, Any], arguments: Sequence[str], near: str
             return f"; --{switch} takes no value: write --{switch} or --no-{switch}"
     if not word.startswith("--"):
         return f"; did you mean --{name}={value}?" if equals and name in known else ""
-    if name == "init-from":
-        return "; a run goes on by npgpt train --resume, and a model that is there learns by npgpt finetune"
+    if name in INSTEAD and name not in known:
+        return f"; {INSTEAD[name]}"
+    if name.startswith("no-") and known.get(switch := name.removeprefix("no-")) == bool | None:
+        return f"; write --{switch}=False"
+    if name == "start" and (file := value_of("start", arguments) or "").startswith("FILE:"):
+        return f"; did you mean --prompt-file={file.removeprefix('FILE:')}?"
     here = [*ELSEWHERE.get(name, "").split(), *(one for one in known if one.startswith(f"{name}-"))]
     best = next((one for one in here if one in known), near)
     return f"; did you mean --{best}?" if best else ""

@@ -1,5 +1,6 @@
 """`npgpt sample`: a trained GPT writes, token by token."""
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from npgpt.cli.arguments import parse, unescaped
-from npgpt.errors import ConfigError
+from npgpt.cli.arguments import parse, read_text, unescaped
+from npgpt.errors import ConfigError, UsageError
 from npgpt.generation.decoding import generate, stream
 from npgpt.ranges import check_range
 from npgpt.terminal import printable, warn
@@ -27,6 +28,9 @@ class Options:
     file."""
     prompt: str = ""
     """What to write on from; \\n is a newline. Empty: a new document."""
+    prompt_file: Path | None = None
+    """A UTF-8 file with the prompt, or - for standard input. It is taken as it is, but for one newline at its
+    end, which editors put there."""
     max_new_tokens: int = 200
     """Tokens to write, at most; a text that ends, ends earlier."""
     min_new_tokens: int = 0
@@ -79,14 +83,16 @@ def run(arguments: list[str]) -> int:
     for name, least in (("max_new_tokens", 0), ("num_samples", 1), ("top_k", 0)):
         check_range(name, getattr(options, name), least=least)
     check_range("seed", options.seed, least=0, below=2**64)
+    if options.prompt and options.prompt_file:
+        raise UsageError("the prompt is given twice: by --prompt and by --prompt-file")
     if options.num_samples > options.num_beams > 1 and not options.do_sample:
         raise ConfigError(f"num_samples must be at most num_beams = {options.num_beams} without sampling, "
                           f"not {options.num_samples}")
+    prompt    = _prompt(options)
     loaded    = load_model(options.model, options.checkpoint, options.device, warn)
     if options.eos_token_id:
         loaded = loaded._replace(eos_token_ids=options.eos_token_id)
     tokenizer = loaded.tokenizer
-    prompt    = unescaped(options.prompt)
     ids  = [*tokenizer.prefix, *tokenizer.encode_ordinary(prompt)] \
         or [tokenizer.eos_token_id or 0]                                          # 0 often is the newline
     show = printable if sys.stdout.isatty() else str
@@ -96,6 +102,13 @@ def run(arguments: list[str]) -> int:
             print(show(text), end="", flush=True)
     print()
     return 0
+
+
+def _prompt(options: Options) -> str:
+    if options.prompt_file is None:
+        return unescaped(options.prompt)
+    text = read_text(None if str(options.prompt_file) == "-" else options.prompt_file)
+    return re.sub(r"\r?\n\Z", "", text.removeprefix("\ufeff"))
 
 
 def _texts(loaded: Loaded, prompt, options: Options) -> Iterator[Iterable[int]]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from npgpt.cli.arguments import parse
+from npgpt.cli.arguments import parse, read_text
 from npgpt.data.corpora import iterate_documents
 from npgpt.errors import ConfigError, TokenizerError, UsageError
 from npgpt.ranges import check_range
@@ -125,12 +125,12 @@ def _train(options: Train) -> None:
 
 def _encode(options: Encode) -> None:
     tokenizer = load_tokenizer(options.tokenizer)
-    print(*_ids(tokenizer, _read(options.file), options.special))
+    print(*_ids(tokenizer, read_text(options.file), options.special))
 
 
 def _decode(options: Decode) -> None:
     tokenizer = load_tokenizer(options.tokenizer)
-    words = _read(options.file).split()
+    words = read_text(options.file).split()
     for word in words:
         if not (word.isascii() and word.isdecimal() and len(word) < 12):
             raise TokenizerError(f"{word[:80]!r} is no token id: ids are whole numbers, white space between")
@@ -139,7 +139,7 @@ def _decode(options: Decode) -> None:
 
 def _show(options: Show) -> None:
     tokenizer = load_tokenizer(options.tokenizer)
-    text = _read(None) if options.text is None else options.text
+    text = read_text(None) if options.text is None else options.text
     ids  = _ids(tokenizer, text, options.special)
     console, cut, numbers = Console(highlight=False), Text(), Text()
     between = "" if console.color_system else "|"
@@ -159,14 +159,6 @@ def _show(options: Show) -> None:
 
 def _ids(tokenizer, text: str, special: bool) -> list[int]:
     return tokenizer.encode(text, allowed_special="all") if special else tokenizer.encode_ordinary(text)
-
-
-def _read(file: Path | None) -> str:
-    data = sys.stdin.buffer.read() if file is None else file.read_bytes()
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{file or 'standard input'} is not UTF-8 at byte {error.start}") from None
 
 
 ACTIONS: dict[str, tuple[type, Callable[[Any], None]]] = {
