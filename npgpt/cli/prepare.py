@@ -43,7 +43,8 @@ def run(arguments: list[str]) -> int:
     workers = physical_cores() if options.workers is None else options.workers
     check_range("workers", workers, least=1)
     console, begun = Console(highlight=False, soft_wrap=True), time.perf_counter()
-    with Progress(TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+    bar = [BarColumn()] * (console.width >= 60)
+    with Progress(TextColumn("{task.description:<12}"), *bar, TextColumn("{task.percentage:>3.0f} %"),
                   TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console,
                   disable=not console.is_terminal) as bars:
         tasks: dict[str, tuple[Any, float]] = {}

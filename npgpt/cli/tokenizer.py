@@ -100,7 +100,8 @@ def _train(options: Train) -> None:
     if (options.out_dir / CONFIG).exists():
         raise ConfigError(f"{options.out_dir} already holds a tokenizer: choose another --out-dir")
     console, begun, size = Console(stderr=True, highlight=False), time.perf_counter(), 0
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+    bar = [BarColumn()] * (console.width >= 60)
+    with Progress(TextColumn("{task.description}"), *bar, MofNCompleteColumn(), TimeElapsedColumn(),
                   console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
 

@@ -162,6 +162,7 @@ def _tokenizer_in(folder: Path, parts: Sequence[Part], config: PrepareConfig, wo
             tokenizer = BPETokenizer.train(_sample(parts, config.tokenizer_characters), config.vocab_size,
                                            progress=lambda done, wanted: progress("merges", done, wanted),
                                            workers=workers)
+            progress("merges", 1, 1)              # where the text had fewer than were wanted, too
         else:
             tokenizer = load_tokenizer(config.tokenizer)
         aside = parts[0].folder / "tokenizer"
@@ -191,6 +192,8 @@ def _write_side(side: str, parts: Sequence[Part], encoded: Sequence[EncodeTask],
     tasks = shard_tasks(out_dir, side, files, config.shard_tokens, vocab_size, config.format)
     entries: list[dict[str, Any]] = []
     done = 0
+    if tasks:
+        progress(f"{side} shards", 0, itemsize * total)        # when they begin
     with contextlib.closing(each(write_one_shard, tasks, workers)) as written:
         for entry in written:
             entries.append(entry)

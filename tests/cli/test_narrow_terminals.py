@@ -1,6 +1,7 @@
 """Nothing is cut off where there is little room: tables fold, and bars leave their room to the numbers."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -42,3 +43,15 @@ def test_a_bar_leaves_its_room_to_the_numbers(width, bar, monkeypatch, capfd):
         show(8000, 8541)
     said = capfd.readouterr().err
     assert "8000/8541" in said and ("━" in said or "-----" in said) is bar
+
+
+def test_the_bars_of_a_preparation_fit_forty_columns_and_come_to_their_end(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    (tmp_path / "text.txt").write_text("to be or not to be " * 100, encoding="utf-8")
+    assert main(["prepare", "text.txt", "--out-dir", "prepared"]) == 0
+    bars = [line.rstrip() for line in re.split(r"\x1b\[2K|\n", capfd.readouterr().out) if " % " in line]
+    bars = [re.sub(r"\x1b\[[0-9;?]*\w|\r", "", line) for line in bars]
+    assert "val shards   100 %" in bars[-1] and "…" not in "".join(bars) and max(map(len, bars)) <= 40
+    assert all("100 %" in bar for bar in bars[-5:])

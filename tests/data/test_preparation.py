@@ -93,6 +93,7 @@ def test_the_manifest_is_true(tmp_path, texts):
     size = manifest["sources"]["bytes"]
     assert size == sum(path.stat().st_size for path in files)
     assert told["reading"][0] == (0, size) and told["reading"][-1] == (size, size)
+    assert all(told[step][0][0] == 0 for step in told.keys() - {"merges"})    # from then on its speed counts
     assert all(done == total > 0 for done, total in (steps[-1] for steps in told.values()))
     assert manifest["options"]["shard_tokens"] == 4000 and manifest["versions"]["numpy"] == np.__version__
     assert manifest["tokenizer"]["vocab_size"] == 280 and manifest["tokenizer"]["end_of_text"] == 279
