@@ -130,4 +130,6 @@ def _meant(told: str, known: dict[str, Any], arguments: Sequence[str], near: str
         return f"; did you mean --prompt-file={file.removeprefix('FILE:')}?"
     here = [*ELSEWHERE.get(name, "").split(), *(one for one in known if one.startswith(f"{name}-"))]
     best = next((one for one in here if one in known), near)
-    return f"; did you mean --{best}?" if best else ""
+    more = (" An epoch is tokens / (block_size · batch_size · gradient_accumulation_steps) updates"
+            if best == "max-iters" and "epochs" in name else "")
+    return f"; did you mean --{best}?{more}" if best else ""
