@@ -199,4 +199,4 @@ def _is_whole(value) -> bool:
 
 def _is_number(value) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool) \
-        and math.isfinite(value)
+        and bool(-math.inf < value < math.inf)

@@ -1,6 +1,5 @@
 """The entries of a config.json, each asked for by name and checked, or refused in one sentence."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ class Entries:
 
     def number(self, name: str, default: Any = REQUIRED) -> float:
         value = self._required(name, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value < 1e38:
+        if type(value) not in (int, float) or not 0 <= value < 1e38:
             raise self.refused(f"its {self.place}{name} is {shown(value)}, which is no number of at least 0")
         return float(value)
 

@@ -189,6 +189,7 @@ def test_an_interval_is_a_function_of_its_seed():
     values = np.random.default_rng(0).normal(size=50)
     assert mean_interval(values, 3) == mean_interval(values, 3) != mean_interval(values, 4)
     assert mean_interval(values[:1]) is None
+    assert mean_interval(np.array([0, 1])) == (0, 1)                 # of two units there is one
     assert mean_interval(np.ones(9)) == (1, 1)
     assert ratio_interval(np.ones(3), np.array([1, 0, 2])) is None   # a unit without bytes, drawn alone: 1/0
 

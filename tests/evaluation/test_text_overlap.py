@@ -54,6 +54,13 @@ def test_the_best_of_several_references_counts():
     assert swapped.numbers == pytest.approx(result.numbers)
 
 
+def test_white_space_around_a_text_does_not_count():
+    padded = compare([f"\n {text}\u00a0" for text in WRITTEN],
+                     [[f" {text}\n\n" for text in several] for several in REFERENCES], resamples=10)
+    plain  = compare(WRITTEN, REFERENCES, resamples=10)
+    assert (padded.numbers, padded.intervals) == (plain.numbers, plain.intervals)
+
+
 def test_intervals_are_those_of_the_records():
     result = compare(WRITTEN, REFERENCES, seed=3, resamples=50)
     for name, each in result.each.items():
@@ -65,7 +72,7 @@ def test_intervals_are_those_of_the_records():
 
 def test_bleu_and_chrf_are_sacrebleus():
     sacrebleu = pytest.importorskip("sacrebleu")
-    result  = compare([f" {text}\n" for text in WRITTEN], REFERENCES, seed=1, resamples=20)
+    result  = compare(WRITTEN, REFERENCES, seed=1, resamples=20)
     stripped = [[text.strip() for text in several] for several in REFERENCES]
     streams = [[several[n] if n < len(several) else None for several in stripped] for n in range(3)]
     bleu, chrf = sacrebleu.corpus_bleu(WRITTEN, streams), sacrebleu.corpus_chrf(WRITTEN, streams)

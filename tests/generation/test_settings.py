@@ -34,6 +34,7 @@ class Never:
     ({"logits_processor": [3]}, "logits_processor must be functions"),
     ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
     ({"temperature": 1e39}, "temperature must be at most 1e30, not 1e\\+39"),
+    ({"temperature": 10**400}, "temperature must be at most 1e30, not 1000"),
     ({"repetition_penalty": 1e39}, "repetition_penalty must be at most 1e30"),
     ({"repetition_penalty": 1e-40}, "repetition_penalty must be above 0, at least 1e-30"),
     ({"length_penalty": 1000.0}, "length_penalty must be from -50 to 50, not 1000"),

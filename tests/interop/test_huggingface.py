@@ -162,6 +162,8 @@ WRONG = {
     "epsilon is no number": (GPT2, {"layer_norm_epsilon": "small"}, "layer_norm_epsilon is 'small'"),
     "epsilon is infinite": (LLAMA, {"rms_norm_eps": float("inf")}, "rms_norm_eps is inf"),
     "epsilon is not a number": (LLAMA, {"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+    "epsilon of 400 digits": (LLAMA, {"rms_norm_eps": 10**400}, "rms_norm_eps is 1000"),
+    "epsilon is beyond float32": (LLAMA, {"rms_norm_eps": 1e39}, "rms_norm_eps is 1e+39"),
     "epsilon is negative": (LLAMA, {"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0"),
     "hidden_act": (LLAMA, {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
     "experts": (LLAMA, {"num_local_experts": 8}, "num_local_experts = 8"),
