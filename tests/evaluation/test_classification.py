@@ -86,7 +86,7 @@ def test_batches_give_what_each_text_gives_alone(batch_size):
     for own, ids in zip(p, texts, strict=True):
         odds = [math.exp(z) for z in Counting.logits(ids)]
         assert own == pytest.approx([x / sum(odds) for x in odds], abs=1e-14)
-    assert told[-1] == (5, 5) and len(told) == len(model.shapes)
+    assert told[-1] == (5, 5) and len(told) == len(model.shapes) and {total for _, total in told} == {5}
     assert model.shapes[0] == (min(batch_size or 5, 5), 6)           # the longest first
     if batch_size == 2:
         assert model.shapes == [(2, 6), (2, 3), (1, 1)]

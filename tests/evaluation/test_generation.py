@@ -58,7 +58,8 @@ def test_batches_write_what_each_prompt_gets_alone(model, batch_size, num_beams)
         new   = alone[0, len(prompt):].tolist()
         new   = new[:new.index(END)] if END in new else new
         assert own.text == TOKENIZER.decode(new)
-    assert len({own.text for own in found}) > 3 and told[-1] == (6, 6)
+    assert len({own.text for own in found}) > 3
+    assert told[-1] == (6, 6) and {total for _, total in told} == {6}
 
 
 def test_texts_end_at_an_end_a_string_or_for_want_of_room():

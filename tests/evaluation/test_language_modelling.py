@@ -244,6 +244,7 @@ def test_progress_counts_scored_tokens(model):
     told = []
     measure(model, DOCUMENTS, LENGTHS, CONTEXT, 2, batch_size=2, progress=lambda *counts: told.append(counts))
     assert told[-1] == (49, 49) and len(told) > 3 and told == sorted(told)
+    assert {total for _, total in told} == {49}
 
 
 # Where the tokens come from

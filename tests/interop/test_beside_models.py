@@ -67,7 +67,8 @@ def test_what_the_files_say_is_written_again_and_nothing_is_made_up(written):
 
 
 def test_no_token_begins_a_text_where_the_files_name_none(written):
-    write_folder({"eos_token": "<|end|>"}, {"eos_token_id": [257, 256]}, {"bos_token_id": None}, **LLAMA)
+    write_folder({"eos_token": "<|end|>", "bos_token": ""}, {"eos_token_id": [257, 256]},
+                 {"bos_token_id": None}, **LLAMA)
     for folder in written():
         assert "bos_token" not in read(folder, "tokenizer_config")
         assert read(folder, "config")["bos_token_id"] is None
