@@ -208,8 +208,8 @@ def test_large_logits_do_not_overflow_and_broken_ones_are_told():
     for wrong in (np.nan, np.inf):
         with pytest.raises(CheckpointError, match="no number"):
             surprisals(Fixed(0, wrong), span, 1)
-    with pytest.raises(DataError, match="token 5 is not in the model's vocabulary of 2"):
-        surprisals(Fixed(0, 1), [Span(np.array([0, 5]), 1)], 1)
+    with pytest.raises(DataError, match="token 2 is not in the model's vocabulary of 2"):
+        surprisals(Fixed(0, 1), [Span(np.array([0, 2]), 1)], 1)
 
 
 def test_logits_may_lie_on_a_gpu(model, monkeypatch):

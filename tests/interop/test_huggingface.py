@@ -31,7 +31,7 @@ def test_gpt2_by_either_name_and_with_old_buffers(tmp_path):
     for n in range(2):
         without[f"h.{n}.attn.bias"] = np.tril(np.ones((6, 6), "u1")).reshape(1, 1, 6, 6)
         without[f"h.{n}.attn.masked_bias"] = np.array(-1e4, "f4")
-    one  = npgpt.GPT.from_pretrained(write_folder(tmp_path / "one", arrays=with_prefix))
+    one  = npgpt.GPT.from_pretrained(write_folder(tmp_path / "one", arrays=with_prefix, n_ctx=7))
     defaults = dict.fromkeys(["activation_function", "layer_norm_epsilon", "resid_pdrop", "embd_pdrop",
                               "attn_pdrop", "n_positions"], ...)
     two  = npgpt.GPT.from_pretrained(str(write_folder(

@@ -332,6 +332,9 @@ def test_hugging_faces_own_cache_is_read(tmp_path):
         path.rename(blobs / str(number))
         path.symlink_to(f"../../blobs/{number}")
     assert open_folder(folder).keys() == ARRAYS.keys()
+    moved = folder.parent.rename(tmp_path / "models--a--b" / "models") / folder.name     # no cache's folder
+    refused(lambda: open_folder(moved), "leads out of its folder")
+    moved.parent.rename(folder.parent)
     (folder / FIRST).unlink()
     other = tmp_path / "models--other" / "blobs"
     other.mkdir(parents=True)
