@@ -121,6 +121,18 @@ def test_the_type_of_the_numbers_is_told_and_one_file_has_no_index(kind, dtype, 
     assert json.loads((tmp_path / "x" / "config.json").read_text())["torch_dtype"] == said
 
 
+@pytest.mark.parametrize(("options", "said"), [
+    ({}, {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.3}),
+    ({"norm": "rmsnorm", "activation": "swiglu", "position": "rotary", "bias": False},
+     {"attention_dropout": 0.3})])
+def test_dropout_is_told_and_read_again(options, said, tmp_path):
+    config = npgpt.GPTConfig(11, 6, 1, 2, 4, dropout=0.2, attention_dropout=0.3, **options)
+    random_model(config).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()).items() >= said.items()
+    back = npgpt.GPT.from_pretrained(tmp_path).config
+    assert (back.dropout, back.attention_dropout) == (0.0 if options else 0.2, 0.3)     # a Llama has but one
+
+
 # By name
 
 def test_a_name_is_fetched(tmp_path, monkeypatch):
@@ -290,7 +302,7 @@ def test_shards_by_hand_are_found_from_the_command(tmp_path, capsys):
     assert "not in the vocabulary" in said_by(capsys, 1, "sample", folder, "--prompt", "abc")
 
 
-@pytest.mark.parametrize(("said", "ends"), [(3, (3,)), ([3, 1], (3, 1)), (None, (2,)), ([], (2,))])
+@pytest.mark.parametrize(("said", "ends"), [(0, (0,)), ([3, 0], (3, 0)), (None, (2,)), ([], (2,))])
 def test_what_ends_a_text_is_read_from_generation_config_and_else_from_config(tmp_path, said, ends):
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 2}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": said}))
