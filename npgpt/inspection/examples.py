@@ -89,8 +89,7 @@ def _gpt(change: Callable[[GPT], None] = lambda model: None, **options) -> Build
         draw.parameters(model)
         tokens, targets, key = draw.tokens(n.V, n.B, n.T), draw.targets(n.V, n.B, n.T), Key(1, step=2)
         learned = {name: p for name, p in model.parameters.items() if not p.frozen}
-        return Case(lambda: model.loss(tokens, targets, key), lambda dy, saved: model.backward(saved, dy), (),
-                    learned)
+        return Case(model.loss, lambda dy, saved: model.backward(saved, dy), (tokens, targets, key), learned)
     return build
 
 
@@ -99,7 +98,7 @@ def _gpt_logits(n: Sizes, rng: np.random.Generator, device: str = "cpu") -> Case
     draw, model = Draw(rng), GPT(config, device=device, dtype="float64")
     draw.parameters(model)
     tokens = draw.tokens(n.V, n.B, n.T)
-    return Case(lambda: model.forward(tokens), model.backward_logits, (), model.parameters)
+    return Case(model.forward, model.backward_logits, (tokens,), model.parameters)
 
 
 def _classifier(**options) -> Build:
@@ -112,8 +111,8 @@ def _classifier(**options) -> Build:
         tokens, targets, key = draw.tokens(n.V, n.B, n.T), rng.integers(0, n.C + 1, n.B), Key(1, step=2)
         mask = rng.random((n.B, n.T)) < 0.7
         mask[np.arange(n.B), rng.integers(0, n.T, n.B)] = True                # one token at least
-        return Case(lambda: model.loss(tokens, targets, key, None, mask),
-                    lambda dy, saved: model.backward(saved, dy), (), model.parameters)
+        return Case(model.loss, lambda dy, saved: model.backward(saved, dy),
+                    (tokens, targets, key, None, mask), model.parameters)
     return build
 
 

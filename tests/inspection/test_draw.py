@@ -1,13 +1,18 @@
-"""The numbers that tests and `npgpt gradcheck` compute with can hide no bug: were they to lose what makes
-them so, every other test would still pass.
+"""The numbers and the examples that tests and `npgpt gradcheck` compute with can hide no bug: were they to
+lose what makes them so, every other test would still pass.
 """
+
+import dataclasses
+import inspect
 
 import numpy as np
 import pytest
 
 from npgpt import GPT, GPTConfig
+from npgpt.inspection import examples
 from npgpt.inspection.draw import Draw
-from npgpt.inspection.examples import LAYERS, OPS, Sizes
+from npgpt.inspection.examples import EXAMPLES, LAYERS, MODELS, OPS, Sizes
+from npgpt.models.config import ALLOWED
 from npgpt.tensor.precision import map_arrays
 
 
@@ -36,7 +41,7 @@ def test_rows_have_any_mean_and_a_spread_from_a_half_to_2(draw):
     x = draw.rows(30, 40, 6)
     assert x.shape == (30, 40, 6) and np.std(x.mean(-1)) > 0.8
     assert 0.5 <= x.std(-1).min() < 0.6 and 1.9 < x.std(-1).max() <= 2
-    assert np.isfinite(draw.rows(3, 1)).all()
+    assert abs(draw.rows(3, 1)).max() < 9
 
 
 def test_some_tokens_repeat_and_some_are_never_used(draw):
@@ -84,15 +89,87 @@ def test_all_sizes_are_different():
     assert len(set(Sizes())) == len(Sizes())
 
 
-@pytest.mark.parametrize("label", [*OPS, *LAYERS])
+def example(label, seed=0):
+    return EXAMPLES[label](Sizes(), np.random.default_rng(seed), "cpu")
+
+
+@pytest.mark.parametrize("label", EXAMPLES)
 def test_an_example_is_another_with_another_seed_and_has_no_float_twice(label):
     """Numbers that are all alike would hide which is used where."""
     arrays = []
-    for seed in (0, 1):
-        case = {**OPS, **LAYERS}[label](Sizes(), np.random.default_rng(seed), "cpu")
+    for case in (example(label, seed) for seed in (0, 1)):
         arrays.append([])
         map_arrays(arrays[-1].append, case.inputs)
         arrays[-1] += [parameter.data for parameter in case.parameters.values()]
     for one, other in zip(*arrays, strict=True):
         if one.dtype.kind == "f":
             assert (one != other).any() and len(set(one.flat)) == one.size
+
+
+def choices(case):
+    """Place and name of the inputs that could be left out and are not, and what stands for them then."""
+    for place, option in enumerate(inspect.signature(case.forward).parameters.values()):
+        if place < len(case.inputs) and option.default is not option.empty:
+            value = case.inputs[place]
+            if isinstance(value, np.ndarray) or value != option.default:
+                yield place, option.name, option.default
+
+
+@pytest.mark.parametrize("label", [*OPS, *LAYERS, "SequenceClassifier"])
+def test_whatever_else_an_example_is_given_counts(label):
+    """A key that drops nothing or a mask that hides nothing could not show what is wrong with them."""
+    case = example(label)
+    y, _ = case.forward(*case.inputs)
+    for place, name, left_out in choices(case):
+        inputs = [*case.inputs[:place], left_out, *case.inputs[place + 1:]]
+        assert name == "rows" or (case.forward(*inputs)[0] != y).any(), name
+
+
+def test_every_choice_of_an_op_is_in_an_example():
+    offered, made = set(), set()
+    for case in map(example, OPS):
+        options  = inspect.signature(case.forward).parameters.values()
+        offered |= {option.name for option in options if option.default is not option.empty}
+        made    |= {name for _, name, _ in choices(case)}
+    assert offered - made == {"ignore_index"}
+
+
+def test_every_choice_of_a_model_is_in_an_example_where_it_counts(monkeypatch):
+    """But for the numbers of norms and rotations; and checkpointing, which changes nothing."""
+    made, values = set(), {name: set() for name in ("block", "norm", "position")}
+
+    def loss(label, left_out=None):
+        def config(*shape, **options):
+            asked.update(options)
+            made = GPTConfig(*shape, **{name: value for name, value in options.items() if name != left_out})
+            for name in values:
+                values[name].add(getattr(made, name))
+            return made
+        monkeypatch.setattr(examples, "GPTConfig", config)
+        case = example(label)
+        return case.forward(*case.inputs)[0]
+
+    for label in MODELS:
+        asked = {}
+        whole = loss(label)
+        made |= {name for name in [*asked] if name == "gradient_checkpointing"
+                 or (loss(label, name) != whole).any()}
+    named = {field.name for field in dataclasses.fields(GPTConfig)} - {"vocab_size", "norm_eps"}
+    assert {name for name in named - made if not name.startswith("rope_")} == set()
+    assert values == {name: set(ALLOWED[name]) for name in values}
+
+
+STRAIGHT = ("linear", "lora", "embedding", "relu", "rotary", "dropout", "residual")
+
+
+@pytest.mark.parametrize("label", [label for label in OPS if label.split(",")[0] not in STRAIGHT])
+def test_what_bends_is_shown_where_it_bends(label):
+    """Inputs a tenth larger have another gradient: where an op is all but a straight line, or flat, the
+    check takes its derivative for that of the line."""
+    case, slopes = example(label), []
+    for factor in (1, 1.1):
+        y, saved = case.forward(factor * case.inputs[0], *case.inputs[1:])
+        gradient = case.backward(np.random.default_rng(1).standard_normal(y.shape), saved)
+        slopes.append(gradient[0] if isinstance(gradient, tuple) else gradient)
+    change = np.linalg.norm(slopes[1] - slopes[0]) / np.linalg.norm(slopes[0])
+    assert 0.02 < change < 1
