@@ -197,9 +197,10 @@ def test_bad_texts_targets_and_weights_are_one_sentence():
             with pytest.raises(DataError, match=sentence):
                 look(model, np.array(tokens, np.int64)[None])
     for target, sentence in (((0, 1), "position must be 1 to 7, for the text has 7 tokens, not 0"),
-                             ((8, 1), "not 8"), ((2, 11), "token 11")):
+                             ((8, 1), "not 8"), ((2, 11), "token 11"), ((2, -1), "token -1")):
         with pytest.raises(DataError, match=sentence):
             saliency(model, TOKENS, [target])
-    model.lm_head.weight.data[3] = np.nan
-    with pytest.raises(CheckpointError, match="its weights are damaged"):
-        logit_lens(model, residual_stream(model, TOKENS[None][:, 1:3]), TOKENS[1:3])
+    for number in (np.nan, np.inf):
+        model.lm_head.weight.data[3, 0] = number
+        with pytest.raises(CheckpointError, match="its weights are damaged"):
+            logit_lens(model, residual_stream(model, TOKENS[None][:, 1:3]), TOKENS[1:3])

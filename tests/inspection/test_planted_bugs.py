@@ -167,7 +167,7 @@ class Overwriting(Module):
 
 def test_a_gradient_that_is_set_instead_of_added_to_is_caught_and_named():
     layer = Overwriting().initialise(dtype="float64")
-    text  = message_of(layer.forward, layer.backward, normal(3, 4), parameters=layer.parameters)
+    text  = message_of(layer.forward, layer.backward, normal(3, 4), parameters=layer.parameters, directions=1)
     assert "backward sets the gradient of scale and does not add to it" in text
 
 

@@ -10,15 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt import GPT, GPTConfig
-from npgpt.data import batches, corpora
+from npgpt.data import batches, corpora, examples
 from npgpt.ops import dropout_backward, dropout_forward
 from npgpt.tensor import Key
 from npgpt.tensor.random import (
     BATCH_ORDER,
+    BOOTSTRAP,
     CHILDREN,
     DOCUMENT_SPLIT,
     DROPOUT,
     INITIAL_VALUES,
+    RECORD_SPLIT,
+    ROUNDING,
     SAMPLING,
     initial_normal,
     keep_mask,
@@ -84,8 +87,10 @@ def test_a_mask_bit_for_bit(key, shape, keep):
 
 
 def test_the_streams_are_told_apart():
-    assert (INITIAL_VALUES, DROPOUT, BATCH_ORDER, SAMPLING) == (0, 1, 2, 3)     # stored runs depend on it
-    assert (BATCH_ORDER, DOCUMENT_SPLIT) == (batches.STREAM, corpora.STREAM)
+    streams = (INITIAL_VALUES, DROPOUT, BATCH_ORDER, SAMPLING, DOCUMENT_SPLIT, BOOTSTRAP, RECORD_SPLIT,
+               ROUNDING)
+    assert streams == (*range(8),)                                            # stored runs depend on it
+    assert (BATCH_ORDER, DOCUMENT_SPLIT, RECORD_SPLIT) == (batches.STREAM, corpora.STREAM, examples.STREAM)
     assert Key(5) == Key(5, DROPOUT, 0, 0, 0)
 
 
