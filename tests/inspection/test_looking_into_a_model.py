@@ -196,6 +196,7 @@ def test_bad_texts_targets_and_weights_are_one_sentence():
         for look in (residual_stream, lambda *of: saliency(of[0], of[1][0], [(1, 0)])):
             with pytest.raises(DataError, match=sentence):
                 look(model, np.array(tokens, np.int64)[None])
+    assert len(residual_stream(model, np.zeros((1, 8), np.int64)).states) == 3     # as many as it reads
     for target, sentence in (((0, 1), "position must be 1 to 7, for the text has 7 tokens, not 0"),
                              ((8, 1), "not 8"), ((2, 11), "token 11"), ((2, -1), "token -1")):
         with pytest.raises(DataError, match=sentence):
