@@ -8,7 +8,7 @@ import inspect
 import numpy as np
 import pytest
 
-from npgpt import GPT, GPTConfig
+from npgpt import GPT, GPTConfig, layers
 from npgpt.inspection import examples
 from npgpt.inspection.draw import Draw
 from npgpt.inspection.examples import EXAMPLES, LAYERS, MODELS, OPS, Sizes
@@ -134,8 +134,29 @@ def test_every_choice_of_an_op_is_in_an_example():
     assert offered - made == {"ignore_index"}
 
 
+@pytest.mark.parametrize("layer", [layers.SelfAttention, layers.FeedForward])
+def test_every_choice_of_a_layer_is_in_an_example(layer, monkeypatch):
+    begin, made = layer.__init__, set()
+    signature   = inspect.signature(begin)
+
+    def noted(*args, **options):
+        made.update(signature.bind(*args, **options).arguments)
+        begin(*args, **options)
+    monkeypatch.setattr(layer, "__init__", noted)
+    for label in LAYERS:
+        example(label)
+    assert signature.parameters.keys() - made == {"proj_std"}                 # of its initial values
+
+
+def test_of_what_is_frozen_that_alone_is_learned_which_the_name_tells():
+    assert [*example("Linear, frozen but for its bias").parameters] == ["bias"]
+    assert [*example("LoRALinear, frozen but for the addition").parameters] == ["lora_A", "lora_B"]
+    names = example("GPT, its last block and norm alone").parameters
+    assert {name[:4] for name in names} == {"h.1.", "ln_f"}
+
+
 def test_every_choice_of_a_model_is_in_an_example_where_it_counts(monkeypatch):
-    """But for the numbers of norms and rotations; and checkpointing, which changes nothing."""
+    """But for numbers that no gradient depends on by themselves; and checkpointing, which changes nothing."""
     made, values = set(), {name: set() for name in ("block", "norm", "position")}
     sizes = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd"}
 
@@ -155,8 +176,9 @@ def test_every_choice_of_a_model_is_in_an_example_where_it_counts(monkeypatch):
         whole = loss(label)
         made |= {name for name in asked.keys() - sizes if name == "gradient_checkpointing"
                  or (loss(label, name) != whole).any()}
-    offered = {field.name for field in dataclasses.fields(GPTConfig)} - sizes - {"norm_eps"}
-    assert {name for name in offered - made if not name.startswith("rope_")} == set()
+    offered = {field.name for field in dataclasses.fields(GPTConfig)} - sizes
+    assert offered - made == {"norm_eps", "rope_theta", "rope_low_freq_factor", "rope_high_freq_factor",
+                              "rope_original_block_size"}
     assert values == {name: set(ALLOWED[name]) for name in values}
 
 

@@ -47,7 +47,9 @@ def test_all_numbers_are_there_and_maps_are_shaded_by_them(sheet):
         assert f"{value:.{places}f}".replace("-", "−") in texts
     assert "Sensitivity: what the prediction of “·”, position 5, hung on" in texts
     assert texts.count("reads") == texts.count("came next") == texts.count("embedding") == 1
-    assert len(images) == 2 * 2
+    assert texts.count("?") == 1, "what comes after the text is not known"
+    left, right, below, above = np.array([image.get_extent() for image in images]).T        # y goes down
+    assert len(images) == 2 * 2 and (left[1::2] > right[::2]).all() and (above[2:] > below[:2]).all()
     blue = [np.asarray(image.get_array())[..., 2] for image in images]
     for image, p in zip(blue, made.attention.reshape(4, 8, 8), strict=True):
         lower = np.tril_indices(8)
