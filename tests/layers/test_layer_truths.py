@@ -297,6 +297,22 @@ def test_far_into_a_text_angles_are_as_exact_as_at_its_beginning():
     np.testing.assert_array_equal(y[0], sinusoidal_table(places, 8).astype("f4"))
 
 
+def test_rates_are_stretched_for_longer_contexts():
+    """All of them, or as Llama 3.1 those of the waves that are too long for the first context."""
+    plain = layers.RotaryPosition(16).rates
+    np.testing.assert_allclose(layers.RotaryPosition(16, scaling="linear", factor=8.0).rates, plain / 8)
+    expected = []
+    for rate in plain:
+        turns = 64 / (2 * math.pi / rate)                                     # of the wave in 64 places
+        kept  = 1 if turns > 4 else 0 if turns < 1 else (turns - 1) / (4 - 1)
+        expected.append(rate * (kept + (1 - kept) / 8))
+    llama = layers.RotaryPosition(16, scaling="llama3", factor=8.0, original_block_size=64)
+    np.testing.assert_allclose(llama.rates, expected, rtol=1e-12)
+    assert len({round(share, 3) for share in llama.rates / plain}) > 3        # all three kinds are there
+    with pytest.raises(ConfigError, match="heads of 5 have none"):
+        layers.RotaryPosition(5)
+
+
 def test_learned_positions_differ_by_place_and_not_by_example():
     layer = layers.LearnedPosition(4, 3).initialise(dtype="float64")
     y, _ = layer.forward(np.zeros((2, 3, 3)), np.arange(3))

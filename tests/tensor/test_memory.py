@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from npgpt.tensor import keep_freed_blocks
+from npgpt.tensor.memory import shared
 
 # Pages faulted in by each of four training steps. NumPy is imported before the platform is changed for npgpt.
 STEPS = """
@@ -49,6 +50,11 @@ def test_a_second_step_faults_in_no_new_page():
 def test_without_it_every_step_does():
     first, *later = faults_by_step("elsewhere")
     assert min(later) > first / 10, (first, later)
+
+
+def test_no_room_for_shared_memory_is_told():
+    with pytest.raises(MemoryError, match="no room for 4611686018427387904 numbers more"):
+        shared(1 << 62, "float64")
 
 
 def test_elsewhere_nothing_is_done(monkeypatch):
