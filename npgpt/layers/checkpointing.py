@@ -31,8 +31,8 @@ class Checkpointed(Module):
         else:
             setattr(self.layer, name, value)
 
-    def named_parameters(self, prefix: str = ""):
-        return self.layer.named_parameters(prefix)
+    def places(self, prefix: str = ""):
+        return self.layer.places(prefix)
 
     def forward(self, x, key=None, kv_cache=None, **context):
         if kv_cache is not None:

@@ -6,11 +6,10 @@
 There is no LoRA dropout: what the model itself drops it goes on dropping.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from npgpt.errors import ConfigError
-from npgpt.layers.checkpointing import Checkpointed
 from npgpt.layers.linear import Linear
 from npgpt.layers.module import Module, Parameter
 from npgpt.ops.lora import lora_backward, lora_forward
@@ -58,7 +57,8 @@ def add_lora(model: Any, rank: int, alpha: float, targets: Sequence[str], seed: 
     """Puts a LoRALinear in the place of the named layers of every block of a model (that has blocks, `h`),
     and freezes all else but the parameters whose name `also` accepts: a classifier's head.
 
-    targets: c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj, or the end of such a name: c_proj is both.  seed: of
+    targets: c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj, or the end of such a name: c_proj is both; or of one
+    in a part of your own, mlp.experts.0.c_fc. A layer that is used in two places has it in both.  seed: of
     the initial values. For a model with arrays, before an optimiser is made for it.
     Raises ConfigError for what is not there, and for a model that has LoRA already.
     """
@@ -68,18 +68,18 @@ def add_lora(model: Any, rank: int, alpha: float, targets: Sequence[str], seed: 
         raise ConfigError("the model has LoRA already: merge that into its weights first")
     found = list(_linear_layers(model))
     for target in targets:
-        if not any(_is_meant(name, target) for _, _, name in found):
-            known = dict.fromkeys(name.split(".", 2)[2] for _, _, name in found)
+        if not any(_is_meant(name, target) for name, _ in found):
+            known = dict.fromkeys(name.split(".", 2)[2] for name, _ in found)
             raise ConfigError(f"LoRA cannot be put at {target!r}: a block has {', '.join(known)}")
-    flat = model.flat
-    for owner, attribute, name in found:
-        if any(_is_meant(name, target) for target in targets):
-            layer = LoRALinear(getattr(owner, attribute), rank, alpha)
+    flat, adapted = model.flat, {}
+    for name, linear in found:
+        if linear not in adapted and any(_is_meant(name, target) for target in targets):
+            adapted[linear] = layer = LoRALinear(linear, rank, alpha)
             for added in ADDED:
                 parameter = getattr(layer, added)
                 values = parameter.initial(seed, f"{name}.{added}").astype(flat.data.dtype)
                 parameter._data = to_device(values, flat.device)
-            setattr(owner, attribute, layer)
+    _exchange(model, adapted)
     model.freeze(lambda name: name.endswith(ADDED) or also(name))
 
 
@@ -87,42 +87,42 @@ def merge_lora(model: Any) -> None:
     """W ← W + s A B, and ordinary layers again. The model computes what it did, to rounding, and is as if
     there had been no LoRA: all of its parameters are learned. A model without LoRA is left alone.
     """
-    layers = lora_layers(model)
-    if not layers:
-        return
-    for owner, attribute, name in _linear_layers(model):
-        if layer := layers.get(name):
-            linear = Linear(layer.weight.shape[0], layer.weight.shape[1], bias=False)
-            linear.weight, linear.bias = layer.weight, layer.bias
-            linear.weight.data += layer.scale * (layer.lora_A.data @ layer.lora_B.data)
-            setattr(owner, attribute, linear)
-    model.freeze(lambda name: True)
+    merged = {}
+    for layer in dict.fromkeys(lora_layers(model).values()):
+        merged[layer] = linear = Linear(layer.weight.shape[0], layer.weight.shape[1], bias=False)
+        linear.weight, linear.bias = layer.weight, layer.bias
+        linear.weight.data += layer.scale * (layer.lora_A.data @ layer.lora_B.data)
+    if merged:
+        _exchange(model, merged)
+        model.freeze(lambda name: True)
 
 
 def lora_layers(model: Any) -> dict[str, LoRALinear]:
     """Name → layer of all that `add_lora` put in: h.0.attn.c_attn, …"""
-    return {name: getattr(owner, attribute) for owner, attribute, name in _linear_layers(model)
-            if isinstance(getattr(owner, attribute), LoRALinear)}
+    return {name: layer for name, layer in _linear_layers(model) if isinstance(layer, LoRALinear)}
 
 
 def _is_meant(name: str, target: str) -> bool:
     return name.endswith(f".{target}")
 
 
-def _linear_layers(model: Any) -> Iterator[tuple[Module, str, str]]:
-    """Linear layers, LoRA'd or not, of all blocks: whose, under which attribute, by which name."""
+def _linear_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Linear layers, LoRA'd or not, of all blocks, with their names."""
     if not hasattr(model, "h"):
         raise ConfigError(f"LoRA is for a model with blocks, `h`, and not for a {type(model).__name__}: "
                           "give it the GPT within, before that is built on")
     for number, block in enumerate(model.h):
-        if isinstance(block, Checkpointed):
-            block = block.layer
-        yield from _inside(block, f"h.{number}")
+        for name, layer in block.named_modules():
+            if isinstance(layer, (Linear, LoRALinear)):
+                yield f"h.{number}.{name}", layer
 
 
-def _inside(module: Module, name: str) -> Iterator[tuple[Module, str, str]]:
-    for attribute, part in list(vars(module).items()):
-        if isinstance(part, (Linear, LoRALinear)):
-            yield module, attribute, f"{name}.{attribute}"
-        elif isinstance(part, Module):
-            yield from _inside(part, f"{name}.{attribute}")
+def _exchange(model: Module, others: Mapping[Any, Module]) -> None:
+    """Puts another in the place of each module in `others`, in all of its places if it has several."""
+    places = [place for place in model.places() if place[1][place[2]] in others]
+    for name, holder, _ in places:
+        if isinstance(holder, tuple):
+            raise ConfigError(f"{name} stands in a tuple, where nothing can be put in its place: make that "
+                              "a list")
+    for _, holder, key in places:
+        holder[key] = others.get(holder[key], holder[key])                    # a shared holder comes twice

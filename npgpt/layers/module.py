@@ -110,15 +110,15 @@ class Parameter:
             self._grad, self.unset = None, True
 
 
-def _named(place: str, value: Any) -> Iterator[tuple[str, Parameter]]:
-    """The parameters in what stands under that name."""
-    if isinstance(value, Parameter):
-        yield place, value
-    elif isinstance(value, Module):
-        yield from value.named_parameters(place + ".")
-    elif isinstance(value, (list, tuple, dict)):
-        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _named(f"{place}.{name}", part)
+def _places(prefix: str, holder: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Where the parts in a module's attributes, a list or a dict stand: see `Module.places`."""
+    for key, part in holder.items() if isinstance(holder, dict) else enumerate(holder):
+        if isinstance(part, (Parameter, Module)):
+            yield f"{prefix}{key}", holder, key
+        if isinstance(part, Module):
+            yield from part.places(f"{prefix}{key}.")
+        elif isinstance(part, (list, tuple, dict)):
+            yield from _places(f"{prefix}{key}.", part)
 
 
 class Module:
@@ -126,10 +126,30 @@ class Module:
 
     flat: FlatParameters
 
-    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """Every parameter with its name, in the order in which the attributes were made."""
-        for name, value in vars(self).items():
-            yield from _named(prefix + name, value)
+    def places(self, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+        """(name, holder, key) of every module and parameter in this one, each before what is in it, in the
+        order in which the attributes were made: holder[key] is what has that name. holder is the attributes
+        of a module, a list, a tuple or a dict.  prefix: of the names.
+        """
+        yield from _places(prefix, vars(self))
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Every parameter with its name, under each of its names."""
+        for name, holder, key in self.places():
+            if isinstance(holder[key], Parameter):
+                yield name, holder[key]
+
+    def named_modules(self) -> Iterator[tuple[str, "Module"]]:
+        """Every module in this one with its name, as PyTorch has it: "" and itself first, each before its
+        parts. One that is used in two places comes once, under its first name.
+        """
+        seen: set[Module] = set()
+        yield "", self
+        for name, holder, key in self.places():
+            part = holder[key]
+            if isinstance(part, Module) and part not in seen:
+                seen.add(part)
+                yield name, part
 
     @property
     def parameters(self) -> dict[str, Parameter]:

@@ -1,6 +1,7 @@
 """Models that are copied, and models that others are built on, are models as others: they learn."""
 
 import copy
+import dataclasses
 import pickle
 
 import numpy as np
@@ -107,6 +108,26 @@ def test_what_is_built_on_a_model_keeps_its_values_and_learns_with_it(dtype):
         npgpt.check_gradients(lambda: probe.forward(TOKENS), lambda dy, saved: probe.backward(dy, saved),
                               parameters={name: p for name, p in probe.parameters.items() if "head" in name
                                           or "more" in name or "ln_f" in name})
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_every_module_comes_once_with_its_first_name_before_its_parts(checkpointed):
+    probe = Probe(GPT(dataclasses.replace(CONFIG, gradient_checkpointing=checkpointed)))
+    probe.again, probe.pair = probe.body.h[1].mlp, (probe.more["a"], Linear(1, 1))
+    in_block = ["", ".ln_1", ".attn", ".attn.c_attn", ".attn.c_proj", ".attn.dropout", ".ln_2", ".mlp",
+                ".mlp.c_fc", ".mlp.c_proj", ".mlp.dropout"]
+    assert [name for name, _ in probe.named_modules()] == [
+        "", "body", "body.wte", "body.wpe", "body.drop",
+        *(f"body.h.{n}{name}" for n in range(2) for name in in_block), "body.ln_f", "body.lm_head", "head",
+        "more.a", "more.b.0.0", "pair.1"]
+    modules = dict(probe.named_modules())
+    assert modules[""] is probe and modules["more.b.0.0"] is probe.more["b"][0][0]
+    assert modules["body.h.1"] is probe.body.h[1] and modules["body.h.1.mlp"] is probe.again
+    assert list(probe.parameters) == [f"{name}.{attribute}" for name, module in modules.items()
+                                      for attribute, own in vars(module).items() if isinstance(own, Parameter)
+                                      if name != "body.lm_head"]
+    assert [name for name, parameter in probe.named_parameters() if parameter is probe.more["a"].bias] == \
+        ["more.a.bias", "pair.0.bias"]
 
 
 @pytest.mark.parametrize("call", [Module.zero_grad, lambda m: m.freeze(bool),

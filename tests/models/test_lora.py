@@ -8,7 +8,7 @@ from small_gpt import CONFIG, KEY, LLAMA, gpt, gradients, same_arrays, tokens
 
 from npgpt import GPT, AdamW, check_gradients, layers
 from npgpt.errors import ConfigError
-from npgpt.layers import LoRALinear, Module, add_lora, lora_layers, merge_lora
+from npgpt.layers import FeedForward, Linear, LoRALinear, Module, add_lora, lora_layers, merge_lora
 from npgpt.training.communication import run_on_threads
 from npgpt.training.config import TrainConfig
 from npgpt.training.trainer import Trainer
@@ -142,6 +142,97 @@ def test_a_replica_shares_the_addition():
     assert all(np.array_equal(one[name], other[name]) for name in one)
     assert not any(np.shares_memory(parameter.grad, replica.flat.grad)
                    for parameter in replica.flat.parameters.values())
+
+
+class Experts(Module):
+    """All of them, added up: what it holds stands in lists and dicts, for a test of what is found there."""
+
+    def __init__(self, make):
+        self.experts, self.named = make([FeedForward(8, 7), Linear(8, 8)]), {"last": [Linear(8, 8)]}
+
+    def _all(self):
+        return [*self.experts, *self.named["last"]]
+
+    def forward(self, x, key=None):
+        ys, saved = zip(*(expert.forward(x) for expert in self._all()), strict=True)
+        return sum(ys), saved
+
+    def backward(self, dy, saved):
+        return sum(expert.backward(dy, s) for expert, s in zip(self._all(), saved, strict=True))
+
+
+def with_experts(make=list, **options):
+    model = gpt(**options)
+    for block in model.h:
+        block.mlp = Experts(make)
+    model.initialise(dtype="float64")
+    model.flat.data += 0.4 * np.random.default_rng(1).standard_normal(model.flat.size)
+    return model
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_it_finds_layers_in_lists_and_dicts_of_parts_of_ones_own(checkpointed):
+    model = with_experts(gradient_checkpointing=checkpointed)
+    targets = ("c_fc", "experts.1", "named.last.0")
+    before = model.forward(tokens())[0]
+    add_lora(model, 2, 3.0, targets)
+    assert list(lora_layers(model)) == [f"h.{n}.mlp.{name}" for n in range(3)
+                                        for name in ("experts.0.c_fc", "experts.1", "named.last.0")]
+    assert np.array_equal(model.forward(tokens())[0], before)
+    for layer in lora_layers(model).values():
+        layer.lora_B.data[...] = np.random.default_rng(2).standard_normal(layer.lora_B.shape)
+    check_gradients(lambda: model.loss(tokens(), tokens(1)), lambda dy, saved: model.backward(saved, dy),
+                    parameters=model.flat.parameters)
+    learned = model.forward(tokens())[0]
+    assert not np.allclose(learned, before, atol=0.1)
+    merge_lora(model)
+    np.testing.assert_allclose(model.forward(tokens())[0], learned, rtol=0, atol=1e-11)
+    assert isinstance(model.h[1].mlp.experts[1], Linear)
+    assert model.parameters.keys() == with_experts().parameters.keys()
+
+
+def test_what_stands_in_a_tuple_is_refused_and_nothing_is_changed():
+    model = with_experts(tuple)
+    with pytest.raises(ConfigError, match="h.0.mlp.experts.1 stands in a tuple, .*: make that a list"):
+        add_lora(model, 2, 1, ("c_attn", "experts.1"))
+    assert not lora_layers(model) and model.flat.size == with_experts().flat.size
+    add_lora(model, 2, 1, ("experts.0.c_fc",))              # a part in a tuple may have it within
+
+
+def share_block(model):
+    model.h[2] = model.h[0]
+
+
+def share_part(model):
+    model.h[2].mlp = model.h[0].mlp
+
+
+def share_layer(model):
+    model.h[2].mlp.c_fc = model.h[0].mlp.c_fc
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("share", [share_block, share_part, share_layer])
+def test_a_layer_that_is_used_twice_stays_one_and_is_merged_once(share, checkpointed):
+    model = gpt(gradient_checkpointing=checkpointed)
+    share(model)
+    model.initialise(dtype="float64")
+    add_lora(model, 2, 3.0, ("c_fc",))
+    layers = lora_layers(model)
+    assert layers["h.0.mlp.c_fc"] is layers["h.2.mlp.c_fc"] is not layers["h.1.mlp.c_fc"]
+    alone = gpt()
+    add_lora(alone, 2, 3.0, ("c_fc",))
+    for name in ("h.0.mlp.c_fc", "h.1.mlp.c_fc"):
+        assert np.array_equal(layers[name].lora_A.data, lora_layers(alone)[name].lora_A.data)
+    for layer in layers.values():
+        layer.lora_B.data[...] = np.random.default_rng(2).standard_normal(layer.lora_B.shape)
+    check_gradients(lambda: model.loss(tokens(), tokens(1)), lambda dy, saved: model.backward(saved, dy),
+                    parameters=model.flat.parameters)
+    before = model.forward(tokens())[0]
+    merge_lora(model)
+    np.testing.assert_allclose(model.forward(tokens())[0], before, rtol=0, atol=1e-11)
+    assert model.h[0].mlp.c_fc is model.h[2].mlp.c_fc and isinstance(model.h[0].mlp.c_fc, Linear)
+    assert "h.2.mlp.c_fc.weight" not in model.parameters
 
 
 def test_ranks_on_threads_train_the_addition():
