@@ -122,6 +122,21 @@ def test_with_twins_a_step_uploads_no_masks(cupy):
     assert Counter(strict_cupy.machine.uploads) == {TOKENS: 2, PLACES: 1, DLOSS: 1}
 
 
+@formulas_and_twins
+def test_embeddings_and_gradients_from_the_host_go_to_the_device(cupy):
+    tokens, targets = batch(CONFIG)
+    results = []
+    for device in ("cpu", "cuda"):
+        model = GPT(CONFIG, device=device, dtype="float64")
+        x = np.random.default_rng(1).standard_normal((*tokens.shape, CONFIG.n_embd))
+        dx = [model.backward(model.loss(x, targets, Key(1, step=4))[1])]
+        logits, saved = model.forward(x)
+        dx.append(model.backward_logits(np.ones(logits.shape), saved))
+        assert all(array_module(part) is array_module(model.flat.data) for part in dx)
+        results.append([to_numpy(part) for part in dx])
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-12)
+
+
 def test_gradients_nobody_wrote_are_zero(cupy):
     model = GPT(CONFIG, device="cuda")                                        # in memory that is full of NaN
     assert (model.flat.grad == 0).all()

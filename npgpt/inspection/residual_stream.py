@@ -25,21 +25,15 @@ class ResidualStream(NamedTuple):
 def residual_stream(model: GPT, tokens: np.ndarray) -> ResidualStream:
     """tokens: integers (B, T)  →  the states of each of the B texts.  Raises DataError as `check_tokens`."""
     check_tokens(model, tokens)
-    x, rotation = embed(model, tokens)
-    states = [x]
-    for block in model.h:
-        x, _ = block.forward(x, rotation=rotation)
-        states.append(x)
-    return ResidualStream(states, rotation)
-
-
-def embed(model: GPT, tokens: np.ndarray) -> tuple[Any, Any]:
-    """tokens: (B, T)  →  x₀: (B, T, C), and the rotation of the places 0 … T − 1, None if not rotary"""
     places = np.arange(tokens.shape[1])
     x, _   = model.wte.forward(to_device(tokens, model.flat.device))          # (B, T, C)
     if model.wpe:
         x, _ = model.wpe.forward(x, places)
-    return x, model.rotary.rotation(places, x) if model.rotary else None
+    rotation, states = model.rotary.rotation(places, x) if model.rotary else None, [x]
+    for block in model.h:
+        x, _ = block.forward(x, rotation=rotation)
+        states.append(x)
+    return ResidualStream(states, rotation)
 
 
 def check_tokens(model: GPT, tokens: np.ndarray) -> None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npgpt.errors import DataError
-from npgpt.inspection.residual_stream import check_tokens, embed
+from npgpt.inspection.residual_stream import check_tokens
 from npgpt.models import GPT
 from npgpt.ops.softcap import softcap_backward
 from npgpt.ops.softmax import softmax_forward
@@ -64,10 +64,10 @@ def saliency(model: GPT, tokens: np.ndarray, targets: Sequence[tuple[int, int]],
     while done < len(order):
         end   = targets[order[done]][0]                                       # the longest prefix left
         batch = order[done:done + max(1, TOKENS_AT_ONCE // end)]
-        g     = _input_gradients(worker, tokens[:end], [targets[n] for n in batch])
-        e     = to_numpy(worker.wte.weight.data[to_device(tokens[:end], worker.flat.device)])     # (end, C)
+        e, _  = worker.wte.forward(to_device(np.tile(tokens[:end], (len(batch), 1)), worker.flat.device))
+        g     = _input_gradients(worker, e, [targets[n] for n in batch])      # (N, end, C), as e
         result.sensitivity[batch, :end]  = np.sqrt((g * g).sum(-1))
-        result.contribution[batch, :end] = (g * e).sum(-1)
+        result.contribution[batch, :end] = (g * to_numpy(e)).sum(-1)
         done += len(batch)
         if progress is not None:
             progress(done, len(order))
@@ -76,7 +76,7 @@ def saliency(model: GPT, tokens: np.ndarray, targets: Sequence[tuple[int, int]],
 
 def _input_only(model: GPT) -> GPT:
     """The model with gradients of its own, on the same arrays, whose backward computes those of one small
-    parameter (one must be learned) and, on its way down, of what every block read.
+    parameter alone (one must be learned), on its way down to the embeddings.
     """
     worker = model.replica()
     sizes  = {name: parameter.data.size for name, parameter in worker.parameters.items()}
@@ -85,31 +85,18 @@ def _input_only(model: GPT) -> GPT:
     return worker
 
 
-def _input_gradients(model: GPT, tokens: np.ndarray, targets: list[tuple[int, int]]) -> np.ndarray:
-    """tokens: (T,)  targets: N pairs  →  g: (N, T, C), float64.  Overwrites the model's gradients.
+def _input_gradients(model: GPT, embeddings: Any, targets: list[tuple[int, int]]) -> np.ndarray:
+    """embeddings: (N, T, C)  targets: N pairs  →  g: (N, T, C), float64.  Overwrites the model's gradients.
 
     All prefixes go through the model at once, with the tokens after them, which none of them sees.
     """
-    N      = len(targets)
-    places = np.array([position - 1 for position, _ in targets])              # where the prediction is made
-    x, rotation = embed(model, np.tile(tokens, (N, 1)))                       # (N, T, C)
-    saved  = []
-    for block in model.h:
-        x, s = block.forward(x, rotation=rotation)
-        saved.append(s)
-    s_ln_f = None
-    if model.ln_f:
-        x, s_ln_f = model.ln_f.forward(x)
-    xp     = array_module(x)
-    rows   = xp.arange(N), xp.asarray(places)
-    dx     = xp.zeros_like(x)
+    x, saved = model.body_forward(embeddings)
+    xp   = array_module(x)
+    rows = xp.arange(len(x)), xp.asarray([position - 1 for position, _ in targets])   # which predict them
+    dx   = xp.zeros_like(x)
     dx[rows] = _head_gradient(model, x[rows], [token for _, token in targets])
     model.zero_grad()
-    if model.ln_f:
-        dx = model.ln_f.backward(dx, s_ln_f)
-    for block in reversed(model.h):
-        dx = block.backward(dx, saved.pop())
-    return to_numpy(dx).astype(np.float64)
+    return to_numpy(model.body_backward(dx, saved)).astype(np.float64)
 
 
 def _head_gradient(model: GPT, x: Any, tokens: list[int]) -> Any:

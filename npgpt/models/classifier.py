@@ -78,21 +78,25 @@ class SequenceClassifier(Decoder):
                     labels=Labels(self.labels, self.pad_token_id))
 
     def forward(self, tokens, key=None, attention_mask=None):
-        """tokens: (B, T)  →  logits: (B, n_labels), saved for `backward_logits`"""
+        """tokens: (B, T), or embeddings  →  logits: (B, n_labels), saved for `backward_logits`"""
         tokens  = self.checked(tokens)
-        last    = self._last(tokens.shape, attention_mask)                    # (B,)
+        last    = self._last(tokens.shape[:2], attention_mask)                # (B,)
         x, body = self.body_forward(tokens, key, None, attention_mask)        # (B, T, C)
         logits, head = self.score.forward(x[array_module(x).arange(len(x)), last])
-        return logits, ["forward", body, (head, last, x.shape)]
+        return logits, ["forward", body, (head, last, x.shape), (logits.shape, logits.dtype)]
 
-    def backward_logits(self, dlogits, saved, after_block=None) -> None:
-        """dlogits: (B, n_labels), saved: from `forward`, which is used up.  Adds to every gradient."""
+    def backward_logits(self, dlogits, saved, after_block=None):
+        """dlogits: (B, n_labels), saved: from `forward`, which is used up.  Adds to every gradient.
+
+        after_block, what is returned: as `body_backward`.  Raises DataError for dlogits of another shape.
+        """
         self.flat.make_current()
-        head, last, shape = take(saved, "forward")
+        body, (head, last, shape), like = take(saved, "forward")
+        dlogits = self.checked_gradient(dlogits, like, "dlogits")
         xp = array_module(dlogits)
         dx = xp.zeros(shape, dlogits.dtype)                                   # no other place is read
         dx[xp.arange(len(dx)), last] = self.score.backward(dlogits, head)
-        self.body_backward(dx, take(saved, "forward"), after_block)
+        return self.body_backward(dx, body, after_block)
 
     def loss(self, tokens, targets, key=None, num_items_in_batch: int | None = None, attention_mask=None):
         """tokens: (B, T)  targets: numbers of labels, (B,)  →  mean cross-entropy: 0-d, nats; for `backward`
@@ -105,13 +109,15 @@ class SequenceClassifier(Decoder):
                                         IGNORE_INDEX)
         return loss, ["loss", saved, s]
 
-    def backward(self, saved, dloss=1.0, after_block=None) -> None:
-        """saved: from `loss`, which is used up.  Adds to every gradient.  after_block: as `body_backward`."""
+    def backward(self, saved, dloss=1.0, after_block=None):
+        """saved: from `loss`, which is used up.  Adds to every gradient.  after_block, what is returned: as
+        `body_backward`.
+        """
         self.flat.make_current()
-        s       = take(saved, "loss")
+        saved, s = take(saved, "loss")
         dloss   = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
         dlogits = cross_entropy_backward(dloss, s)
-        self.backward_logits(dlogits, take(saved, "loss"), after_block)
+        return self.backward_logits(dlogits, saved, after_block)
 
     def _last(self, shape, attention_mask):
         """Where the last real token of each row stands: (B,), on the model's device."""

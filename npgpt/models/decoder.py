@@ -50,6 +50,9 @@ SAVE_INSTEAD = "keep model.state_dict() and the code that makes it, not a model'
 class Decoder(Module):
     """tokens: integers (B, T), T ≤ block_size  →  x: (B, T, C), what a head reads of each place.
 
+    Tokens may also be given as embeddings, floats (B, T, C): those that model.wte.forward(tokens) gives, or
+    with a soft prompt before them. Backward then returns their gradient.
+
     `key` (npgpt.tensor.Key) turns dropout on; without it nothing is dropped.
     `attention_mask`: bool or 0 and 1, (B, T), or (B, S) with the S − T positions of the cache before them; 0
     is padding, which nobody attends to and which counts no place: the first real token of a row stands at 0.
@@ -113,50 +116,58 @@ class Decoder(Module):
         write_adapter(path, asdict(self.config), arrays, next(iter(layers.values())).alpha, base_model)
 
     def body_forward(self, tokens, key=None, kv_cache: KVCache | None = None, attention_mask=None):
-        """tokens: (B, T), as `checked` gives them  →  x: (B, T, C), saved for `body_backward`"""
+        """tokens: (B, T), or embeddings, as from `checked`  →  x: (B, T, C), saved for `body_backward`"""
         if key is not None and not isinstance(key, Key):
             raise ConfigError(f"key must be an npgpt.Key, which turns dropout on, or None, not {key!r}")
         if key is not None and kv_cache is not None:
             raise ConfigError("a KV cache is for decoding, and a key turns training's dropout on: give one")
-        places, key_mask, segments = self._places(tokens.shape, kv_cache.length if kv_cache else 0,
+        places, key_mask, segments = self._places(tokens.shape[:2], kv_cache.length if kv_cache else 0,
                                                   attention_mask)
         s_wpe = s_ln_f = rotation = None
-        x, s_wte = self.wte.forward(tokens)                                   # (B, T, C)
+        embedded = tokens.ndim == 3
+        x, s_wte = (tokens, None) if embedded else self.wte.forward(tokens)   # (B, T, C)
         if self.wpe:
             x, s_wpe = self.wpe.forward(x, places)
         if self.rotary:
             rotation = self.rotary.rotation(places, x)
         x, s_drop = self.drop.forward(x, key and key.child(0))
-        lowest, s_h = self._lowest_that_learns(), []
+        lowest, s_h = -1 if embedded else self._lowest_that_learns(), []
         for n, block in enumerate(self.h):
             x, s = block.forward(x, key and key.child(1 + n), rotation=rotation, key_mask=key_mask,
                                  segments=segments, kv_cache=kv_cache and kv_cache.layers[n])
             s_h.append(s if n >= lowest else None)
         if self.ln_f:
             x, s_ln_f = self.ln_f.forward(x)
-        return x, (s_wte, s_wpe, s_drop, s_h, s_ln_f) if lowest < 0 else (None, None, None, s_h, s_ln_f)
+        return x, ((s_wte, s_wpe, s_drop) if lowest < 0 else None, s_h, s_ln_f, (x.shape, x.dtype))
 
-    def body_backward(self, dx, saved, after_block: Callable[[Module], None] | None = None) -> None:
+    def body_backward(self, dx, saved, after_block: Callable[[Module], None] | None = None):
         """dx: (B, T, C), saved: from `body_forward`, which is used up: a block's is dropped once it has been
-        passed.  Adds to the gradients of all that is learned.
+        passed.  Adds to the gradients of all that is learned.  Returns the gradient of embeddings, (B, T, C),
+        where forward was given those, and None of tokens.
 
-        after_block: called with each block when its gradients are complete.
+        after_block: called with each block when its gradients are complete.  Raises DataError for a dx of
+        another shape.
         """
-        s_wte, s_wpe, s_drop, s_h, s_ln_f = saved
+        s_embedding, s_h, s_ln_f, like = saved
+        dx = self.checked_gradient(dx, like, "dx")
         if self.ln_f:
             dx = self.ln_f.backward(dx, s_ln_f)
         for block in reversed(self.h):
             if s_h and s_h[-1] is None:
-                return
+                return None
             dx = block.backward(dx, s_h.pop())
             if after_block:
                 after_block(block)
-        if s_wte is None:
-            return
+        if s_embedding is None:
+            return None
+        s_wte, s_wpe, s_drop = s_embedding
         dx = self.drop.backward(dx, s_drop)
         if self.wpe:
             dx = self.wpe.backward(dx, s_wpe)
+        if s_wte is None:
+            return dx
         self.wte.backward(dx, s_wte)
+        return None
 
     def _lowest_that_learns(self) -> int:
         """The number of the lowest block that learns, −1 for the embeddings: backward goes no further down,
@@ -188,26 +199,47 @@ class Decoder(Module):
 
     def checked(self, tokens, what="token", kv_cache=None):
         """The tokens, or targets, on the model's device. Those in host memory are checked, a GPU's taken as
-        they are.  Raises DataError for what is no token, or does not fit into the context.
+        they are.  Embeddings in the place of tokens come in the model's type.
+        Raises DataError for what is no token, or does not fit into the context.
         """
         if array_module(tokens) is np:
             tokens = np.asarray(tokens)
-            if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+            if what == "token" and tokens.ndim == 3:
+                if tokens.dtype.kind != "f" or tokens.shape[2] != self.config.n_embd:
+                    raise DataError("embeddings in the place of tokens must be floats of shape (B, T, "
+                                    f"{self.config.n_embd}), not {tokens.dtype} of shape {tokens.shape}")
+            elif tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
                 raise DataError(f"{what}s must be integers of shape (B, T), "
                                 f"not {tokens.dtype} of shape {tokens.shape}")
-            B, T = tokens.shape
+            B, T = tokens.shape[:2]
             held = kv_cache.length if kv_cache else 0
             if self.config.block_size < held + T or B * T == 0:
                 length = f"{T} after {held} in the cache" if held else T
                 raise DataError(f"{what}s must be 1 to block_size = {self.config.block_size} long, "
                                 f"not {length}, in a batch of at least 1, not {B}")
-            wrong = (tokens < 0) | (tokens >= self.config.vocab_size)
-            if what == "target":
-                wrong &= tokens != IGNORE_INDEX
-            if wrong.any():
-                raise DataError(f"{what} {tokens[wrong][0]} is not in the vocabulary "
-                                f"of {self.config.vocab_size}")
-        return to_device(tokens, self.flat.device)
+            if tokens.ndim == 2:
+                wrong = (tokens < 0) | (tokens >= self.config.vocab_size)
+                if what == "target":
+                    wrong &= tokens != IGNORE_INDEX
+                if wrong.any():
+                    raise DataError(f"{what} {tokens[wrong][0]} is not in the vocabulary "
+                                    f"of {self.config.vocab_size}")
+        tokens = to_device(tokens, self.flat.device)
+        _, first = next(self.named_parameters())
+        return tokens if tokens.ndim == 2 else tokens.astype(first.data.dtype, copy=False)
+
+    def checked_gradient(self, gradient, like: tuple[tuple[int, ...], Any], name: str):
+        """The gradient on the model's device, in the type of what it is of.  like: shape and type of that.
+
+        Raises DataError for what is no array of real numbers, or of another shape.
+        """
+        shape, dtype = like
+        if getattr(gradient, "shape", None) != shape or gradient.dtype.kind in "cOSU":
+            given = f"{gradient.dtype} of shape {gradient.shape}" if hasattr(gradient, "dtype") else \
+                f"a {type(gradient).__name__}"
+            raise DataError(f"{name} must be floats of shape {shape}, as what it is the gradient of, and not "
+                            f"{given}")
+        return to_device(gradient, self.flat.device).astype(dtype, copy=False)
 
 
 def _foreign_part(name: str, plain: Any, own: Any) -> str:
@@ -228,8 +260,8 @@ def _foreign_part(name: str, plain: Any, own: Any) -> str:
     return next((found for parts in inside if (found := _foreign_part(*parts))), "")
 
 
-def take(saved: list, of: str):
-    """The last of what forward or loss saved; from then on it is only the caller's. Raises DataError.
+def take(saved: list, of: str) -> list:
+    """What forward or loss saved; from then on it is only the caller's. Raises DataError.
 
     of: which of the two it is to be from; the first thing in `saved` is that name.
     """
@@ -244,7 +276,9 @@ def take(saved: list, of: str):
                         "backward goes with loss, and backward_logits with forward")
     if len(saved) == 1:
         raise DataError("a backward has used this `saved` up already: let forward or loss make another")
-    return saved.pop()
+    taken = saved[1:]
+    del saved[1:]
+    return taken
 
 
 def make_norm(c: GPTConfig) -> LayerNorm | RMSNorm:

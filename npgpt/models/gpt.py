@@ -61,7 +61,7 @@ class GPT(Decoder):
         self.check_as_configured({} if c.tie_word_embeddings else head, instead)
 
     def forward(self, tokens, key=None, kv_cache: KVCache | None = None, attention_mask=None):
-        """tokens: (B, T)  →  logits: (B, T, vocab_size), saved for `backward_logits`
+        """tokens: (B, T), or embeddings  →  logits: (B, T, vocab_size), saved for `backward_logits`
 
         kv_cache: holds what earlier calls read; the tokens are those that follow, and join it. It is for
         decoding: without a key, and with no backward.
@@ -69,38 +69,44 @@ class GPT(Decoder):
         tokens = self.checked(tokens, kv_cache=kv_cache)
         x, body = self.body_forward(tokens, key, kv_cache, attention_mask)
         logits, head = self.lm_head.forward(x)
-        return logits, ["forward", body, head] if kv_cache is None else [CACHED]
+        like = logits.shape, logits.dtype
+        return logits, ["forward", body, head, like] if kv_cache is None else [CACHED]
 
-    def backward_logits(self, dlogits, saved, after_block=None) -> None:
+    def backward_logits(self, dlogits, saved, after_block=None):
         """dlogits: (B, T, vocab_size), saved: from `forward`, which is used up.  Adds to every gradient.
 
-        after_block: as `body_backward`.
+        after_block, what is returned: as `body_backward`.  Raises DataError for dlogits of another shape.
         """
         self.flat.make_current()
-        dx = self.lm_head.backward(dlogits, take(saved, "forward"))
-        self.body_backward(dx, take(saved, "forward"), after_block)
+        body, head, like = take(saved, "forward")
+        dx = self.lm_head.backward(self.checked_gradient(dlogits, like, "dlogits"), head)
+        del head
+        return self.body_backward(dx, body, after_block)
 
     def loss(self, tokens, targets, key=None, num_items_in_batch: int | None = None, attention_mask=None):
-        """tokens, targets: (B, T)  →  mean cross-entropy over targets ≠ −100: 0-d, nats; saved for `backward`
+        """tokens (or embeddings), targets: (B, T)  →  mean cross-entropy over targets ≠ −100: 0-d, nats;
+        saved for `backward`
 
         num_items_in_batch: what to divide the sum by instead, where the batch is part of a larger one. The
         losses and gradients of the parts then add up to those of the whole.
         """
         tokens, targets = self.checked(tokens), self.checked(targets, "target")
-        if tokens.shape != targets.shape:
-            raise DataError(f"targets must have the shape of tokens, {tokens.shape}, not {targets.shape}")
+        if tokens.shape[:2] != targets.shape:
+            raise DataError(f"targets must have the shape of tokens, {tokens.shape[:2]}, not {targets.shape}")
         x, body = self.body_forward(tokens, key, None, attention_mask)
         loss, head = self.lm_head.loss(x, targets, num_items_in_batch and int(num_items_in_batch))
         return loss, ["loss", body, head]
 
-    def backward(self, saved, dloss=1.0, after_block=None) -> None:
-        """saved: from `loss`, which is used up.  Adds to every gradient.  after_block: as `body_backward`."""
+    def backward(self, saved, dloss=1.0, after_block=None):
+        """saved: from `loss`, which is used up.  Adds to every gradient.  after_block, what is returned: as
+        `body_backward`.
+        """
         self.flat.make_current()
-        head  = take(saved, "loss")
+        body, head = take(saved, "loss")
         dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
         dx    = self.lm_head.loss_backward(dloss, head)
         del head                                                              # the logits
-        self.body_backward(dx, take(saved, "loss"), after_block)
+        return self.body_backward(dx, body, after_block)
 
     def next_logits(self, tokens, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T), of which the last block_size are read  →  logits of the next token: NumPy (B, V)

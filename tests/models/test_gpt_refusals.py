@@ -1,12 +1,13 @@
 """What a GPT refuses: shapes that cannot be, and tokens, targets and masks that do not fit."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 from models.test_gpt import CONFIG, gpt, tokens
 
-from npgpt import GPT, NpgptError
+from npgpt import GPT, NpgptError, SequenceClassifier
 from npgpt.errors import ConfigError, DataError, DeviceError
 
 
@@ -88,6 +89,48 @@ def test_bad_tokens_are_refused(bad, words):
 def test_bad_targets_are_refused(bad, words):
     with pytest.raises(DataError, match=words):
         gpt().loss(tokens(), bad)
+
+
+@pytest.mark.parametrize(("bad", "words"), [
+    (lambda right: right[:1], r"not float64 of shape \(1, "), (lambda right: right[0], "float64 of shape"),
+    (lambda right: right[..., :1], r", 1\)$"), (lambda right: right.tolist(), "not a list"),
+    (lambda right: right + 1j, "not complex128"), (lambda right: 1.0, "not a float"),
+    (lambda right: None, "not a NoneType")])
+def test_a_gradient_of_another_shape_or_kind_is_refused_and_nothing_is_added(bad, words):
+    model, classifier = gpt(), SequenceClassifier(CONFIG, ["a", "b", "c"], dtype="float64")
+    for owner, forward, backward, name in (
+            (model, model.forward, model.backward_logits, "dlogits"),
+            (model, model.body_forward, model.body_backward, "dx"),
+            (classifier, classifier.forward, classifier.backward_logits, "dlogits")):
+        right, saved = forward(tokens())
+        with pytest.raises(DataError, match=rf"{name} must be floats of shape \(3, .*") as error:
+            backward(bad(right), saved)
+        assert re.search(words, str(error.value))
+        assert not owner.flat.grad.any()
+
+
+def test_a_gradient_comes_in_the_type_of_what_it_is_of():
+    model, expected = gpt("float32"), gpt("float32")
+    logits, saved = expected.forward(tokens())
+    expected.backward_logits(np.ones_like(logits), saved)
+    for dlogits in (np.ones(logits.shape), np.ones(logits.shape, int)):
+        model.zero_grad()
+        _, saved = model.forward(tokens())
+        model.backward_logits(dlogits, saved)
+        np.testing.assert_array_equal(model.flat.grad, expected.flat.grad)
+
+
+@pytest.mark.parametrize(("bad", "words"), [
+    (np.zeros((3, 6, 9)), r"embeddings .* floats of shape \(B, T, 8\), not float64 of shape \(3, 6, 9\)"),
+    (np.zeros((3, 6, 8), int), "not int64 of shape"), (np.zeros((3, 6, 8), complex), "not complex128"),
+    (np.zeros((3, 9, 8)), "1 to block_size = 8 long, not 9"), (np.zeros((0, 4, 8)), "at least 1, not 0"),
+    (np.zeros((3, 6, 8, 1)), r"tokens must be integers of shape \(B, T\), not float64"),
+    (np.zeros((3, 5, 8)), r"the shape of tokens, \(3, 5\), not \(3, 6\)")])
+def test_bad_embeddings_are_refused(bad, words):
+    with pytest.raises(DataError, match=words):
+        gpt().loss(bad, tokens())
+    with pytest.raises(DataError, match="targets must be integers"):
+        gpt().loss(np.zeros((3, 6, 8)), np.zeros((3, 6, 8)))
 
 
 @pytest.mark.parametrize("bad", [[1, 2], np.array([1, 2]), np.array([[13]]), "text"])
