@@ -38,13 +38,21 @@ class Span(NamedTuple):
 
 def surprisals(model: Model, spans: Sequence[Span], batch_size: int | None = None,
                progress: Progress | None = None) -> list[np.ndarray]:
-    """For each span the surprisals of its scored tokens: (scored,), nats, float64.
+    """For each span the surprisals of its scored tokens: (scored,), nats, float64. Those of a text, or of a
+    row of tokens (T,), that fits into the model's context:
+
+        surprisals(model, [Span(row, len(row) - 1) for row in tokens])        # (T − 1,) each
 
     The longest come first, so that lengths within a batch differ little. batch_size: spans that go through
     the model at once; None: one, then as many as `batch_size_for` allows of their length.
-    Raises DataError for a token that the model does not know, CheckpointError where it gives no finite
-    number.
+    Raises DataError for a token that the model does not know or a span of which nothing can be scored,
+    CheckpointError where the model gives no finite number.
     """
+    spans = [Span(np.asarray(tokens), scored) for tokens, scored in spans]
+    for n, (tokens, scored) in enumerate(spans):
+        if tokens.ndim != 1 or not 0 < scored < len(tokens):
+            raise DataError(f"of a span's tokens, (n + 1,), the last 1 to n are scored: span {n} has tokens "
+                            f"of shape {tokens.shape}, and {scored} are asked for")
     result: list[np.ndarray] = [np.empty(0)] * len(spans)
     order = sorted(range(len(spans)), key=lambda n: -len(spans[n].tokens))
     first, size, done, total = 0, batch_size or 1, 0, sum(span.scored for span in spans)

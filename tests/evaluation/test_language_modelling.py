@@ -212,6 +212,18 @@ def test_large_logits_do_not_overflow_and_broken_ones_are_told():
         surprisals(Fixed(0, 1), [Span(np.array([0, 2]), 1)], 1)
 
 
+def test_surprisals_are_the_losses_of_single_tokens():
+    model, rows = random_model(GPTConfig(11, 8, 1, 2, 8), "float64"), [[3, 0, 7, 3], [1, 1, 10, 2]]
+    for row, nats in zip(rows, surprisals(model, [Span(row, 3) for row in rows]), strict=True):
+        for place in range(3):
+            targets = np.full((1, 3), -100)
+            targets[0, place] = row[place + 1]
+            assert math.isclose(nats[place], model.loss([row[:3]], targets)[0], rel_tol=1e-12)
+    for tokens, scored in ((rows[0], 4), (rows[0], 0), (rows, 1), ([3], 1)):
+        with pytest.raises(DataError, match=r"the last 1 to n are scored: span 1 has tokens of shape"):
+            surprisals(model, [Span(rows[0], 3), Span(tokens, scored)])
+
+
 def test_logits_may_lie_on_a_gpu(model, monkeypatch):
     """The stand-in for CuPy refuses what that would; only the surprisals are fetched, not the logits."""
     expected = measure(model, DOCUMENTS, LENGTHS, CONTEXT, 2, batch_size=2)
