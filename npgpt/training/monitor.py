@@ -118,7 +118,7 @@ class Silence:
 def show_sample(prompt: str, text: str, margin: str = "") -> str:
     """Prompt and continuation as markup for the console, each line after a margin."""
     markup = f"[dim]{escape(printable(prompt))}[/][bold]{escape(printable(text))}[/]"
-    return margin + markup.strip().replace("\n", "\n" + margin)
+    return margin + markup.replace("\n", "\n" + margin)
 
 
 def _place(line: bytes) -> tuple[float, bool]:
