@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npgpt.data.shards import Shard, open_shard, write_shard
+from npgpt.data.shards import LLM_C_HEADER, LONGEST, Shard, open_shard, write_shard
 from npgpt.errors import DataError
 
 
@@ -180,6 +180,17 @@ def test_every_truncation_and_growth_of_a_shard_of_llm_c_is_refused(tmp_path):
         path.write_bytes(changed)
         with pytest.raises(DataError, match=f"{path} .*{says}"):
             open_shard(path)
+
+
+def test_more_tokens_than_a_header_can_say_are_refused(tmp_path, monkeypatch):
+    LLM_C_HEADER.pack(b"", 1, LONGEST["llm.c"])
+    with pytest.raises(struct.error):
+        LLM_C_HEADER.pack(b"", 1, LONGEST["llm.c"] + 1)
+    monkeypatch.setitem(LONGEST, "llm.c", 5)
+    assert write_shard(tmp_path / "a", [np.arange(5)], 5, "llm.c") == 5
+    with pytest.raises(DataError, match="a would have 6 tokens, more than llm.c's header can say"):
+        write_shard(tmp_path / "a", [np.arange(3), np.arange(3)], 5, "llm.c")
+    assert open_shard(tmp_path / "a").tokens.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_shard_is_not_taken_for_one_of_another_format(tmp_path):
