@@ -251,20 +251,19 @@ def run_on_threads(size: int, work: Callable[[Ranks], Any]) -> Any:
                for rank in range(size)]
     results: dict[int, Any] = {}
     with blas_threads(size):
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             while len(results) < size:
                 rank, results[rank], error = ended.get()
                 if error is not None:
                     raise error
-        except Exception:
-            deadline = time.monotonic() + WAIT_FOR_OTHERS
-            for thread in threads:
+        except BaseException as reason:
+            meeting.abort()                                # where this thread itself was interrupted
+            deadline = time.monotonic() + (WAIT_FOR_OTHERS if isinstance(reason, Exception) else 0)
+            for thread in filter(threading.Thread.is_alive, threads):
                 thread.join(max(0, deadline - time.monotonic()))
             raise
-        finally:
-            meeting.abort()                                # where this thread itself was interrupted
     return results[0]
 
 

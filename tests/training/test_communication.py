@@ -1,7 +1,9 @@
 """Ranks: what they give each other, that any number of them computes the same, and how they end."""
 
 import os
+import signal
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -335,6 +337,44 @@ def test_a_rank_that_is_busy_is_not_waited_for(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run_on_threads(2, lambda ranks: time.sleep(20) if ranks.rank else 1 / 0)
     assert time.monotonic() - begun < 10
+
+
+def test_an_interrupt_ends_the_threads():
+    """Which wait for a rank that will not come."""
+    begun = threading.Event()
+
+    def work(ranks):
+        if ranks.rank == 0:
+            begun.wait(5)
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            begun.set()
+            ranks.broadcast()
+
+    before = threading.enumerate()
+    with pytest.raises(KeyboardInterrupt):
+        run_on_threads(2, work)
+    assert_ended(set(threading.enumerate()) - set(before))
+
+
+def test_where_a_thread_cannot_be_started_the_others_end(monkeypatch):
+    start, before = threading.Thread.start, threading.enumerate()
+
+    def refuse(thread):
+        if thread.name == "rank 1":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        run_on_threads(2, lambda ranks: ranks.broadcast())
+    assert_ended(set(threading.enumerate()) - set(before))
+
+
+def assert_ended(threads):
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("of_gpus", [(), ("cuda",)], ids=["processes", "GPUs"])
