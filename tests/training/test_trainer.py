@@ -14,16 +14,17 @@ from npgpt.models import GPT, GPTConfig
 from npgpt.ops import penalty_forward
 from npgpt.tensor import Key, to_numpy
 from npgpt.training.checkpoint import list_checkpoints, load_checkpoint
+from npgpt.training.communication import Ranks
 from npgpt.training.config import TrainConfig
 from npgpt.training.optimizer import AdamW
 from npgpt.training.schedule import learning_rate
 from npgpt.training.trainer import Trainer
 
 
-def trainer_on_random_tokens(**settings):
+def trainer_on_random_tokens(ranks=None, **settings):
     config = TrainConfig(**tiny.SETTINGS | {"dtype": "float64"} | settings)
     tokens = np.random.default_rng(0).integers(0, 11, 500)
-    return Trainer(config, GPT(config.model(11), config.seed, dtype="float64"), tokens, tokens)
+    return Trainer(config, GPT(config.model(11), config.seed, dtype="float64"), tokens, tokens, ranks)
 
 
 @pytest.mark.parametrize("grad_clip", [1.0, 0.0])
@@ -57,6 +58,37 @@ def test_accumulated_gradients_are_those_of_one_large_batch(batch_size, steps):
     part_loss, part_grad = gradients(batch_size=batch_size, gradient_accumulation_steps=steps)
     assert abs(part_loss - loss) <= 1e-14 * loss
     np.testing.assert_allclose(part_grad, grad, rtol=0, atol=1e-13 * abs(grad).max())
+
+
+class Noting(Ranks):
+    """One of so many ranks, alone; notes what may be added up early, as it is then."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size, self.early = rank, size, []
+
+    def reduce_early(self, flat, stretch):
+        self.early.append((stretch, flat[stretch].copy()))
+
+
+def test_a_rank_puts_its_share_of_batch_size_through_the_model_and_adds_blocks_up_once_they_are_complete():
+    """Of six sequences three are its own: two, and one that is left."""
+    trainer = trainer_on_random_tokens(ranks := Noting(0, 2))
+    model, sizes = trainer.model, []
+    loss = model.loss
+    model.loss = lambda tokens, *others: sizes.append(len(tokens)) or loss(tokens, *others)
+    trainer.loss_and_gradients(0, trainer.batches.at(0))
+    assert sizes == [2, 1]
+    places = [n for stretch, _ in ranks.early for n in range(stretch.start, stretch.stop)]
+    blocks = [n for name, place in model.flat.places.items() if name.startswith("h.")
+              for n in range(place.start, place.stop)]
+    assert sorted(places) == sorted(blocks)
+    assert all(np.array_equal(model.flat.grad[stretch], then) and then.any() for stretch, then in ranks.early)
+
+
+def test_nothing_is_added_up_early_where_another_rank_has_no_sequence():
+    trainer = trainer_on_random_tokens(ranks := Noting(6, 7))
+    trainer.loss_and_gradients(0, trainer.batches.at(0))
+    assert not ranks.early
 
 
 class Counting:
@@ -206,6 +238,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_nothing_is_updated(monkeypat
 def test_a_gradient_in_another_ranks_part_is_named_as_well(monkeypatch):
     trainer = trainer_on_random_tokens()
     found   = trainer.update(0)._replace(norm=math.inf)
+    assert trainer.name_non_finite(found) == "the norm of the gradients is inf"
     grad    = trainer.model.parameters["h.1.mlp.c_fc.weight"].grad
     monkeypatch.setattr(trainer.ranks, "all_gather", lambda flat: grad.__setitem__((1, 2), math.inf))
     assert trainer.name_non_finite(found) == "NaN or Inf in the gradient of h.1.mlp.c_fc.weight"
