@@ -132,6 +132,17 @@ def test_the_metrics_count_tokens_and_seconds_on_and_the_speed_is_of_updates_alo
     assert {line.get("tokens_per_second") for line in lines} == {None, 24}
 
 
+def test_the_training_loss_at_the_best_evaluation_is_the_mean_since_the_one_before(tmp_path):
+    run = tiny.new_run(tmp_path, log_interval=1)
+    tiny.train_quietly(run)
+    end    = final_bytes(run)
+    best   = end["state"]["best_step"]
+    losses = [record["train_loss"] for record in end["metrics"]
+              if "train_loss" in record and best - 10 < record["step"] <= best]
+    assert len(losses) == 10
+    assert end["state"]["train_loss_at_best"] == pytest.approx(sum(losses) / 10, rel=1e-12)
+
+
 def test_the_newest_checkpoint_damaged_the_one_before_is_used_loudly(tmp_path, undisturbed, capsys):
     run = tiny.new_run(tmp_path)
     tiny.train_quietly(run)
@@ -214,12 +225,12 @@ def test_nan_in_a_few_steps_in_a_row_ends_the_run_and_its_checkpoint_is_good(tmp
     def failing(self, step):
         steps.append(step)
         found = update(self, step)
-        return found._replace(loss=math.nan) if step in (3, 4, 12, 13, 14) else found
+        return found._replace(loss=math.nan) if step in (0, 3, 4, 12, 13, 14) else found
 
     monkeypatch.setattr(Trainer, "update", failing)
     with pytest.raises(TrainingError, match="the loss is nan, 3 steps in a row up to step 15"):
         tiny.train_quietly(run)
     assert steps == list(range(15)), "two in a row are passed over, three are too many"
     said = capsys.readouterr().out
-    assert said.count("no update was made") == 5 and "step 4: the loss is nan" in said
+    assert said.count("no update was made") == 6 and "step 4: the loss is nan" in said
     assert load_latest(run.path, print).step == 10

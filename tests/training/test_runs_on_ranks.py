@@ -13,7 +13,8 @@ from npgpt.errors import ConfigError
 from npgpt.training.checkpoint import list_checkpoints, load_latest
 from npgpt.training.communication import Ranks
 from npgpt.training.config import TrainConfig
-from npgpt.training.loop import number_of_workers
+from npgpt.training.loop import number_of_workers, train
+from npgpt.training.monitor import Silence
 from npgpt.training.runs import open_run
 
 
@@ -28,6 +29,15 @@ def test_by_default_every_core_is_a_rank_that_has_a_sequence(monkeypatch):
         TrainConfig(**sizes, workers=7)
     with pytest.raises(ConfigError, match="workers must be 1 on a GPU, not 2"):
         TrainConfig(device="cuda", workers=2)
+
+
+def test_a_process_alone_has_workers_whoever_says_that_it_is_alone(tmp_path, monkeypatch):
+    sizes: list[int] = []
+    monkeypatch.setattr("npgpt.training.loop.run_on_processes", lambda size, work: sizes.append(size))
+    run = tiny.new_run(tmp_path, workers=2)
+    for processes in (None, Ranks()):
+        train(run, Silence(), processes=processes)
+    assert sizes == [2, 2]
 
 
 def trained(run):
