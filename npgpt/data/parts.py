@@ -180,10 +180,9 @@ class EncodeTask(NamedTuple):
 def encode_tasks(part: Part, tokenizer: Path, version: str) -> list[EncodeTask]:
     """The part in runs of about 4 MB of text, however long it is."""
     ends   = np.cumsum(part.records()["bytes"], dtype=np.int64)                     # of the texts, in bytes
-    firsts = [0, *np.searchsorted(ends, np.arange(_RUN, part.text_bytes(), _RUN)) + 1]
-    firsts = sorted({int(first) for first in firsts if first < len(ends)} | {len(ends)})
+    cuts   = np.searchsorted(ends, np.arange(_RUN, part.text_bytes(), _RUN)) + 1
     tasks  = []
-    for first, stop in pairwise(firsts):
+    for first, stop in pairwise(sorted({0, *cuts.tolist(), len(ends)})):
         start = int(ends[first - 1]) if first else 0
         tasks.append(EncodeTask(part, first, stop, start, int(ends[stop - 1]) - start, tokenizer, version))
     return tasks
