@@ -21,7 +21,7 @@ def written(folder, *rows):
     ({"text": "a", "id": 3}, Text("a")),
     ({"prompt": "a", "completion": ""}, Pair("a", ("",))),
     ({"prompt": "a", "completions": ["b", "c"]}, Pair("a", ("b", "c"))),
-    ({"messages": [USER, ANSWER]}, Dialogue((USER, ANSWER))),
+    ({"messages": [USER, ANSWER]}, Dialogue((USER, ANSWER), given=0)),
     ({"messages": [USER | {"name": "x"}], "prompt": "a", "completion": "b"}, Dialogue((USER,))),
     ({"prompt": [USER], "completion": [ANSWER]}, Dialogue((USER, ANSWER), given=1)),
     ({"prompt": [USER, ANSWER, USER], "completion": [ANSWER]}, Dialogue((USER, ANSWER) * 2, given=3)),

@@ -24,12 +24,13 @@ def said_by(tmp_path, told, **settings):
 def live_line(said):
     """As it was shown last."""
     parts = re.split(r"[\r\n]|\x1b\[[0-9;?]*[A-Za-z]", said.rstrip())
-    return [part for part in parts if "/80000 loss" in part][-1]
+    return [part for part in parts if "/80000 " in part and " loss " in part][-1]
 
 
 @pytest.mark.parametrize("width, shown", [
-    (40, "40000/80000 loss 4.446 left"), (60, "40000/80000 loss 4.446 val 4.503 left"),
-    (80, "40000/80000 loss 4.446 val 4.503 12,345 tok/s lr 3.0e-04 |g| 0.55 left")])
+    (40, "40000/80000 loss 4.446 left"), (50, "40000/80000 loss 4.446 val 4.503 left"),
+    (80, "40000/80000 loss 4.446 val 4.503 12,345 tok/s lr 3.0e-04 |g| 0.55 left"),
+    (100, f"40000/80000 {'━' * 10}{' ' * 10} loss 4.446 val 4.503 12,345 tok/s lr 3.0e-04 |g| 0.55 left")])
 def test_the_live_line_is_shown_whole_where_the_terminal_is_narrow(tmp_path, width, shown):
     def told(monitor):
         monitor.advance(40000)
