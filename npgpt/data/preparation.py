@@ -94,14 +94,12 @@ def _run_steps(parts: list[Part], out_dir: Path, config: PrepareConfig, workers:
     parts = _decide(parts, config)
     rules = _rules(parts, config, counts)
     if not any(part.lengths("train").any() for part in parts):
-        raise DataError("no document is left to train on; " + ", ".join(
-            f"{row['rule']} left out {gone:,}" for row in rules
-            if (gone := row["documents_in"] - row["documents_out"])))
+        why = ", ".join(f"{row['rule']} left out {gone:,}" for row in rules
+                        if (gone := row["documents_in"] - row["documents_out"]))
+        raise DataError(f"no document is left to train on; {why or 'there is none in the files'}")
 
     folder = out_dir / "tokenizer"
     tokenizer = _tokenizer_in(folder, parts, config, workers, progress)
-    check_format(config.format, tokenizer.vocab_size)
-
     version = folder_hash(folder)
     tasks = [task for part in parts for task in encode_tasks(part, folder, version)]
     _on_all_cores("encoding", encode, tasks, workers, progress, sum(task.size for task in tasks))

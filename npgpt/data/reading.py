@@ -85,7 +85,7 @@ def cut_into_parts(files: Iterable[Path]) -> list[list[Segment]]:
     room = 0
     for path in files:
         size = path.stat().st_size
-        cuts = [*range(0, size, _PART), size] if _kind(path) == (".jsonl", "") else [0, size]
+        cuts = [*range(0, max(size, 1), _PART), size] if _kind(path) == (".jsonl", "") else [0, size]
         for start, end in pairwise(cuts):
             if room <= 0:
                 parts.append([])

@@ -94,6 +94,7 @@ def test_the_manifest_is_true(tmp_path, texts):
     assert size == sum(path.stat().st_size for path in files)
     assert told["reading"][0] == (0, size) and told["reading"][-1] == (size, size)
     assert all(told[step][0][0] == 0 for step in told.keys() - {"merges"})    # from then on its speed counts
+    assert list(told) == ["reading", "merges", "encoding", "train shards", "val shards"]
     assert all(done == total > 0 for done, total in (steps[-1] for steps in told.values()))
     assert manifest["options"]["shard_tokens"] == 4000 and manifest["versions"]["numpy"] == np.__version__
     assert manifest["tokenizer"]["vocab_size"] == 280 and manifest["tokenizer"]["end_of_text"] == 279
@@ -326,6 +327,26 @@ def test_nothing_left_is_one_sentence_that_says_why(tmp_path):
     with pytest.raises(DataError, match="no document is left.*; nul left out 1, min_characters left out 3"):
         preparing.run(tmp_path / "texts", tmp_path / "out", min_characters=5)
     assert not list((tmp_path / "out").glob("*.bin"))
+
+
+def test_what_was_mended_is_noted(tmp_path):
+    write_texts(tmp_path / "texts", [*different(12), "a line\r\nand one more", "e\u0301 is two characters"])
+    (tmp_path / "texts/latin.txt").write_bytes("schön".encode("latin-1"))
+    manifest = preparing.run(tmp_path / "texts", tmp_path / "out", vocab_size=257, invalid_utf8="replace",
+                             newlines=True, normalize="NFC")
+    assert manifest["notes"] == {"crlf": 1, "invalid_utf8_replaced": 1, "newlines_changed": 1,
+                                 "normalized": 1}
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_lines_without_any_document_are_one_sentence(tmp_path, content):
+    (texts := tmp_path / "texts").mkdir()
+    (texts / "a.jsonl").write_text(content)
+    with pytest.raises(DataError, match="no document is left to train on; there is none in the files"):
+        preparing.run(texts, tmp_path / "out")
+    (texts / "b.jsonl").write_text('{"text": "to be or not to be"}\n')
+    preparing.run(texts, tmp_path / "both", vocab_size=257)
+    assert [documents(tmp_path / "both", side) for side in ("train", "val")] == [["to be or not "], ["to be"]]
 
 
 def test_paths_are_read_in_the_order_given(tmp_path):
