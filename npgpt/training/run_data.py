@@ -142,7 +142,8 @@ def _told(left_out: Counter[str]) -> str:
 def _labels(records: Sequence[Record]) -> list[str]:
     """The classes: numbers in their order, names in theirs."""
     labels = {record.label for record in records if isinstance(record, Labelled)}
-    return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
+    numbers = all(label.isdecimal() for label in labels)
+    return sorted(labels, key=lambda label: (int(label) if numbers else 0, label))
 
 
 def _documents(source: str) -> list[str]:

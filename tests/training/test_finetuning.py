@@ -224,6 +224,13 @@ def test_labels_that_are_numbers_are_in_their_order(tmp_path, base):
     assert all(model.labels[label] == chr(token) for token, label in [(48, 0), (57, 9)])
 
 
+def test_labels_that_are_one_number_are_in_an_order_too(tmp_path, base):
+    """Not in that of a set, which is another in each process."""
+    rows  = [{"text": str(n), "label": "0" * (n + 1)} for n in range(12)]
+    model = new_model((run := finetuning(tmp_path, base, rows)).path, run.config, 257)
+    assert model.labels == tuple("0" * n for n in range(1, 13))
+
+
 def test_conversations_teach_a_template_that_chat_then_uses(tmp_path, base):
     rows = [{"messages": [{"role": "user", "content": str(n)}, {"role": "assistant", "content": "yes"}]}
             for n in range(12)]
@@ -311,10 +318,10 @@ def test_a_model_that_still_gets_better_is_not_said_to_overfit(tmp_path, base, c
 
 def test_texts_are_learned_as_in_pretraining(tmp_path, base):
     rows = [{"text": "to be or not to be that is the question " * 3}, {"text": "to be " * 30}]
-    run  = finetuning(tmp_path, base, rows)
+    run  = finetuning(tmp_path, base, rows, max_iters=0, epochs=2.0)
     assert not isinstance(run.train, Examples) and len(run.train) > 200
     tiny.train_quietly(run)
-    assert latest(run).step == 12
+    assert latest(run).step == round(2 * (len(run.train) // 24) / 4)          # windows, four an update
 
 
 def test_a_prepared_folder_must_have_the_models_tokenizer(tmp_path, base):
@@ -327,8 +334,9 @@ def test_a_prepared_folder_must_have_the_models_tokenizer(tmp_path, base):
                      str(tmp_path / name), "--val-fraction", "0.5"]) == 0
         return {"data": str(tmp_path / name)}
 
-    tiny.train_quietly(run := finetuning(tmp_path, base, [], **prepared("own", base / "tokenizer")))
-    assert latest(run).step == 12
+    run = finetuning(tmp_path, base, [], max_iters=0, epochs=1.0, **prepared("own", base / "tokenizer"))
+    tiny.train_quietly(run)
+    assert latest(run).step == round(len(run.train) // 24 / 4) > 2
     other = tiny.new_run(tmp_path, "other", tokenizer="bpe", vocab_size=258, block_size=24)
     with pytest.raises(DataError, match="was prepared with another tokenizer than the model's"):
         finetuning(tmp_path, base, [], "none", **prepared("others", other.path / "tokenizer"))
