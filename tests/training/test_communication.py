@@ -339,21 +339,26 @@ def test_a_rank_that_is_busy_is_not_waited_for(monkeypatch):
     assert time.monotonic() - begun < 10
 
 
-def test_an_interrupt_ends_the_threads():
-    """Which wait for a rank that will not come."""
-    begun = threading.Event()
+def test_an_interrupt_ends_the_threads_and_waits_for_none(monkeypatch):
+    """One of them waits for a rank that will not come, another is busy."""
+    monkeypatch.setattr(communication, "WAIT_FOR_OTHERS", 60.0)
+    begun, over = threading.Event(), threading.Event()
 
     def work(ranks):
         if ranks.rank == 0:
             begun.wait(5)
             os.kill(os.getpid(), signal.SIGINT)
+        elif ranks.rank == 1:
+            ranks.broadcast()
         else:
             begun.set()
-            ranks.broadcast()
+            over.wait(20)
 
-    before = threading.enumerate()
+    before, clock = threading.enumerate(), time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_on_threads(2, work)
+        run_on_threads(3, work)
+    assert time.monotonic() - clock < 15
+    over.set()
     assert_ended(set(threading.enumerate()) - set(before))
 
 
