@@ -97,9 +97,6 @@ class ForkedRanks(ThreadRanks):
             self._send(pipe, value)
         return value
 
-    def _exchange(self, mine) -> list:
-        return self.broadcast(self.gather(mine))
-
     def _send(self, pipe: Connection, value: Any) -> None:
         try:
             pipe.send_bytes(pickle.dumps(value))    # send would leave an open buffer to the error's traceback
