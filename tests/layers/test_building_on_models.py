@@ -169,3 +169,32 @@ def test_what_is_not_saved_is_not_taken_for_it():
     with pytest.raises(DataError, match="backward takes `saved`, the second thing"):
         model.backward(loss)
     assert Parameter(np.int64(3), 4).shape == (3, 4)
+
+
+class Twice(Module):
+    """x + a + b, whose gradients are one array, and that is dy."""
+
+    def __init__(self):
+        self.a, self.b = Parameter(3, 4, std=1), Parameter(3, 4, std=1)
+
+    def forward(self, x):
+        return x + self.a.data + self.b.data, ()
+
+    def backward(self, dy, saved):
+        self.a.add_grad(dy)
+        self.b.add_grad(dy)
+        return dy
+
+
+@pytest.mark.parametrize("of", [lambda module: module, Module.replica], ids=["model", "replica"])
+def test_one_array_may_be_the_gradient_of_two_parameters_and_stays_as_it_is(of):
+    layer = of(Twice().initialise(dtype="float32"))
+    dy    = np.random.default_rng(0).standard_normal((3, 4)).astype("float32")
+    given = dy.copy()
+    for _ in range(3):
+        layer.backward(dy, ())
+    layer.b.add_grad(given.astype("float64"))
+    assert np.array_equal(dy, given)
+    np.testing.assert_allclose(layer.a.grad, 3 * given, rtol=1e-6)
+    np.testing.assert_allclose(layer.b.grad, 4 * given, rtol=1e-6)
+    assert layer.b.grad.dtype == "float32"
