@@ -1,6 +1,5 @@
 """`npgpt bench`: how fast a model trains and generates on this machine."""
 
-import math
 import resource
 import statistics
 import sys
@@ -19,7 +18,7 @@ from rich.table import Table
 from npgpt.cli.arguments import parse, value_of
 from npgpt.generation.decoding import stream
 from npgpt.models import GPT
-from npgpt.ranges import check_range
+from npgpt.ranges import FINITE, check_range
 from npgpt.tensor.device import allow_tf32, bytes_held, check_device, to_device
 from npgpt.training.communication import Ranks
 from npgpt.training.config import TrainConfig, read_settings
@@ -49,7 +48,7 @@ class Options:
 def run(arguments: list[str]) -> int:
     preset, file = value_of("preset", arguments) or "quick", value_of("config", arguments)
     options = parse(Options, "bench", arguments, Options(settings=read_settings(preset, file)))
-    check_range("seconds", options.seconds, above=0, below=math.inf)
+    check_range("seconds", options.seconds, above=0, most=FINITE)
     config  = replace(options.settings, gradient_accumulation_steps=1)
     check_device(config.device)
     if config.tf32:

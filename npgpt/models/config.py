@@ -1,13 +1,12 @@
 """The shape of a GPT, and the options by which its descendants differ from it."""
 
-import math
 from dataclasses import dataclass
 from numbers import Integral
 
 from npgpt.errors import ConfigError
 from npgpt.layers.feed_forward import ACTIVATIONS
 from npgpt.layers.position import ROPE_SCALINGS
-from npgpt.ranges import check_range
+from npgpt.ranges import FINITE, check_range
 
 ALLOWED = {
     "norm": ("layernorm", "rmsnorm"),
@@ -72,10 +71,10 @@ class GPTConfig:
                 raise ConfigError(f"{name} must be a whole number, not {value!r}")
             check_range(name, value, least=1)
         for name in ("norm_eps", "rope_theta", "rope_factor"):
-            check_range(name, getattr(self, name), above=0, below=math.inf)
+            check_range(name, getattr(self, name), above=0, most=FINITE)
         for name in ("dropout", "attention_dropout"):
             check_range(name, getattr(self, name), least=0, below=1)
-        check_range("logit_softcap", self.logit_softcap, least=0, below=math.inf)
+        check_range("logit_softcap", self.logit_softcap, least=0, most=FINITE)
         for name, allowed in ALLOWED.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be {' or '.join(allowed)}, not {getattr(self, name)!r}")

@@ -1,6 +1,5 @@
 """AdamW over the flat parameters, and clipping by the global norm."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ from npgpt.layers.flat import FlatParameters
 from npgpt.layers.module import Module
 from npgpt.ops.adamw import adamw
 from npgpt.ops.sum_of_squares import sum_of_squares
-from npgpt.ranges import check_range
+from npgpt.ranges import FINITE, check_range
 from npgpt.tensor import Key, array_module, to_device, to_numpy
 from npgpt.tensor.precision import accumulator
 from npgpt.tensor.random import ROUNDING
@@ -31,7 +30,7 @@ class AdamW:
         for name, value in (("betas[0]", betas[0]), ("betas[1]", betas[1])):
             check_range(name, value, least=0, below=1)
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            check_range(name, value, least=0, below=math.inf)
+            check_range(name, value, least=0, most=FINITE)
         self.model, self.flat = model, _flat(model, "AdamW")
         self._check_that_it_is_the_models()
         self.ranks, self.seed = ranks or Ranks(), seed

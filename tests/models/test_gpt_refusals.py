@@ -40,6 +40,7 @@ from npgpt.errors import ConfigError, DataError, DeviceError
     ({"logit_softcap": float("nan")}, "logit_softcap must be at least 0"),
     ({"logit_softcap": float("inf")}, "logit_softcap must be at least 0"),
     ({"norm_eps": float("inf")}, "norm_eps must be above 0"),
+    ({"norm_eps": 10**400}, "norm_eps must be above 0 and finite, not 1000"),
     ({"activation": "swish"}, "gelu_tanh or gelu_erf or relu or swiglu, not 'swish'"),
     ({"position": "alibi"}, "learned or sinusoidal or rotary or none, not 'alibi'"),
 ])
