@@ -94,7 +94,7 @@ class Parameter:
         if not self.unset and self._grad is self.flat_grad:
             self._grad += grad
         elif not self.unset:                    # of a replica, whose first may be another's array, too
-            self._grad = array_module(grad).add(self._grad, grad, dtype=self._grad.dtype, casting="same_kind")
+            self._grad = self._grad + grad.astype(self._grad.dtype, copy=False)
         elif self._grad is None:
             self._grad = grad.astype(self.flat_grad.dtype, copy=False)
         elif grad is not self._grad:
