@@ -1,4 +1,4 @@
-"""`cupy.RawModule` on a CPU: the kernels of npgpt/kernels/cuda compiled by g++, run by fibers (cuda.h).
+"""`cupy.RawModule` on a CPU: the kernels of npgpt/kernels/cuda compiled by g++, run by fibers (fibers.cpp).
 
 Strict beyond what CuPy is: an argument must be of the type of its parameter, and an array lies between pages
 of memory that cannot be touched, read or write, as near to one of them as it may.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-HEADER   = Path(__file__).with_name("cuda.h")
+HERE     = Path(__file__).parent
 COMPILER = shutil.which("g++")
 LIBC     = ctypes.CDLL(None)
 OPTIONS  = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-unused-function",
@@ -26,11 +26,10 @@ OPTIONS  = ("-std=c++17", "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wno-un
 COPIED   = 1 << 24                              # bytes, at most
 FOLDER   = "NPGPT_TESTS_KERNELS"                # names the environment variable that names a folder
 SHIM     = """
-__align__(16) unsigned char shared_memory[SHARED_BYTES + GUARD];
-extern "C" const char* parameters() { static std::string all = parameters_of(&KERNEL); return all.c_str(); }
+extern "C" const char* parameters() { return parameters_of(&KERNEL); }
 extern "C" const char* launch(void** arguments, const unsigned* grid, const unsigned* block, size_t shared,
                               bool reversed, size_t most) {
-    return run(&KERNEL, arguments, grid, block, shared, reversed, most);
+    return fibers::run([=] { call(&KERNEL, arguments); }, grid, block, shared, reversed, most);
 }
 """
 
@@ -77,10 +76,11 @@ def _compile(place: Path, *arguments, source: str | None = None) -> Path:
 
 @functools.cache
 def _library(code: str, expression: str) -> ctypes.CDLL:
-    source  = f'#include <{HEADER.name}>\n{code}\n#define KERNEL ({expression})\n{SHIM}'
+    source  = f'#include <cuda.h>\n{code}\n#define KERNEL ({expression})\n{SHIM}'
     name    = hashlib.sha256(source.encode()).hexdigest()[:20] + ".so"
-    header  = _compile(_folder() / f"{HEADER.name}.gch", "-x", "c++-header", HEADER)         # once for all
-    library = ctypes.CDLL(_compile(_folder() / name, "-I", header.parent, "-shared", "-x", "c++", "-",
+    header  = _compile(_folder() / "cuda.h.gch", "-x", "c++-header", HERE / "cuda.h")        # these two
+    fibers  = _compile(_folder() / "fibers.o", "-c", HERE / "fibers.cpp")                    # once for all
+    library = ctypes.CDLL(_compile(_folder() / name, "-I", header.parent, "-shared", fibers, "-x", "c++", "-",
                                    source=source))
     library.launch.restype = library.parameters.restype = ctypes.c_char_p
     return library
