@@ -11,6 +11,7 @@ from npgpt.errors import ConfigError
 from npgpt.ranges import check_range
 
 LEAST, MOST = 1e-30, 1e30       # what float32 can divide logits by
+MOST_ROWS = 10**9               # times a vocabulary, an array's bytes still are a number of 64 bits
 DEFAULT_NEW_TOKENS = 20         # where neither max_new_tokens nor max_length is given, as in transformers
 
 WHOLE = {"max_new_tokens": 0, "max_length": 1, "min_new_tokens": 0, "min_length": 0, "pad_token_id": 0,
@@ -70,6 +71,8 @@ class GenerationSettings:
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         check_range("seed", self.seed, least=0, below=2**64)
+        for name in ("num_beams", "num_return_sequences"):
+            check_range(name, getattr(self, name), most=MOST_ROWS)
         self._check_numbers()
         self._check_lists()
         self._check_together()

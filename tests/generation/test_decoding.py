@@ -182,7 +182,7 @@ def test_until_the_least_length_no_end_is_chosen():
 
 @pytest.mark.parametrize(("settings", "new"), [
     ({}, 20), ({"max_new_tokens": 3}, 3), ({"max_length": 9}, 7),
-    ({"max_length": 5, "max_new_tokens": 6}, 6)])
+    ({"max_length": 3}, 1), ({"max_length": 5, "max_new_tokens": 6}, 6)])
 def test_how_much_comes_at_most(settings, new):
     assert generate(counting, [[3, 4]], **settings).shape == (1, 2 + new)
 
