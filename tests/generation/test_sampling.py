@@ -39,7 +39,7 @@ def by_definition(logits, temperature, top_k, top_p, min_p):
        min_p=st.sampled_from([None, 0.0, 0.05, 0.3, 1.0]))
 @example(seed=0, V=9, temperature=0.7, top_k=5, top_p=0.8, min_p=None)
 @example(seed=1, V=9, temperature=1.0, top_k=None, top_p=0.5, min_p=0.05)
-@example(seed=1, V=9, temperature=2.5, top_k=None, top_p=1.0, min_p=0.3)
+@example(seed=1, V=9, temperature=2.0, top_k=None, top_p=1.0, min_p=0.3)
 def test_probabilities_are_those_of_the_definition(seed, V, temperature, top_k, top_p, min_p):
     logits = 3 * np.random.default_rng(seed).standard_normal((3, V))
     p = next_token_probabilities(logits, temperature, top_k, top_p, min_p)
