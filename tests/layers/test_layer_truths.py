@@ -1,5 +1,6 @@
 """What must be true of single layers, of parameters and of their flat arrays."""
 
+import inspect
 import math
 
 import numpy as np
@@ -249,14 +250,21 @@ def test_dropout_with_a_key_drops():
     assert set(np.unique(y)) == {0.0, 2.0}
 
 
-def test_attention_and_feed_forward_of_a_block_drop_different_elements():
-    attention = layers.SelfAttention(8, 2, dropout=0.5, attention_dropout=0.5)
-    feed_forward = layers.FeedForward(8, dropout=0.5)
-    block = layers.Block(layers.LayerNorm(8), attention, layers.LayerNorm(8), feed_forward)
-    saved = block.initialise(dtype="float64").forward(normal(2, 5, 8), Key(1))[1]
-    (_, key_attention), (_, key_feed_forward) = saved[1][5], saved[3][3]
-    key_probabilities = saved[1][3][6]
-    assert len({key_attention, key_feed_forward, key_probabilities}) == 3
+@pytest.mark.parametrize("kind", [layers.Block, layers.PostNormBlock, layers.ParallelBlock,
+                                  layers.ParallelPostNormBlock])
+def test_attention_and_feed_forward_of_a_block_drop_different_elements(kind):
+    """And attention other probabilities: three keys."""
+    def keys(saved):
+        if isinstance(saved, Key):
+            return [saved]
+        return [key for part in saved for key in keys(part)] if isinstance(saved, tuple) else []
+
+    parts = {"attn": layers.SelfAttention(8, 2, dropout=0.5, attention_dropout=0.5),
+             "mlp": layers.FeedForward(8, dropout=0.5), "ln_1": layers.LayerNorm(8),
+             "ln_2": layers.LayerNorm(8)}
+    block = kind(**{name: parts[name] for name in inspect.signature(kind).parameters})
+    used  = keys(block.initialise(dtype="float64").forward(normal(2, 5, 8), Key(1))[1])
+    assert len(used) == len(set(used)) == 3
 
 
 def test_an_unknown_activation_is_refused_and_the_known_ones_are_named():
