@@ -77,6 +77,17 @@ def test_the_oldest_is_forgotten_when_the_context_is_full_and_the_system_message
     assert talk.messages == before
 
 
+@pytest.mark.parametrize(("template", "named", "written"), [
+    ("{{ messages[0].content }}{{ eos_token }}", None, "a<|im_end|>"),
+    ("{{ bos_token }}{{ messages[0].content }}", {"bos_token": "<|im_start|>"}, "<|im_start|>a"),
+    ("{{ messages[0].content }}", None, "a")])
+def test_a_template_is_told_of_the_tokens_by_default_of_the_first_that_ends(template, named, written):
+    model = Parrot("x<|im_end|>")
+    talk  = Conversation(model, TOKENIZER, 400, template, named_tokens=named,
+                         eos_token_id=[END, TOKENIZER.special_tokens["<|endoftext|>"]])
+    assert "".join(talk.answer("a")) == "x" and TOKENIZER.decode(model.read[0]) == written
+
+
 def test_a_template_that_writes_nothing_is_told():
     model, talk = conversation("x<|im_end|>", template="{# nothing #}")
     with pytest.raises(NpgptError, match="chat template writes nothing of this conversation"):
@@ -107,7 +118,10 @@ def test_an_interrupt_within_the_model_reaches_the_caller_and_keeps_what_came():
 def test_without_a_template_the_answer_ends_where_it_would_speak_for_the_other_side():
     model, talk = conversation(" Goethe.\nUs it is.\nUser: And", template=None)
     assert "".join(talk.answer("Who wrote Faust?")) == " Goethe.\nUs it is."
-    assert TOKENIZER.decode(model.read[0]) == "User: Who wrote Faust?\nAssistant:"
+    list(talk.answer("And?"))
+    assert [TOKENIZER.decode(ids) for ids in model.read] == [
+        "User: Who wrote Faust?\nAssistant:",
+        "User: Who wrote Faust?\nAssistant: Goethe.\nUs it is.\nUser: And?\nAssistant:"]
 
 
 def test_of_several_stops_the_first_in_the_text_counts_however_the_text_arrives():
@@ -139,8 +153,9 @@ def test_a_template_that_cannot_be_or_reaches_beyond_its_sandbox_is_refused(temp
 
 
 def test_templates_have_what_those_of_transformers_use():
-    render = chat_template("{% for message in messages %}\n  {% if loop.first %}{{ message | tojson }}"
-                           "{% continue %}{% endif %}\n{% endfor %}{{ strftime_now('%Y')|length }}")
+    render = chat_template("{% for message in messages %}\n  {% if loop.first %}{% generation %}"
+                           "{{ message | tojson }}{% endgeneration %}{% continue %}{% endif %}\n{% endfor %}"
+                           "{{ strftime_now('%Y')|length }}")
     assert render([{"role": "user", "content": "ä<"}]) == '{"role": "user", "content": "ä<"}4'
 
 

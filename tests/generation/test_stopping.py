@@ -67,10 +67,10 @@ def test_a_stop_string_inside_the_token_before_does_not_end():
 
 def test_characters_stop_as_well():
     tokenizer = CharacterTokenizer("abé")
-    ending = Ending(GenerationSettings(stop_strings="éa"), tokenizer)
-    sequences = np.array([[0, 2], [2, 1], [-1, 2], [2, -1]])
-    new = np.array([0, 0, 0, 0, 1])
-    assert ending(sequences, [0, 1, 2, 3, 0], new).tolist() == [True, False, True, False, False]
+    ending = Ending(GenerationSettings(stop_strings=["éa", "ab"]), tokenizer)
+    sequences = np.array([[0, 2], [2, 1], [-1, 2], [2, -1], [2, 0]])
+    new = np.array([0, 0, 0, 0, 1, 1])
+    assert ending(sequences, [0, 1, 2, 3, 0, 4], new).tolist() == [True, False, True, False, False, True]
 
 
 def test_each_row_ends_for_itself_and_by_its_end_or_a_string():
