@@ -110,6 +110,16 @@ def test_what_an_op_wrote_into_the_unwritten_gradient_is_not_added_again():
     assert np.array_equal(linear.weight.grad, np.full((2, 2), 3.0))
 
 
+def test_a_replicas_gradient_is_zero_again_when_it_has_come_to_its_place():
+    layer = layers.Linear(3, 4, bias=False).initialise()
+    replica, flat = layer.replica(), layer.flat.grad
+    for times in (1, 2):
+        replica.weight.add_grad(np.ones((3, 4), "float32"))
+        replica.flat.settle()
+        replica.flat.settle()
+        assert (flat == times).all() and not replica.weight.grad.any()
+
+
 def test_zero_grad_zeroes_every_gradient():
     pair = Pair().initialise(dtype="float64")
     pair.flat.grad[...] = 7
