@@ -96,6 +96,9 @@ def test_batches_of_themselves_hold_no_more_tokens_than_a_few_thousand():
     model = Counting()
     probabilities(model, [[1] * 24] * 300 + [[1]] * 9)
     assert model.shapes == [(170, 24), (139, 24)]
+    model = Counting()
+    probabilities(model, [[1] * 4097] * 2)                           # one text is always a batch
+    assert model.shapes == [(1, 4097)] * 2
 
 
 def test_large_logits_overflow_nothing_and_none_that_is_no_number_passes():

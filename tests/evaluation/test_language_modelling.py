@@ -326,6 +326,8 @@ def test_as_many_texts_are_encoded_as_have_so_many_scored_tokens():
     for limit, texts in ((1, 1), (2, 2), (3, 3), (9, 4), (None, 4)):
         found = sources.read_texts(["ab", "ab", "ab", "ab"], BPETokenizer(()), limit)
         assert len(found.tokens) == texts, limit
+    found = sources.read_texts(["a", "", "ab", "ab", "ab"], BPETokenizer(()), 2)      # two have none
+    assert len(found.tokens) == 4
 
 
 def test_the_hash_is_of_the_text_or_of_the_hashes_of_several():

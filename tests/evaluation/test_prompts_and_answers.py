@@ -52,8 +52,8 @@ def test_the_last_answer_of_a_conversation_is_the_reference():
     assert one.references == (" 4 ",)
     ended, = prompts(talk("u:1", "a:2"), template="{{ messages[0].content }}{{ eos_token }}")
     assert ended.tokens == [*ids("1"), TURN]
-    plain, = prompts(talk("u:1", "a:2"), template=None)
-    assert (plain.text, plain.references) == ("User: 1\nAssistant:", ("2",))
+    plain, = prompts(talk("u:1", "a:2", "u:3", "a:4"), template=None)            # writes no token's text
+    assert (plain.text, plain.references) == ("User: 1\nAssistant: 2\nUser: 3\nAssistant:", ("4",))
 
 
 def test_records_without_an_answer_are_passed_over():
