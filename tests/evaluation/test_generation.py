@@ -90,6 +90,9 @@ def test_batches_of_themselves_hold_no_more_tokens_than_a_few_thousand():
     model = Scripted({1: [END]})
     write_on(model, TOKENIZER, [[1] * 24] * 40, 8, 4, ends=(END,))
     assert [len(batch) for batch in model.batches] == [32, 8]
+    model = Scripted({1: [END]})
+    write_on(model, TOKENIZER, [[1] * 4089] * 2, 8, ends=(END,))     # one prompt is always a batch
+    assert model.batches == [[4089]] * 2
 
 
 def test_where_there_is_no_end_padding_is_no_text():

@@ -84,7 +84,7 @@ def test_every_token_is_scored_once_with_enough_before_it(context):
         for length in range(30):
             scored = []
             for start, stop, count in windows(length, context, stride):
-                assert 0 <= start < stop <= length and stop - start <= context + 1
+                assert 0 <= start < stop - count < stop <= length and stop - start <= context + 1
                 scored += range(stop - count, stop)
                 assert stop - count - start >= min(stop - count, context - stride)
             assert scored == list(range(1, length))
