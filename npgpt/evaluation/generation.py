@@ -37,8 +37,8 @@ def write_on(model: Any, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]],
         batch = order[first:first + size]
         first += size
         tokens = model.generate([list(prompts[n]) for n in batch], max_new_tokens, num_beams=num_beams,
-                                eos_token_id=list(ends) or None, pad_token_id=ends[0] if ends else 0,
-                                stop_strings=list(stops) or None, tokenizer=tokenizer)       # (B, T + new)
+                                eos_token_id=ends, pad_token_id=ends[0] if ends else 0,
+                                stop_strings=stops, tokenizer=tokenizer)                     # (B, T + new)
         for n, row in zip(batch, tokens[:, T:].tolist(), strict=True):
             result[n] = cut_at_end(prompts[n], row, tokenizer, ends, stops)
         if progress is not None:

@@ -108,7 +108,8 @@ def test_where_there_is_no_end_padding_is_no_text():
     ("Q", "ab\nUser: c", ("\nUser:",), "ab", True), ("Q", "ab\nUse", ("\nUser:",), "ab\nUse", False),
     ("x\nUser: y", "ab", ("\nUser:",), "ab", False),                 # in the prompt it ends nothing
     ("x\nUs", "er: ab", ("\nUser:",), "", True),                     # but a new token may complete it
-    ("x;", ";b", (";;",), "", True), ("x;", "b;;c;", (";;",), "b", True), ("x;;", "b", (";;",), "b", False),
+    ("x;", ";b", (";;",), "", True), (";", ";b", (";;",), "", True),
+    ("x;", "b;;c;", (";;",), "b", True), ("x;;", "b", (";;",), "b", False),
     ("Q", "a, b; c", ("; ", ", "), "a", True), ("Q", "é€", ("€",), "é", True),
     ("€", "é€", ("€",), "é", True)])
 def test_strings_that_end_a_text(prompt, new, stops, text, ended):
