@@ -13,7 +13,7 @@ from npgpt import BPETokenizer, CharacterTokenizer, GPTConfig
 from npgpt.errors import CheckpointError, ConfigError, DataError
 from npgpt.evaluation import documents as sources
 from npgpt.evaluation import scoring
-from npgpt.evaluation.bootstrap import mean_interval, ratio_interval
+from npgpt.evaluation.bootstrap import mean_interval, ratio_interval, resampled
 from npgpt.evaluation.language_modelling import measure, windows
 from npgpt.evaluation.scoring import Span, batch_size_for, surprisals
 from npgpt.tokenizers import load_tokenizer
@@ -183,6 +183,13 @@ def test_an_interval_covers_what_it_says_it_does():
     assert 0.90 <= covered / 300 <= 0.98                              # by chance alone ± 0.025
     spread = np.sqrt((counts**2).sum()) / counts.sum()                # of the last sums: standard deviation
     assert np.mean(widths) == pytest.approx(2 * 1.96 * spread, rel=0.15)
+
+
+def test_an_interval_holds_the_middle_95_percent_of_the_numbers():
+    values = np.random.default_rng(0).normal(size=50)
+    numbers: list[float] = []
+    (low, high), = resampled(lambda drawn: numbers.append(values[drawn].mean()) or numbers[-1:], 50)
+    assert [sum(x < low for x in numbers), sum(x > high for x in numbers), len(numbers)] == [25, 25, 1000]
 
 
 def test_an_interval_is_a_function_of_its_seed():
