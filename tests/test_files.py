@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from npgpt.files import atomic_write, fsync_folder, make_folder
+from npgpt.files import atomic_folder, atomic_write, fsync_folder, make_folder
 
 WORKER = Path(__file__).parent / "training" / "checkpoint_worker.py"
 
@@ -67,6 +67,18 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
     done.clear()
     make_folder(tmp_path / "b" / "c")
     assert not done
+
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "notes").touch()
+    moved = [str(tmp_path / "e"), "renamed", str(tmp_path / "e")]     # the last file alone
+    for name, placed in (("d", []), ("e", moved)):
+        done.clear()
+        with atomic_folder(tmp_path / name, "last") as aside:
+            for file in ("last", "other"):
+                (aside / file).touch()
+        events = [event if event == "renamed" else event[0] for event in done]
+        assert {*events[:2]} == {str(aside / "last"), str(aside / "other")}
+        assert events[2:] == [str(aside), "renamed", *placed, str(tmp_path)]
 
 
 def test_make_folder_where_a_file_stands(tmp_path):
