@@ -31,7 +31,7 @@ from npgpt.interop.families import FAMILIES, Family, Settings
 from npgpt.interop.hub import fetch, is_name
 from npgpt.interop.layouts import Assembled, Piece, Place
 from npgpt.interop.safetensors_files import FLOATS, MODEL, Tensor, open_folder
-from npgpt.interop.untrusted import member, read_json, refused, shown
+from npgpt.interop.untrusted import member, read_json, refused, shortened, shown
 
 CONFIG = "config.json"
 OWN, OWN_SETTINGS = "npgpt", "npgpt_config"
@@ -111,7 +111,7 @@ def _made(path: Path, make_config: Callable[..., C], settings: Settings) -> C:
     try:
         return make_config(**settings)
     except (ConfigError, TypeError) as error:       # TypeError: an unknown setting, or text for a number
-        raise ConfigError(f"{path} cannot be used: {error}") from error
+        raise ConfigError(f"{path} cannot be used: {shortened(str(error), 200)}") from error
 
 
 def _check_own_kind(e: Entries, labels: Labels | None) -> None:

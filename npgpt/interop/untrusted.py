@@ -62,8 +62,11 @@ def parse_json(path: Path, data: bytes, what: str) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """A name or a value from a file, short enough for a sentence."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    return shortened(repr(value), 80)
+
+
+def shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most - 1]}…"
 
 
 def refused(path: Path, reason: str) -> CheckpointError:

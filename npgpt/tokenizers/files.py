@@ -51,7 +51,8 @@ def load_tokenizer(path: str | Path, pattern: str | None = None,
         return BPETokenizer.load(path)
     if kind == "character":
         return CharacterTokenizer.load(path)
-    raise TokenizerError(f"{path / CONFIG} cannot be used: its tokenizer is of the unknown kind {kind!r}")
+    raise TokenizerError(f"{path / CONFIG} cannot be used: its tokenizer is of the unknown kind "
+                         f"{kind[:80]!r}")
 
 
 def assemble_tokenizer(path: Path, tokens: Mapping[str, int], special_tokens: Mapping[str, int],

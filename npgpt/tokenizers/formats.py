@@ -70,22 +70,24 @@ def read_byte_pair(folder: Path) -> BytePair:
     prefix_token, normalizer = config.get("prefix_token"), config.get("normalizer")
     if not isinstance(pattern, str) or pattern not in SPLIT_PATTERNS:
         known = ", ".join(SPLIT_PATTERNS)
-        raise refused(folder / CONFIG, f"its split pattern is {pattern!r}; the known ones are {known}")
+        raise refused(folder / CONFIG, f"its split pattern is {repr(pattern)[:80]}; the known ones are "
+                                       f"{known}")
     special_tokens = _texts(folder / CONFIG, "special_tokens", config.get("special_tokens"))
     added_tokens   = _texts(folder / CONFIG, "added_tokens", config.get("added_tokens", []))
     if both := {*special_tokens} & {*added_tokens}:
-        raise refused(folder / CONFIG, f"{min(both)!r} is one of special_tokens and of added_tokens")
+        raise refused(folder / CONFIG, f"{min(both)[:80]!r} is one of special_tokens and of added_tokens")
     if not isinstance(ignore_merges, bool):
-        raise refused(folder / CONFIG, f"ignore_merges is {ignore_merges!r}, not true or false")
+        raise refused(folder / CONFIG, f"ignore_merges is {repr(ignore_merges)[:80]}, not true or false")
     if prefix_token is not None and prefix_token not in special_tokens + added_tokens:
-        raise refused(folder / CONFIG, f"prefix_token is {prefix_token!r}, which is none of special_tokens")
+        raise refused(folder / CONFIG, f"prefix_token is {repr(prefix_token)[:80]}, which is none of "
+                                       "special_tokens")
     if normalizer not in NORMALIZERS:
-        raise refused(folder / CONFIG, f"its normalizer is {normalizer!r}, and the known one is NFC")
+        raise refused(folder / CONFIG, f"its normalizer is {repr(normalizer)[:80]}, and the known one is NFC")
     vocabulary, merges = folder / VOCABULARY, folder / MERGES
     ids = checked_ids(vocabulary, from_json(vocabulary, read_text(vocabulary, config)))
     for token in special_tokens + added_tokens:
         if token not in ids:
-            raise refused(vocabulary, f"the special token {token!r} has no id")
+            raise refused(vocabulary, f"the special token {token[:80]!r} has no id")
     special, added = ({token: ids.pop(token) for token in tokens}
                       for tokens in (special_tokens, added_tokens))
     lines   = merge_lines(merges, read_text(merges, config))
@@ -231,10 +233,10 @@ def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("kind"), str):
         raise refused(path, "it does not say what kind of tokenizer it belongs to")
     if kind is not None and config["kind"] != kind:
-        raise refused(path, f"its tokenizer is of kind {config['kind']!r}, not {kind!r}")
+        raise refused(path, f"its tokenizer is of kind {config['kind'][:80]!r}, not {kind!r}")
     version = config.get("version")
     if type(version) is not int or version != VERSION:
-        raise refused(path, f"its version is {version!r}, and this npgpt reads version {VERSION}")
+        raise refused(path, f"its version is {repr(version)[:80]}, and this npgpt reads version {VERSION}")
     return config
 
 

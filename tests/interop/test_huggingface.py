@@ -220,6 +220,14 @@ def test_configurations_that_npgpt_does_not_have_are_refused_by_name(name, tmp_p
     refused(load(tmp_path), tmp_path, words, error=(ConfigError, CheckpointError))
 
 
+@pytest.mark.parametrize("settings", [{"norm": "x" * 1000}, {"n_head": "x" * 1000}, {"x" * 1000: 1}])
+def test_a_setting_of_a_thousand_letters_is_not_repeated_whole(settings, tmp_path):
+    write_folder(tmp_path, model_type="npgpt", npgpt_config={
+        "vocab_size": 11, "block_size": 6, "n_layer": 2, "n_head": 2, "n_embd": 4, **settings})
+    said = refused(load(tmp_path), "x" * 50, error=ConfigError)
+    assert "x" * 300 not in said
+
+
 @pytest.mark.parametrize("changes", [
     {"vocab_size": 10**9}, {"n_embd": 10**9}, {"n_head": 10**9, "head_dim": 2}, {"head_dim": 10**9},
     {"n_inner": 10**9}, {"block_size": 10**9}], ids=str)

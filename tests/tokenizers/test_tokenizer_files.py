@@ -189,6 +189,20 @@ def test_files_that_do_not_fit_are_refused_even_with_the_right_sums(name, tmp_pa
         str(tmp_path / name) for name in (CONFIG, VOCABULARY, MERGES, HUGGING_FACE)))
 
 
+LONG = "x" * 1000
+
+
+@pytest.mark.parametrize("changes", [
+    {"kind": LONG}, {"version": LONG}, {"pattern": LONG}, {"ignore_merges": LONG}, {"prefix_token": LONG},
+    {"normalizer": LONG}, {"special_tokens": [LONG]}, {"special_tokens": [LONG], "added_tokens": [LONG]}])
+def test_a_value_of_a_thousand_letters_is_not_repeated_whole(changes, tmp_path):
+    BPETokenizer([]).save(tmp_path)
+    (tmp_path / CONFIG).write_bytes(change_json(**changes)((tmp_path / CONFIG).read_bytes()))
+    with pytest.raises(errors.TokenizerError) as error:
+        load_tokenizer(tmp_path)
+    assert "x" * 50 in str(error.value) and "x" * 100 not in str(error.value)
+
+
 @pytest.mark.parametrize("file, change", [
     (VOCABULARY, change_json(a=..., xx=64)), (VOCABULARY, change_json(xyz=260)),
     (MERGES, lambda data: data[:-4])])
