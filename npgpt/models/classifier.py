@@ -45,7 +45,7 @@ class SequenceClassifier(Decoder):
         """A classifier with a copy of the GPT's body and a fresh head. Raises ConfigError."""
         if lora_layers(gpt):
             raise ConfigError("the GPT has LoRA: merge that into its weights, then make a classifier of it")
-        gpt.check_plain("make the classifier a Module of your own, with the GPT in it")
+        gpt.check_as_configured("make the classifier a Module of your own, with the GPT in it")
         device, dtype = gpt.flat.device, str(gpt.flat.data.dtype)
         model = cls(gpt.config, labels, None, device, dtype)
         body  = gpt.parameters
@@ -72,10 +72,13 @@ class SequenceClassifier(Decoder):
 
         Raises ConfigError for a model with parts of your own, of which no such folder tells.
         """
-        self.check_as_configured({"score.weight": (self.config.n_embd, len(self.labels))}, SAVE_INSTEAD)
+        self.check_as_configured(SAVE_INSTEAD)
         arrays = {name: parameter.data for name, parameter in self.parameters.items()}
         write_model(path, asdict(self.config), arrays, dtype, max_shard_size,
                     labels=Labels(self.labels, self.pad_token_id))
+
+    def heads(self):
+        return {"score.weight": (self.config.n_embd, len(self.labels))}
 
     def forward(self, tokens, key=None, attention_mask=None):
         """tokens: (B, T), or embeddings  →  logits: (B, n_labels), saved for `backward_logits`"""

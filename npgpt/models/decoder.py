@@ -44,7 +44,7 @@ from npgpt.tensor import Key, array_module, to_device, to_numpy
 
 IGNORE_INDEX = -100         # a target that does not count, as in PyTorch
 CACHED = "forward with a KV cache"
-SAVE_INSTEAD = "keep model.state_dict() and the code that makes it, not a model's folder"
+SAVE_INSTEAD = "keep model.state_dict() and the code that makes it instead"
 
 
 class Decoder(Module):
@@ -86,15 +86,18 @@ class Decoder(Module):
             self.h = [Checkpointed(block) for block in self.h]
         self.ln_f = None if c.block in ("post", "parallel_post") else make_norm(c)     # those end with one
 
-    def check_as_configured(self, heads: Mapping[str, tuple[int, ...]], instead: str) -> None:
+    def heads(self) -> Mapping[str, tuple[int, ...]]:
+        """Name → shape of the parameters that the configuration makes and that are not the body's."""
+        return {}
+
+    def check_as_configured(self, instead: str) -> None:
         """That the configuration alone would make this model, up to LoRA, for what knows nothing else of it.
         A part of another kind would be lost there, or be taken for what it is not.
 
-        heads: name → shape of the parameters that are not the body's.  instead: what else to do, for the
-        ConfigError that is raised.
+        instead: what else to do, for the ConfigError that is raised.
         """
         plain = Decoder(self.config)                                          # shapes, no arrays
-        made  = {name: parameter.shape for name, parameter in plain.parameters.items()} | dict(heads)
+        made  = {name: parameter.shape for name, parameter in plain.parameters.items()} | dict(self.heads())
         own   = {name: parameter.shape for name, parameter in self.parameters.items()
                  if not name.endswith(ADDED)}
         odd   = [f"there is {which} parameter {name} of shape {shape}"
@@ -106,13 +109,15 @@ class Decoder(Module):
     def save_adapter(self, path: str | Path, base_model: str | None = None) -> None:
         """Writes the model's LoRA, and a classifier's head, into a folder that PEFT reads: `write_adapter`.
 
-        base_model: the name or folder of the model without it.  Raises ConfigError, CheckpointError.
+        base_model: the name or folder of the model without it.  Raises ConfigError, also for a model with
+        parts of your own, which that has not; CheckpointError.
         """
         arrays = {name: parameter.data for name, parameter in self.parameters.items()
                   if not parameter.frozen or name == "score.weight"}
         layers = lora_layers(self)
         if not layers:
             raise ConfigError("the model has no LoRA to save")
+        self.check_as_configured(SAVE_INSTEAD)
         write_adapter(path, asdict(self.config), arrays, next(iter(layers.values())).alpha, base_model)
 
     def body_forward(self, tokens, key=None, kv_cache: KVCache | None = None, attention_mask=None):

@@ -50,15 +50,13 @@ class GPT(Decoder):
 
         Raises ConfigError for a model with parts of your own, of which no such folder tells.
         """
-        self.check_plain(SAVE_INSTEAD)
+        self.check_as_configured(SAVE_INSTEAD)
         arrays = {name: parameter.data for name, parameter in self.parameters.items()}
         write_model(path, asdict(self.config), arrays, dtype, max_shard_size)
 
-    def check_plain(self, instead: str) -> None:
-        """Raises ConfigError if parts of the model are other than its configuration makes them."""
+    def heads(self):
         c = self.config
-        head = {"lm_head.weight": (c.vocab_size, c.n_embd)}
-        self.check_as_configured({} if c.tie_word_embeddings else head, instead)
+        return {} if c.tie_word_embeddings else {"lm_head.weight": (c.vocab_size, c.n_embd)}
 
     def forward(self, tokens, key=None, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T), or embeddings  →  logits: (B, T, vocab_size), saved for `backward_logits`

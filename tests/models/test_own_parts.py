@@ -95,6 +95,19 @@ def test_a_model_that_its_configuration_does_not_tell_is_not_written_as_if_it_di
         SequenceClassifier.from_gpt(model, ["a", "b"])
 
 
+@pytest.mark.parametrize("classifier", [False, True])
+def test_an_adapter_is_for_no_model_but_the_one_that_the_configuration_makes(tmp_path, classifier):
+    model = gpt()
+    if classifier:
+        model = SequenceClassifier.from_gpt(model, ["a", "b"])
+    other_feed_forward(model)
+    model.initialise()
+    add_lora(model, 2, 1, ("c_attn",))
+    with pytest.raises(ConfigError, match="h.1.mlp is of class Gate.* model.state_dict()"):
+        model.save_adapter(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_head_that_is_tied_by_hand_is_not_written_as_zeros(tmp_path):
     model = gpt(**LLAMA)
     model.lm_head.weight = model.wte.weight
