@@ -102,12 +102,22 @@ def test_what_would_become_infinite_is_not_written(dtype, value):
 def test_arrays_that_are_strided_are_written_right(path):
     base = np.random.default_rng(0).normal(size=(4, 6))
     arrays = {"t": base.T, "s": base[:, 1:4], "r": base[::-1], "big": base.astype(">f4"), "c": base[:, 1],
-              "every other": base[0, ::2], "back": base[0, ::-1]}
+              "every other": base[0, ::2], "back": base[0, ::-1], "unsigned": np.arange(3, dtype="u2")}
     path.write_bytes(b"".join(safetensors_pieces(arrays)))
     for name, array in load_file(path).items():
         np.testing.assert_array_equal(array, arrays[name])
     with pytest.raises(ValueError, match="c has type complex"):
         list(safetensors_pieces({"c": np.ones(2, complex)}))
+
+
+def test_arrays_of_bfloat16_stay_so_unless_another_type_is_asked_for(path):
+    pytest.importorskip("ml_dtypes")
+    array = np.array([1.0, -2.5, 3e38]).astype("bfloat16")
+    for dtype, word in ((None, "BF16"), ("float32", "F32")):
+        path.write_bytes(b"".join(safetensors_pieces({"w": array}, dtype)))
+        tensor = open_file(path)["w"]
+        assert tensor.dtype == word
+        np.testing.assert_array_equal(tensor.values(), array.astype("f4"))
 
 
 @pytest.mark.parametrize("length", range(1, 9))
@@ -116,7 +126,9 @@ def test_the_data_begins_where_numbers_of_8_bytes_may_lie(length):
     assert len(header) % 8 == 0 and int.from_bytes(header[:8], "little") == len(header) - 8
 
 
-def test_a_type_has_as_many_bytes_as_its_name_says():
+def test_the_types_are_those_of_the_format_and_have_as_many_bytes_as_their_names_say():
+    assert SIZES.keys() == {"BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "U16", "I16", "F16", "BF16",
+                            "U32", "I32", "F32", "U64", "I64", "F64", "C64"}
     named = {name: int(re.search("[0-9]+", name)[0]) // 8 for name in SIZES if name != "BOOL"}
     assert named | {"BOOL": 1} == SIZES
 
@@ -202,7 +214,7 @@ HEADERS = {
 def test_headers_that_lie_are_refused(name, path):
     content, words = HEADERS[name]
     path.write_bytes(content)
-    refused(lambda: open_file(path), path, words)
+    assert refused(lambda: open_file(path), words).startswith(f"{path} cannot be used: ")
 
 
 def test_the_longest_header_that_is_read(path):
