@@ -10,6 +10,7 @@ from small_gpt import CONFIG, KEY, LLAMA, gpt, same_arrays
 
 from npgpt import GPT, AdamW, SequenceClassifier, add_lora, check_gradients, merge_lora
 from npgpt.errors import CheckpointError, ConfigError, DataError
+from npgpt.interop.huggingface import is_classifier
 from npgpt.layers import lora_layers
 
 LABELS = ("calm", "merry", "sad", "wild")
@@ -289,6 +290,7 @@ def test_saved_and_read_again_it_is_the_same(options, kind, architecture, pad, t
     assert config["id2label"] == {"0": "calm", "1": "merry", "2": "sad", "3": "wild"}
     assert config["label2id"] == {"calm": 0, "merry": 1, "sad": 2, "wild": 3}
     assert config["pad_token_id"] == pad
+    assert is_classifier(tmp_path / "x")
     again = SequenceClassifier.from_pretrained(tmp_path / "x")
     assert again.labels == LABELS and again.pad_token_id == pad
     names = dict.fromkeys(again.parameters)
@@ -301,6 +303,7 @@ def test_saved_and_read_again_it_is_the_same(options, kind, architecture, pad, t
 def test_a_classifier_is_no_language_model_nor_the_other_way_round(options, tmp_path):
     classifier(**options).save_pretrained(tmp_path / "classifier")
     gpt(**options).save_pretrained(tmp_path / "gpt")
+    assert not is_classifier(tmp_path / "gpt")
     refused(lambda: GPT.from_pretrained(tmp_path / "classifier"), "config.json", "language model's head",
             "SequenceClassifier reads it", error=ConfigError)
     refused(lambda: SequenceClassifier.from_pretrained(tmp_path / "gpt"), "config.json", "classifier",
