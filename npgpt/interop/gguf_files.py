@@ -131,7 +131,7 @@ def _settings(path: Path, entries: dict[str, Any], tensors: Iterable[str]) -> di
         raise refused(path, "it scales its rotary rates, which npgpt does not read from GGUF files")
     theirs = {name: _rounded(entries[f"llama.{entry}"]) for entry, name in ENTRIES.items()
               if f"llama.{entry}" in entries}
-    theirs |= {"hidden_act": "silu", "vocab_size": len(entries.get("tokenizer.ggml.tokens", [])),
+    theirs |= {"vocab_size": len(entries.get("tokenizer.ggml.tokens", [])),
                "tie_word_embeddings": "output.weight" not in tensors}
     settings = llama_settings(Entries(path, theirs)) | {"rope_interleaved": True}
     turned = entries.get("llama.rope.dimension_count", 0)
