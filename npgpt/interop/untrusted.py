@@ -66,6 +66,7 @@ def shown(value: Any) -> str:
 
 
 def shortened(text: str, most: int) -> str:
+    """most: characters."""
     return text if len(text) <= most else f"{text[:most - 1]}…"
 
 

@@ -77,7 +77,7 @@ class SequenceClassifier(Decoder):
         write_model(path, asdict(self.config), arrays, dtype, max_shard_size,
                     labels=Labels(self.labels, self.pad_token_id))
 
-    def heads(self):
+    def _head_shapes(self):
         return {"score.weight": (self.config.n_embd, len(self.labels))}
 
     def forward(self, tokens, key=None, attention_mask=None):

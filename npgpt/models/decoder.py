@@ -86,7 +86,7 @@ class Decoder(Module):
             self.h = [Checkpointed(block) for block in self.h]
         self.ln_f = None if c.block in ("post", "parallel_post") else make_norm(c)     # those end with one
 
-    def heads(self) -> Mapping[str, tuple[int, ...]]:
+    def _head_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Name → shape of the parameters that the configuration makes and that are not the body's."""
         return {}
 
@@ -97,7 +97,8 @@ class Decoder(Module):
         instead: what else to do, for the ConfigError that is raised.
         """
         plain = Decoder(self.config)                                          # shapes, no arrays
-        made  = {name: parameter.shape for name, parameter in plain.parameters.items()} | dict(self.heads())
+        made  = {name: parameter.shape for name, parameter in plain.parameters.items()}
+        made |= self._head_shapes()
         own   = {name: parameter.shape for name, parameter in self.parameters.items()
                  if not name.endswith(ADDED)}
         odd   = [f"there is {which} parameter {name} of shape {shape}"

@@ -54,7 +54,7 @@ class GPT(Decoder):
         arrays = {name: parameter.data for name, parameter in self.parameters.items()}
         write_model(path, asdict(self.config), arrays, dtype, max_shard_size)
 
-    def heads(self):
+    def _head_shapes(self):
         c = self.config
         return {} if c.tie_word_embeddings else {"lm_head.weight": (c.vocab_size, c.n_embd)}
 

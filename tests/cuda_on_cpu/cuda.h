@@ -47,14 +47,14 @@ void wait(State state);                                   // until the others of
 void later(std::function<void()> copy);                   // when the thread waits for its copies
 void wait_for_copies();
 
-struct Parameter {
+struct Parameter {                                        // of a kernel: the letter of NumPy's kind, and bytes
     char letter;
     int size;
     bool pointer;
 };
-const char* names(const Parameter* parameters, size_t count);
+const char* names(const Parameter* parameters, size_t count);                // as "f4* i8 "
 const char* run(std::function<void()> body, const unsigned* grid, const unsigned* block, size_t shared,
-                bool reversed, size_t most);
+                bool reversed, size_t most);              // what went wrong, or none
 
 }  // namespace fibers
 

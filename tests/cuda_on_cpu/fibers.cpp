@@ -16,7 +16,8 @@ blocks differs from run to run, and that is the caller's to choose: a kernel who
 #include <signal.h>
 #include <ucontext.h>
 
-static const size_t THREADS = 1024, SHARED_BYTES = 227 << 10, GUARD = 256, STACK_BYTES = 64 << 10;  // sm_90's most
+static const size_t THREADS = 1024, GUARD = 256, STACK_BYTES = 64 << 10;
+static const size_t SHARED_BYTES = 227 << 10;             // 227 KiB: sm_90's most
 
 dim3 gridDim, blockDim, blockIdx, threadIdx;
 __align__(16) unsigned char shared_memory[SHARED_BYTES + GUARD];
