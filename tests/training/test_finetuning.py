@@ -232,6 +232,7 @@ def test_labels_that_are_one_number_are_in_an_order_too(tmp_path, base):
 
 
 def test_conversations_teach_a_template_that_chat_then_uses(tmp_path, base):
+    pytest.importorskip("jinja2")
     rows = [{"messages": [{"role": "user", "content": str(n)}, {"role": "assistant", "content": "yes"}]}
             for n in range(12)]
     run  = finetuning(tmp_path, base, rows)
