@@ -35,7 +35,8 @@ def argsort(a, axis=-1, kind=None):
     return asarray(a.get().argsort(axis, 'stable'))
 """
 PYTHON = """#!/bin/sh
-export PYTHONPATH={folder}/site LD_LIBRARY_PATH={folder}/lib CUPY_CACHE_DIR={folder}/cache CUPY_ACCELERATORS=
+export PYTHONPATH={folder}/site LD_LIBRARY_PATH={folder}/lib:{folder}/site/nvidia/cuda_nvrtc/lib
+export CUPY_CACHE_DIR={folder}/cache CUPY_ACCELERATORS=
 exec {python} "$@"
 """
 
