@@ -163,7 +163,13 @@ def test_a_parameter_remembers_how_it_begins():
         Parameter((3, 4))
 
 
-# ---- layer norm ----
+# ---- norms ----
+
+@pytest.mark.parametrize("kind", [layers.LayerNorm, layers.RMSNorm])
+def test_before_it_has_learned_a_norm_gives_rows_of_mean_square_one(kind):
+    y, _ = kind(6).initialise(dtype="float64").forward(5 * normal(3, 6))
+    np.testing.assert_allclose((y * y).mean(-1), 1, rtol=1e-5)
+
 
 def test_layernorm_uses_its_eps():
     x = normal(2, 4)

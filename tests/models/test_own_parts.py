@@ -158,6 +158,8 @@ def test_a_checkpointed_layer_shows_the_layers_parts():
     assert block.mlp is block.layer.mlp and list(vars(block)) == ["layer"]
     with pytest.raises(AttributeError, match="'Block' object has no attribute 'mlpp'"):
         _ = block.mlpp
+    block.layer = other = GPT(CONFIG).h[1]
+    assert block.layer is other and block.mlp is other.mlp
 
 
 def test_what_was_frozen_in_a_part_is_learned_once_that_lies_in_a_larger_module():
