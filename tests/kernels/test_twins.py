@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import pkgutil
+from inspect import signature
 from unittest import mock
 
 import numpy as np
@@ -84,6 +85,14 @@ def test_every_function_of_the_kernels_is_the_twin_of_an_op():
             own = [name for name, value in vars(place).items()
                    if getattr(value, "__module__", "") == place.__name__ and not name.startswith("_")]
             assert own and all(TWINS[name] is getattr(place, name) for name in own)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_what_a_twin_is_not_told_is_what_it_is_for_the_formula(name):
+    """It may take more, from another twin, behind that."""
+    formula, twin = ([(one.name, one.default) for one in signature(function).parameters.values()]
+                     for function in (getattr(ops, name).reference, TWINS[name]))
+    assert twin[:len(formula)] == formula
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
