@@ -8,12 +8,13 @@ import tyro
 
 from npgpt.cli.arguments import parse
 from npgpt.cli.verify import find_reference
-from npgpt.errors import UsageError
+from npgpt.errors import DataError, UsageError
 from npgpt.inspection.event_files import write_event_file
 from npgpt.inspection.metrics import read_metrics, run_names
 from npgpt.inspection.pictures import picture_format
 from npgpt.inspection.plots import Band, PlottedRun, plot_runs
 from npgpt.inspection.verification import normal_range
+from npgpt.training.runs import run_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ def run(arguments: list[str]) -> int:
     if options.out:
         picture_format(options.out)
     folders = list({folder.resolve(): folder for folder in options.runs}.values())
+    for folder in folders:
+        if run_path := run_of(folder):
+            raise DataError(f"{folder} is a checkpoint, and has no curves: use {run_path}")
     runs    = [PlottedRun(name, read_metrics(folder))
                for name, folder in zip(run_names(folders), folders, strict=True)]
     if options.out:

@@ -62,6 +62,7 @@ def test_a_checkpoint_s_own_folder_names_its_run_and_its_step(folder, capsys, mo
         refused(capsys, 1, f"{own} is a checkpoint: use run --checkpoint 10", *command, own)
     for command in (["train", "--resume"], ["verify"], ["export", "--adapter", "--out-dir", "out"]):
         refused(capsys, 1, f"{own} is not a run's folder: it is a checkpoint of run", *command, own)
+    refused(capsys, 1, f"{own} is a checkpoint, and has no curves: use run$", "plot", own, "--out", "a.svg")
     shutil.copytree(own, "run/mine")
     refused(capsys, 1, "run/mine is not a run's folder: it is a checkpoint away from its run", "sample",
             "run/mine")
