@@ -1,7 +1,11 @@
 """Command lines that are not understood: what is said, and what was meant."""
 
+import importlib
+
 import pytest
 from commands import said_by
+
+from npgpt.cli.arguments import ELSEWHERE, _names
 
 
 @pytest.mark.parametrize("arguments, meant", [
@@ -20,11 +24,13 @@ from commands import said_by
     ("train --init_from=gpt2",        "learns by npgpt finetune"),
     ("train --eval_only=True",        "npgpt evaluate RUN measures"),
     ("train --no-qkv-bias",           "; write --qkv-bias=False"),
+    ("train --no-dropout",            "did you mean --dropout? (npgpt"),
     ("train --resume",                "--resume needs the folder of a run"),
     ("finetune --resume",             "--resume needs the folder of a fine-tuning"),
     ("train --bias=False",            "--bias takes no value: write --bias or --no-bias"),
     ("train --no-bias true",          "--bias takes no value: write --bias or --no-bias"),
     ("train --tf32 1 --max-iters 3",  "--tf32 takes no value"),
+    ("train --no_tie_word_embeddings=1", "--tie-word-embeddings takes no value"),
     ("train --dropout",               "--dropout needs a value"),
     ("sample a --prompt -x",          "written --prompt=-…"),
     ("sample --seed 3",               "npgpt: RUN_OR_MODEL is missing: the folder of a run"),
@@ -40,3 +46,10 @@ def test_what_was_meant_is_named(arguments, meant, capsys):
 def test_nothing_is_guessed_where_nothing_is_near(arguments, capsys):
     said = said_by(capsys, 2, *arguments.split())
     assert f"Unrecognized options: {arguments.split()[1]} (npgpt train --help lists the options)" in said
+
+
+def test_names_of_other_programs_lead_to_options_that_there_are():
+    commands = [importlib.import_module(f"npgpt.cli.{name}")
+                for name in ("train", "finetune", "sample", "evaluate", "inspect")]
+    there = {name for command in commands for name, _ in _names(command.Options)}
+    assert not set(" ".join(ELSEWHERE.values()).split()) - there

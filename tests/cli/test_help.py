@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from commands import said_by
 
 from npgpt.cli.main import main
 
@@ -64,6 +65,11 @@ def test_none_is_no_default_and_no_choice(command, help_of):
     ("train --preset gpt2-124m", "Blocks. (default: 12)"), ("train", "Blocks. (default: 4)")])
 def test_what_an_option_may_be_and_is_by_default(command, told, help_of):
     assert told in re.sub(r"[│\s]+", " ", help_of(command))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_option_leads_to_the_help_of_its_command(command, capsys):
+    assert f"(npgpt {command} --help lists the options)" in said_by(capsys, 2, *command.split(), "--no-such")
 
 
 @pytest.mark.parametrize("columns", [80, 100, 120])
