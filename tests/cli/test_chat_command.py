@@ -5,20 +5,26 @@ import io
 import pytest
 import tiny
 
+from npgpt.cli.chat import HELP
 from npgpt.cli.main import main
 from npgpt.generation.chat import Conversation
 
 pytest.importorskip("jinja2")
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With a trained run."""
+    path = tmp_path_factory.mktemp("chat")
+    assert main(["train", "--data", str(tiny.write_text(path, 9000)), *tiny.FLAGS, "--tokenizer", "bpe",
+                 "--vocab-size", "270", "--block-size", "64", "--out-dir", str(path / "run")]) == 0
+    return path
+
+
 @pytest.fixture(autouse=True)
-def typed(tmp_path, monkeypatch, capsys):
-    """A function that hands over lines, in a folder with a trained run."""
-    monkeypatch.chdir(tmp_path)
-    tiny.write_text(tmp_path, 9000)
-    assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "run", "--tokenizer", "bpe",
-                 "--vocab-size", "270", "--block-size", "64"]) == 0
-    capsys.readouterr()
+def typed(folder, monkeypatch):
+    """A function that hands over lines, in that folder."""
+    monkeypatch.chdir(folder)
     return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 
@@ -50,6 +56,28 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(typed, capsys, monkey
     typed("first\nsecond\n")
     assert main(CHAT) == 0
     assert capsys.readouterr().out == "first: one …\nsecond: one two\n" and closed == ["first", "second"]
+
+
+@pytest.mark.parametrize(("terminal", "status", "out", "err"), [
+    (True,  0,   "·[2Jto be\n", "{HELP}\n\n/quit or Ctrl-D ends\n"),
+    (False, 130, "\x1b[2Jto be\n", "npgpt: interrupted\n")])
+def test_a_terminal_has_help_and_prompts_and_is_not_steered(typed, capsys, monkeypatch, terminal, status, out,
+                                                            err):
+    """Ctrl-C where a message is awaited ends nothing there, and elsewhere all."""
+    prompts, lines = [], iter([None, KeyboardInterrupt, EOFError])
+    def read(prompt):
+        prompts.append(prompt)
+        if error := next(lines):
+            raise error
+        return "to be "
+    monkeypatch.setattr(Conversation, "answer", lambda self, text: iter([f"\x1b[2J{text}"]))
+    monkeypatch.setattr("builtins.input", read)
+    typed("")
+    for stream in "stdin", "stdout":
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: terminal)
+    assert main(CHAT) == status
+    assert capsys.readouterr() == (out, err.format(HELP=HELP))
+    assert prompts == (3 * ["\n> "] if terminal else 2 * [""])
 
 
 def test_what_cannot_be_said_is_one_line_and_the_conversation_goes_on(typed, capsys):
