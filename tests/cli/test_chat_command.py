@@ -1,6 +1,7 @@
 """npgpt chat, with what is typed given line by line."""
 
 import io
+from pathlib import Path
 
 import pytest
 import tiny
@@ -8,6 +9,7 @@ import tiny
 from npgpt.cli.chat import HELP
 from npgpt.cli.main import main
 from npgpt.generation.chat import Conversation
+from npgpt.training.loading import load_model
 
 pytest.importorskip("jinja2")
 
@@ -40,6 +42,22 @@ def test_every_line_is_answered_until_the_end_and_the_same_again(typed, capsys):
     assert said[0] == said[1] and len(said[0]) >= 2
     half = len(said[2]) // 2
     assert said[2][:half] == said[2][half:]                       # after /reset it has forgotten all
+
+
+def test_an_answer_is_what_the_options_make_it(typed, capsys):
+    model, tokenizer, ends, *_ = load_model(Path("run"), "10", "cpu", print)
+    said = []
+    for flags, settings in (
+            ("", {}), ("--temperature 3", {"temperature": 3.0}), ("--top-k 9", {"top_k": 9}),
+            ("--top-p 0.3", {"top_p": 0.3}), ("--repetition-penalty 9", {"repetition_penalty": 9.0}),
+            ("--seed 5", {"seed": 5}), ("--system question", {"system": "question"})):
+        typed("to be")
+        assert main(["chat", "run", "--checkpoint", "10", "--max-new-tokens", "12", *flags.split()]) == 0
+        said.append(capsys.readouterr().out)
+        plain  = {"do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.9, "max_new_tokens": 12}
+        answer = Conversation(model, tokenizer, 64, eos_token_id=ends, **plain | settings).answer("to be")
+        assert said[-1] == "".join(answer).lstrip() + "\n", flags
+    assert len(set(said)) == 7
 
 
 def test_an_interrupt_stops_the_answer_and_not_the_program(typed, capsys, monkeypatch):
