@@ -146,7 +146,7 @@ def _show(options: Show) -> None:
     between = "" if console.color_system else "|"
     for n, id in enumerate(ids):
         style, token = COLOURS[n % len(COLOURS)], tokenizer.decode([id])
-        if "\ufffd" in token and isinstance(tokenizer, BPETokenizer):        # a part of a character
+        if "\ufffd" in token:                                                # a part of a character
             token = "".join(f"\\x{byte:02x}" for byte in tokenizer.token_bytes(id))
         cut.append(between * (n > 0) + printable(token.replace("\n", "↵\n")), style)
         numbers.append(" " * (n > 0))

@@ -60,6 +60,15 @@ def test_train_encode_decode(folder, capsys, monkeypatch):
     assert said(capsys, "decode", "tok") == "to be<s> naïve\r\n"
 
 
+def test_the_bar_of_a_training_stands_on_standard_error(folder, capfd, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["tokenizer", "train", "text.txt", "--vocab-size", "260", "--out-dir", "tok"]) == 0
+    said = capfd.readouterr()
+    assert said.out.startswith("tok: 260 tokens from 4,000 characters in ") and said.out.count("\n") == 1
+    assert "0.0 MB read, merges:" in said.err and "3/3" in said.err
+
+
 def test_a_text_that_gives_out_is_told(folder, capsys):
     out = said(capsys, "train", "text.txt", "--out-dir", "tok")
     assert "every piece of the text has become one token: there is none left for 4,096" in out
