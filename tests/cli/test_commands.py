@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from npgpt.training.checkpoint import list_checkpoints
 from npgpt.training.config import TrainConfig
 from npgpt.training.finetuning import FinetuneConfig
 from npgpt.training.loading import load_model
+from npgpt.training.runs import read_config
 
 
 @pytest.fixture
@@ -195,6 +197,17 @@ def test_a_run_is_not_overwritten_and_not_bent(folder, capsys):
                         "attention_dropout": 0.1, "val_data": "text.txt", "out_dir": "elsewhere"}.items():
         refused(capsys, 1, f"{name} cannot change when a run goes on", "train", "--resume", "run",
                 f"--{name}", str(value))
+
+
+def test_a_run_that_goes_on_may_be_given_anew_how_it_learns(folder):
+    before = tiny.new_run(folder).config
+    anew   = {"dropout": 0.1, "max_iters": 3, "learning_rate": 0.02, "warmup_iters": 1, "lr_decay_iters": 9,
+              "min_lr": 0.001, "weight_decay": 0.2, "beta1": 0.8, "beta2": 0.9, "grad_clip": 2.0, "l1": 0.1,
+              "l2": 0.1, "eval_interval": 2, "eval_iters": 2, "early_stopping_patience": 5, "log_interval": 1,
+              "sample_tokens": 2, "workers": 1}
+    flags  = [word for name, value in anew.items() for word in (f"--{name}", str(value))]
+    assert main(["train", "--resume", "run", *flags, "--gradient-checkpointing"]) == 0
+    assert read_config(Path("run")) == replace(before, **anew, gradient_checkpointing=True)
 
 
 def test_a_run_whose_checkpoints_do_not_fit_is_refused(folder, capsys):

@@ -39,11 +39,19 @@ def test_prepare_then_train(folder, capsys):
     assert re.search(r"max_characters +44 +43 +1 +2,500", said)
     assert "byte order mark: 1 document\n" in said and "tokenizer: BPETokenizer, 280 tokens" in said
     assert re.search(r"MB in .* MB/s with 1 worker\n\nnext:  npgpt train --data out\n", said)
+    assert "too few documents" not in said
     assert main(["prepare", "texts", "--out-dir", "out", *FLAGS, "--max_characters", "2000"]) == 0
     assert "out was finished before" in capsys.readouterr().out
     assert main(["train", "--data", "out", *tiny.FLAGS, "--out-dir", "run", "--max-iters", "4"]) == 0
     assert "out, prepared: a tokenizer of 280 tokens" in capsys.readouterr().out
     assert list_checkpoints(Path("run"))
+
+
+def test_of_few_documents_the_end_of_each_is_held_back(folder, capsys):
+    assert main(["prepare", "texts/a/00.txt", "--out-dir", "my out", *FLAGS]) == 0
+    said = capsys.readouterr().out
+    assert "too few documents to hold whole ones back: the end of each is for validation\n" in said
+    assert said.endswith("next:  npgpt train --data 'my out'\n")
 
 
 BAD = [
