@@ -322,9 +322,14 @@ def test_what_an_encoding_cannot_show_is_a_question_mark(folder):
     assert done.returncode == 0 and done.stdout.startswith("??x") and not done.stderr
 
 
-def test_a_folder_with_a_space_in_its_name_is_quoted_where_it_is_to_be_typed(folder, capsys):
-    assert main(["train", *tiny.FLAGS, "--out-dir", "my run"]) == 0
-    assert "next:  npgpt sample 'my run' --prompt" in capsys.readouterr().out
+def test_a_folder_with_a_space_in_its_name_is_quoted_where_it_is_to_be_typed(folder, capsys, monkeypatch):
+    """And what rich would take for a colour is told as it is."""
+    assert main(["train", *tiny.FLAGS, "--out-dir", "my [red] run"]) == 0
+    said = capsys.readouterr().out
+    assert "run: my [red] run\n" in said and "next:  npgpt sample 'my [red] run' --prompt" in said
+    monkeypatch.setattr("npgpt.cli.training.train", lambda run, monitor, **how: False)
+    assert main(["train", "--resume", "my [red] run"]) == 130
+    assert "go on with:  npgpt train --resume 'my [red] run'\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("line", ['{"step": "x", "val_loss": 3}', '{"step": ' + 5000 * "[",
