@@ -60,7 +60,8 @@ def run(arguments: list[str]) -> int:
     _show(manifest, console)
     seconds, size = time.perf_counter() - begun, manifest["sources"]["bytes"] / 1e6
     console.print(f"{size:,.1f} MB in {seconds:,.1f} s, {size / seconds:,.2f} MB/s with {workers} "
-                  f"worker{'s' * (workers != 1)}" if tasks else f"{options.out_dir} was finished before")
+                  f"worker{'s' * (workers != 1)}" if tasks else f"{options.out_dir} was finished before",
+                  markup=False)
     console.print(f"\nnext:  npgpt train --data {shlex.quote(str(options.out_dir))}", markup=False)
     return 0
 

@@ -48,10 +48,13 @@ def test_prepare_then_train(folder, capsys):
 
 
 def test_of_few_documents_the_end_of_each_is_held_back(folder, capsys):
-    assert main(["prepare", "texts/a/00.txt", "--out-dir", "my out", *FLAGS]) == 0
+    command = ["prepare", "texts/a/00.txt", "--out-dir", "my [red] out", *FLAGS]
+    assert main(command) == 0
     said = capsys.readouterr().out
     assert "too few documents to hold whole ones back: the end of each is for validation\n" in said
-    assert said.endswith("next:  npgpt train --data 'my out'\n")
+    assert said.endswith("next:  npgpt train --data 'my [red] out'\n")
+    assert main(command) == 0
+    assert "my [red] out was finished before\n" in capsys.readouterr().out
 
 
 BAD = [
