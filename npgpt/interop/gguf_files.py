@@ -14,8 +14,9 @@ import numpy as np
 from npgpt.errors import CheckpointError
 from npgpt.interop.entries import Entries
 from npgpt.interop.families import llama_places, llama_settings
+from npgpt.interop.huggingface import made
 from npgpt.interop.layouts import Assembled
-from npgpt.interop.untrusted import refused, shown
+from npgpt.interop.untrusted import refused, shortened, shown
 
 SUFFIX = ".gguf"
 ENTRIES = {                 # of llama.cpp's Llama → of Hugging Face's
@@ -39,6 +40,8 @@ PATTERNS = {                # tokenizer.ggml.pre → how npgpt calls that way to
 }
 BEGIN   = "llama-bpe"       # of these alone begins every text with bos_token where the file does not say
 SPECIAL, ADDED = 3, 4       # tokenizer.ggml.token_type: control and user-defined
+TEXTS = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template")
+LISTS = {"tokenizer.ggml.tokens": str, "tokenizer.ggml.merges": str, "tokenizer.ggml.token_type": int}
 
 C = TypeVar("C")
 
@@ -85,11 +88,10 @@ def read_gguf(path: Path, make_config: Callable[..., C]) -> tuple[C, dict[str, A
 
     make_config: takes GPTConfig's arguments.  Raises CheckpointError, ConfigError, naming the file.
     """
-    reader   = _open(path)
-    entries  = {name: field.contents() for name, field in reader.fields.items()}
-    settings = _settings(path, entries, {tensor.name for tensor in reader.tensors})
-    config   = make_config(**settings)
-    tensors  = {name: _Tensor(path, tensor.name, tensor) for tensor in reader.tensors
+    entries, found = _open(path)
+    settings = _settings(path, entries, {tensor.name for tensor in found})
+    config   = made(path, make_config, settings)
+    tensors  = {name: _Tensor(path, tensor.name, tensor) for tensor in found
                 for name in [_translated(tensor.name)]}
     arranged = {}
     for place in llama_places(settings):
@@ -106,18 +108,29 @@ def read_gguf(path: Path, make_config: Callable[..., C]) -> tuple[C, dict[str, A
     return config, arranged, _tokenizer(path, entries)
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> tuple[dict[str, Any], list[Any]]:
+    """Its entries, by their names, and its tensors."""
     try:
         import gguf
     except ImportError as error:
         raise CheckpointError(f"{path} is a GGUF file, and reading it needs the package gguf: "
                               "pip install 'npgpt[gguf]'") from error
     try:
-        return gguf.GGUFReader(path)
+        reader  = gguf.GGUFReader(path)
+        entries = {name: field.contents() for name, field in reader.fields.items()}
     except OSError as error:
         raise refused(path, error.strerror or str(error)) from error
     except (ValueError, LookupError, OverflowError, MemoryError) as error:
-        raise refused(path, f"it is no sound GGUF file: {error}") from error
+        raise refused(path, f"it is no sound GGUF file: {shortened(str(error), 200)}") from error
+    for name in TEXTS:
+        if not isinstance(entries.get(name, ""), str):
+            raise refused(path, f"its {name} is {shown(entries[name])}, which is no text")
+    for name, kind in LISTS.items():
+        value = entries.get(name, [])
+        if not isinstance(value, list) or not all(type(item) is kind for item in value):
+            raise refused(path, f"its {name} is {shown(value)}, which is no list of "
+                                f"{'texts' if kind is str else 'whole numbers'}")
+    return entries, reader.tensors
 
 
 def _settings(path: Path, entries: dict[str, Any], tensors: Iterable[str]) -> dict[str, Any]:
@@ -136,7 +149,8 @@ def _settings(path: Path, entries: dict[str, Any], tensors: Iterable[str]) -> di
     settings = llama_settings(Entries(path, theirs)) | {"rope_interleaved": True}
     turned = entries.get("llama.rope.dimension_count", 0)
     if turned and turned != (settings["head_dim"] or settings["n_embd"] // settings["n_head"]):
-        raise refused(path, f"it turns {turned} channels of each head, and npgpt turns whole heads only")
+        raise refused(path, f"it turns {shown(turned)} channels of each head, and npgpt turns whole "
+                            "heads only")
     return settings
 
 
@@ -169,6 +183,9 @@ def _tokenizer(path: Path, entries: dict[str, Any]) -> GGUFTokenizer:
     if entry("model") != "gpt2" or entry("pre") not in PATTERNS:
         raise refused(path, f"its tokenizer is {shown(entry('model'))}, {shown(entry('pre'))}, and npgpt "
                             f"reads gpt2 with {', '.join(PATTERNS)}")
+    for name in ("eos_token_id", "bos_token_id"):
+        if entry(name) is not None and entry(name) not in range(len(entry("tokens"))):
+            raise refused(path, f"its {name} is {shown(entry(name))}, which is none of its tokens")
     kinds   = entry("token_type", [])
     tokens  = {token: id for id, token in enumerate(entry("tokens"))}
     special, added = ({token: id for token, id in tokens.items() if id < len(kinds) and kinds[id] == kind}

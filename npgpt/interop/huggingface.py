@@ -93,13 +93,13 @@ def _read(folder: Path, entries: Entries, make_config: Callable[..., C],
     if entries.get("model_type") == OWN:
         _check_own_kind(entries, labels)
         own     = entries.inside(OWN_SETTINGS)
-        config  = _made(entries.path, make_config, own.entries)
+        config  = made(entries.path, make_config, own.entries)
         tensors = open_folder(folder)
         own_places = _own_places(own, tensors)
         return config, {place.name: Assembled(place, tensors) for place in own_places}
     family   = _family(entries, labels is not None)
     settings = family.settings(entries)
-    config   = _made(entries.path, make_config, settings)
+    config   = made(entries.path, make_config, settings)
     tensors  = open_folder(folder)
     places   = family.places(settings)
     if labels:
@@ -107,7 +107,8 @@ def _read(folder: Path, entries: Entries, make_config: Callable[..., C],
     return config, _arranged(folder, family, places, tensors, settings["tie_word_embeddings"])
 
 
-def _made(path: Path, make_config: Callable[..., C], settings: Settings) -> C:
+def made(path: Path, make_config: Callable[..., C], settings: Settings) -> C:
+    """The configuration; raises ConfigError that names the file."""
     try:
         return make_config(**settings)
     except (ConfigError, TypeError) as error:       # TypeError: an unknown setting, or text for a number

@@ -23,7 +23,7 @@ MERGES  = ["h e", "he l", "l o", "hel lo", "Ġ hello"]
 TEMPLATE = "{{ messages[0].content }}<|im_end|>"
 
 
-def weights(tied):
+def weights(tied, D=D):
     """By llama.cpp's names, (out, in) as files have them."""
     rng, V = np.random.default_rng(0), len(TOKENS)
     shapes = {"token_embd": (V, C), "output_norm": (C,)} | ({} if tied else {"output": (V, C)})
@@ -36,27 +36,21 @@ def weights(tied):
                                + (len(shape) == 1)).astype("f4") for name, shape in shapes.items()}
 
 
-def write(path, arrays, kind="F32", types=TYPES, **changes):
-    """types: of the tokens.  changes: of entries; None takes one out. Matrices are stored as `kind`."""
-    writer  = gguf.GGUFWriter(path, changes.pop("architecture", "llama"))
+def write(path, arrays, kind="F32", architecture="llama", **changes):
+    """changes: of entries, whose names lack "llama."; None takes one out. Matrices are stored as `kind`."""
+    writer  = gguf.GGUFWriter(path, architecture)
     entries = {"context_length": 16, "block_count": L, "embedding_length": C, "feed_forward_length": F,
                "attention.head_count": H, "attention.head_count_kv": G, "rope.dimension_count": D,
-               "rope.freq_base": 500.0, "attention.layer_norm_rms_epsilon": 1e-5} | changes
+               "rope.freq_base": 500.0, "attention.layer_norm_rms_epsilon": 1e-5,
+               "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
+               "tokenizer.ggml.tokens": TOKENS, "tokenizer.ggml.token_type": TYPES,
+               "tokenizer.ggml.merges": MERGES, "tokenizer.ggml.eos_token_id": 1,
+               "tokenizer.ggml.bos_token_id": 0, "tokenizer.chat_template": TEMPLATE} | changes
     for name, value in entries.items():
         if value is not None:
             add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
-                   bool: writer.add_bool}[type(value)]
+                   bool: writer.add_bool, list: writer.add_array}[type(value)]
             add(f"llama.{name}" if not name.startswith("tokenizer") else name, value)
-    if "tokenizer.ggml.model" not in changes:
-        writer.add_tokenizer_model("gpt2")
-    if "tokenizer.ggml.pre" not in changes:
-        writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types(types)
-    writer.add_token_merges(MERGES)
-    writer.add_eos_token_id(1)
-    writer.add_bos_token_id(0)
-    writer.add_chat_template(TEMPLATE)
     for name, array in arrays.items():
         stored = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
         writer.add_tensor(name, gguf.quantize(array, stored), raw_dtype=stored)
@@ -69,20 +63,25 @@ def write(path, arrays, kind="F32", types=TYPES, **changes):
 
 def turned_back(rows, heads):
     """llama.cpp's order of a head's rows, 0, D/2, 1, D/2 + 1, …, to Hugging Face's."""
-    return np.concatenate([head[[*range(0, D, 2), *range(1, D, 2)]] for head in np.split(rows, heads)])
+    return np.concatenate([np.concatenate([head[::2], head[1::2]]) for head in np.split(rows, heads)])
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_exported_model_computes_what_llama_computes(tmp_path, tied):
+@pytest.mark.parametrize(("tied", "changes"), [
+    (True, {}), (False, {"rope.dimension_count": None}),
+    (True, {"attention.key_length": 6, "rope.dimension_count": 6}),
+    (True, {"attention.key_length": 6, "rope.dimension_count": None})])
+def test_the_exported_model_computes_what_llama_computes(tmp_path, tied, changes):
+    """Also one whose heads are of another size than C / H, or that does not say how much of them turns."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    arrays = weights(tied)
-    write(tmp_path / "model.gguf", arrays)
+    size   = changes.get("attention.key_length", D)
+    arrays = weights(tied, size)
+    write(tmp_path / "model.gguf", arrays, **changes)
     assert main(["export", str(tmp_path / "model.gguf"), "--out-dir", str(tmp_path / "out")]) == 0
     config = transformers.LlamaConfig(
         vocab_size=len(TOKENS), hidden_size=C, intermediate_size=F, num_hidden_layers=L,
-        num_attention_heads=H, num_key_value_heads=G, max_position_embeddings=16, rms_norm_eps=1e-5,
-        rope_theta=500.0, tie_word_embeddings=tied)
+        num_attention_heads=H, num_key_value_heads=G, head_dim=size, max_position_embeddings=16,
+        rms_norm_eps=1e-5, rope_theta=500.0, tie_word_embeddings=tied)
     llama = transformers.LlamaForCausalLM(config)
     names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
     parts = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
@@ -159,7 +158,8 @@ def test_a_text_begins_as_llama_cpp_begins_it(pre, add, prefix, tmp_path):
 
 def test_a_token_that_is_user_defined_is_found_in_every_text(tmp_path):
     """As by llama.cpp; one of control is found where special tokens are allowed."""
-    write(tmp_path / "model.gguf", weights(tied=True), types=[3, 4, *[1] * (len(TOKENS) - 2)])
+    types = [3, 4, *[1] * (len(TOKENS) - 2)]
+    write(tmp_path / "model.gguf", weights(tied=True), **{"tokenizer.ggml.token_type": types})
     assert main(["export", str(tmp_path / "model.gguf"), "--out-dir", str(tmp_path / "out")]) == 0
     for name in ("model.gguf", "out"):
         tokenizer = load_model(tmp_path / name, "best", "cpu", print).tokenizer
@@ -168,7 +168,8 @@ def test_a_token_that_is_user_defined_is_found_in_every_text(tmp_path):
 
 
 def test_tokens_whose_type_the_file_does_not_say_are_ordinary(tmp_path):
-    _, _, tokenizer = read_gguf(write(tmp_path / "model.gguf", weights(tied=True), types=[3]), GPTConfig)
+    path = write(tmp_path / "model.gguf", weights(tied=True), **{"tokenizer.ggml.token_type": [3]})
+    _, _, tokenizer = read_gguf(path, GPTConfig)
     assert tokenizer.special == {"<|endoftext|>": 0} and tokenizer.added == {}
     assert tokenizer.tokens == {token: id for id, token in enumerate(TOKENS) if id}
 
@@ -199,17 +200,35 @@ def without(name):
     (weights(True), {"rope.scaling.factor": 4.0}, "scales its rotary rates"),
     (weights(True), {"rope.scale_linear": 4.0}, "scales its rotary rates"),
     (weights(True), {"rope.dimension_count": 4}, "turns 4 channels of each head"),
+    (weights(True), {"rope.dimension_count": "x" * 1000}, "turns 'xxxx"),
+    (weights(True, 6), {"attention.key_length": 6}, "turns 8 channels of each head"),
+    (weights(True), {"attention.head_count_kv": 3}, "n_head must be a multiple of n_kv_head"),
     (weights(True), {"expert_count": 8}, "llama.expert_count"),
     (weights(True), {"attention.sliding_window": 8}, "llama.attention.sliding_window"),
     (weights(True), {"block_count": None}, "num_hidden_layers"),
     (weights(True), {"tokenizer.ggml.model": "llama"}, "its tokenizer is 'llama', 'smollm'"),
     (weights(True), {"tokenizer.ggml.pre": "falcon"}, "its tokenizer is 'gpt2', 'falcon'"),
+    (weights(True), {"tokenizer.ggml.pre": ["smollm"]}, "tokenizer.ggml.pre is ['smollm'], which is no text"),
+    (weights(True), {"tokenizer.chat_template": 7}, "tokenizer.chat_template is 7, which is no text"),
+    (weights(True), {"tokenizer.ggml.tokens": 7}, "ggml.tokens is 7, which is no list of texts"),
+    (weights(True), {"tokenizer.ggml.merges": [7]}, "ggml.merges is [7], which is no list of texts"),
+    (weights(True), {"tokenizer.ggml.token_type": 3}, "token_type is 3, which is no list of whole numbers"),
+    (weights(True), {"tokenizer.ggml.eos_token_id": len(TOKENS)}, "none of its tokens"),
+    (weights(True), {"tokenizer.ggml.bos_token_id": [0]}, "bos_token_id is [0], which is none of its tokens"),
 ])
 def test_what_npgpt_has_not_is_refused_by_name(tmp_path, capsys, arrays, changes, words):
     path = write(tmp_path / "model.gguf", arrays, **changes)
     assert main(["export", str(path), "--out-dir", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
-    assert words in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert words in said and f"{path} cannot be used: " in said and said.count("\n") == 1 and len(said) < 600
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_that_is_no_utf8_is_refused(tmp_path, capsys):
+    path = write(tmp_path / "model.gguf", weights(True))
+    path.write_bytes(path.read_bytes().replace("Ġhello".encode(), b"\xc4Ahello"))
+    assert main(["export", str(path), "--out-dir", str(tmp_path / "out")]) == 1
+    assert f"{path} cannot be used: it is no sound GGUF file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data", [b"", b"GGUF", b"not a model at all, but long enough for a header" * 9,
