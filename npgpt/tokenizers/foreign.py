@@ -103,7 +103,7 @@ def _read_hugging_face(path: Path) -> BytePair:
     ids = checked_ids(path, model.get("vocab"))
     for token, id in own.items():
         if ids.get(token, id) != id:
-            raise refused(path, f"the token {token!r} has two ids, {ids[token]} and {id}")
+            raise refused(path, f"the token {token[:80]!r} has two ids, {ids[token]} and {id}")
     ids = {token: id for token, id in ids.items() if token not in own}
     if model.get("unk_token") is not None and sum(len(token) == 1 for token in ids) < 256:
         raise refused(path, f"it writes {str(model['unk_token'])[:80]!r} for bytes that no token stands for "
@@ -111,7 +111,7 @@ def _read_hugging_face(path: Path) -> BytePair:
     taken = set(ids.values())
     for token, id in own.items():
         if id in taken:
-            raise refused(path, f"the id {id} of the token {token!r} is another token's too")
+            raise refused(path, f"the id {id} of the token {token[:80]!r} is another token's too")
     plain = _plain_tokens(path, added, normalizer)
     special, further = ({token: id for token, id in own.items() if (token in plain) is kind}
                         for kind in (False, True))
@@ -128,8 +128,8 @@ def _plain_tokens(path: Path, added: list[dict[str, Any]], normalizer: str | Non
     for token in plain:
         for flag in ("lstrip", "rstrip", "single_word", *["normalized"] * (normalizer is not None)):
             if token.get(flag):
-                raise refused(path, f"its added token {token['content']!r} asks for {flag}, and npgpt finds "
-                                    "added tokens just as they are written")
+                raise refused(path, f"its added token {token['content'][:80]!r} asks for {flag}, and npgpt "
+                                    "finds added tokens just as they are written")
     return {token["content"] for token in plain}
 
 
@@ -181,8 +181,9 @@ def _hugging_face_prefix(path: Path, processor: Any, own: Mapping[str, int]) -> 
     except (LookupError, TypeError):
         raise refused(path, "its post_processor is no template") from None
     if len(before) > 1 or not all(name in own and ids == [own[name]] for name, ids in before):
-        raise refused(path, f"it begins every text with {' and '.join(repr(name) for name, _ in before)} "
-                            "(post_processor), and npgpt with one of its added_tokens at most")
+        begin = " and ".join(repr(name[:80]) for name, _ in before[:3])
+        raise refused(path, f"it begins every text with {begin} (post_processor), and npgpt with one "
+                            "of its added_tokens at most")
     return before[0][0] if before else None
 
 
@@ -211,7 +212,7 @@ def _read_tiktoken(path: Path, pattern: str | None, special_tokens: Mapping[str,
         if not token or not rank.isdecimal() or len(rank) > 9:
             raise refused(path, f"line {number} is not a token in base64 and its rank: {line[:80]!r}")
         if token in ranks:
-            raise refused(path, f"line {number} has the token {token!r} a second time")
+            raise refused(path, f"line {number} has the token {token[:80]!r} a second time")
         ranks[token] = int(rank)
     if len(set(ranks.values())) < len(ranks):
         raise refused(path, "two tokens have the same rank")

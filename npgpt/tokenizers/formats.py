@@ -131,8 +131,8 @@ def checked_ids(path: Path, ids: Any) -> dict[str, int]:
     seen: dict[int, str] = {}
     for token, id in ids.items():
         if type(id) is not int or not 0 <= id < 2**31:
-            raise refused(path, f"the token {token[:80]!r} has the id {id!r}, which is no whole number "
-                                "from 0 to 2³¹")
+            raise refused(path, f"the token {token[:80]!r} has the id {repr(id)[:80]}, which is no whole "
+                                "number from 0 to 2³¹")
         if id in seen:
             raise refused(path, f"the tokens {seen[id][:80]!r} and {token[:80]!r} have the same id {id}")
         seen[id] = token

@@ -284,6 +284,7 @@ def template(*tokens, id=899):
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 SPLIT      = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERNS["cl100k"]}, "behavior": "Isolated",
               "invert": False}
+LONG       = "x" * 1000                                      # no refusal repeats it whole
 DIGITS     = {"type": "Digits", "individual_digits": True}
 
 
@@ -341,6 +342,13 @@ REFUSED = {
                                   "its post_processor is no template"),
     "an added token with another's id": (change(added_tokens=[{"content": "<s>", "id": 3}]),
                                          "the id 3 of the token '<s>' is another token's too"),
+    "a long token's id": (change(added_tokens=[{"content": "<s>", "id": LONG}]), "'<s>' has the id 'xxx"),
+    "a long token with two ids": (change(model_vocab={LONG: 0}, added_tokens=[{"content": LONG, "id": 3}]),
+                                  "' has two ids, 0 and 3"),
+    "a long token with another's id": (change(added_tokens=[{"content": LONG, "id": 3}]), "the id 3 of the"),
+    "a long token with its spaces": (change(added_tokens=[{"content": LONG, "id": 901, "special": False,
+                                                           "lstrip": True}]), "' asks for lstrip"),
+    "long tokens before a text": (change(post_processor=template(*[LONG] * 9)), "begins every text with"),
 }
 
 
@@ -354,13 +362,15 @@ def test_a_tokenizer_json_that_does_not_fit_is_refused(name, trained, tmp_path):
         load_tokenizer(path)
     assert reason in str(error.value)
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
 
 
 @pytest.mark.parametrize("line, reason", [
     ("IQ== 0", "line 257 has the token b'!' a second time"), ("IQ", "line 257 is not a token in base64"),
     ("YWI= x", "line 257 is not a token in base64"), ("!!! 256", "line 257 is not a token in base64"),
     (" 256", "line 257 is not a token in base64"), ("YWI= 7", "two tokens have the same rank"),
-    ("YWI= " + "9" * 5000, "line 257 is not a token in base64")])
+    ("YWI= " + "9" * 5000, "line 257 is not a token in base64"),
+    (f"{'eHh4' * 1000} 256\n{'eHh4' * 1000} 257", "line 258 has the token b'xxx")])
 def test_a_tiktoken_file_that_does_not_fit_is_refused(line, reason, tmp_path):
     path = tmp_path / "cl100k_base.tiktoken"
     write_tiktoken(path, BPETokenizer(()))
