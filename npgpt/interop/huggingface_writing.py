@@ -37,8 +37,7 @@ def write_model(path: str | Path, settings: Settings, arrays: Mapping[str, Any],
     if dtype is not None and dtype not in NAMES:
         raise ConfigError(f"dtype must be {', '.join(NAMES)}, not {dtype!r}")
     config, tensors = _translated(settings, arrays, exact, labels)
-    kinds = {tensor.dtype.name for tensor in tensors.values()}
-    config["torch_dtype"] = dtype or (kinds.pop() if len(kinds) == 1 else "float32")
+    config["torch_dtype"] = dtype or arrays[EMBEDDING].dtype.name
     first, *others = (*eos_token_ids, None)
     begin, ends = {"bos_token_id": bos_token_id}, {"eos_token_id": [*eos_token_ids] if others[1:] else first}
     carried    = carried or {}

@@ -30,8 +30,9 @@ def write_adapter(path: str | Path, settings: Settings, arrays: Mapping[str, Any
     """Writes such a folder, whole or not at all, for the model as npgpt exports it (GPT-2 without biases gets
     zeros for them).
 
-    settings: all of GPTConfig's fields.  arrays: all that was learned, by npgpt's names:
-    h.0.attn.c_attn.lora_A (C, r) and .lora_B (r, D), …, and score.weight of a classifier.  alpha: s r.
+    settings: all of GPTConfig's fields.  arrays: LoRA's, of one layer at least, and what else was learned, by
+    npgpt's names: h.0.attn.c_attn.lora_A (C, r) and .lora_B (r, D), …, and score.weight of a classifier.
+    alpha: s r.
     base_model: the name or folder of the model that was fine-tuned, which PEFT itself may fetch.
     Raises ConfigError for a model that transformers has not, CheckpointError.
     """
@@ -45,8 +46,6 @@ def write_adapter(path: str | Path, settings: Settings, arrays: Mapping[str, Any
         tensors[f"base_model.model.{family.prefix}{name}.lora_A.weight"] = A
         tensors[f"base_model.model.{family.prefix}{name}.lora_B.weight"] = B
         targets.add(target)
-    if not tensors:
-        raise ConfigError("the model has no LoRA to save")
     is_classifier = SCORE in left
     if is_classifier:
         tensors[f"base_model.model.{SCORE}"] = arrays[SCORE].T
@@ -79,7 +78,7 @@ def _pieces(family: Family, settings: Settings, arrays: Mapping[str, Any],
     interleaved = settings["position"] == "rotary" and settings["rope_interleaved"]
     for place in family.places(settings):
         name_A, name_B = (f"{place.name.removesuffix('.weight')}.lora_{end}" for end in "AB")
-        if name_A in arrays and name_B in arrays:
+        if name_A in arrays:
             left -= {name_A, name_B}
             parts = taken_apart(place, arrays[name_B], interleaved)
             for piece in place.pieces:

@@ -114,7 +114,7 @@ class Decoder(Module):
         parts of your own, which that has not; CheckpointError.
         """
         arrays = {name: parameter.data for name, parameter in self.parameters.items()
-                  if not parameter.frozen or name == "score.weight"}
+                  if not parameter.frozen or name.endswith((".lora_A", ".lora_B", "score.weight"))}
         layers = lora_layers(self)
         if not layers:
             raise ConfigError("the model has no LoRA to save")

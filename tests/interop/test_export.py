@@ -106,8 +106,9 @@ def test_what_float16_cannot_hold_is_not_saved(tmp_path):
 @pytest.mark.parametrize("size, files", [("1KB", 3), (" 1 kb", 3), ("3KB", 1), (10**9, 1), ("1 MB", 1), (1,
                                                                                                          28)])
 def test_sizes_of_files(size, files, tmp_path):
-    assert [huggingface_writing._bytes(f"2{unit}") for unit in ("", "kB", "MiB", "GB")] == [
-        2, 2000, 2**21, 2 * 10**9]
+    units = ("", "kB", "MB", "GB", "KiB", "MiB", "GiB")
+    assert [huggingface_writing._bytes(f"2{unit}") for unit in units] == [
+        2, 2000, 2 * 10**6, 2 * 10**9, 2**11, 2**21, 2**31]
     random_model(npgpt.GPTConfig(11, 6, 2, 2, 4)).save_pretrained(tmp_path / "x", "float32", size)
     assert len(list((tmp_path / "x").glob("*.safetensors"))) == files
 
@@ -147,6 +148,8 @@ def test_a_name_is_fetched(tmp_path, monkeypatch):
         asked.append((repo_id, allow_patterns))
         if repo_id == "a/absent":
             raise ConnectionError("404: no such thing\nand a page of HTML")
+        if repo_id == "a/silent":
+            raise TimeoutError
         return str(folder)
 
     monkeypatch.setitem(sys.modules, "huggingface_hub",
@@ -160,6 +163,7 @@ def test_a_name_is_fetched(tmp_path, monkeypatch):
     others = {"pytorch_model.bin", "modeling.py", "README.md", "onnx/model.onnx"}
     assert {file for file in read | others for pattern in asked[0][1] if fnmatch(file, pattern)} == read
     refused(load("a/absent"), "a/absent", "404: no such thing")
+    refused(load("a/silent"), "a/silent is no folder", "TimeoutError")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     count = len(asked)
@@ -304,6 +308,7 @@ def test_shards_by_hand_are_found_from_the_command(tmp_path, capsys):
 
 @pytest.mark.parametrize(("said", "ends"), [(0, (0,)), ([3, 0], (3, 0)), (None, (2,)), ([], (2,))])
 def test_what_ends_a_text_is_read_from_generation_config_and_else_from_config(tmp_path, said, ends):
+    assert read_ends(tmp_path) == ()
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 2}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": said}))
     assert read_ends(tmp_path) == ends

@@ -133,6 +133,16 @@ def test_what_was_learned_beside_lora_is_not_left_out_in_silence(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_frozen_of_lora_goes_along(tmp_path):
+    """As A does where B alone is learned."""
+    model = with_lora()
+    _, expected = saved(model, tmp_path / "x")
+    model.freeze(lambda name: name.endswith("lora_B"))
+    _, tensors = saved(model, tmp_path / "y")
+    assert tensors.keys() == expected.keys()
+    assert all(np.array_equal(tensors[name], expected[name]) for name in tensors)
+
+
 def test_a_frozen_head_of_a_classifier_goes_along(tmp_path):
     model = with_lora(classifier=True)
     model.freeze(lambda name: "lora" in name)

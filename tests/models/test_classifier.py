@@ -328,6 +328,7 @@ def test_labels_that_transformers_left_out_have_its_names(tmp_path):
     ({"id2label": ["a", "b"]}, ("id2label", "no JSON object")),
     ({"id2label": None, "num_labels": 10**9}, ("id2label",)),
     ({"pad_token_id": -1}, ("pad_token_id is -1",)),
+    ({"pad_token_id": 2**31}, ("pad_token_id is 2147483648",)),
     ({"pad_token_id": "x"}, ("pad_token_id is 'x'",)),
     ({"architectures": None}, ("architectures", "GPT2ForSequenceClassification")),
     ({"architectures": ["GPT2ForTokenClassification"]}, ("GPT2ForTokenClassification",))])
