@@ -1,6 +1,7 @@
 """Settings of the whole suite.
 
 Ctrl-C interrupts, also where the suite itself was started as a shell's background job, which ignores it.
+No test fetches anything from Hugging Face's hub.
 
 Hypothesis draws the same examples in every run: a failure then says something about the code, not the day.
 To look further than the suite does: HYPOTHESIS_PROFILE=explore pytest tests/ops
@@ -12,6 +13,8 @@ import tempfile
 
 import cuda_on_cpu
 import hypothesis
+
+os.environ["HF_HUB_OFFLINE"] = "1"                       # read when huggingface_hub is imported
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

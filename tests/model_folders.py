@@ -1,7 +1,6 @@
 """Model folders written by hand, and what every refusal must keep to: one sentence, 1 s, 50 MB."""
 
 import json
-import os
 import time
 import tracemalloc
 from pathlib import Path
@@ -11,8 +10,6 @@ import pytest
 
 from npgpt import GPT
 from npgpt.errors import CheckpointError
-
-os.environ["HF_HUB_OFFLINE"] = "1"                       # read when huggingface_hub is imported
 
 GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 11, "n_positions": 6,
         "n_embd": 4, "n_layer": 2, "n_head": 2, "n_inner": 4, "activation_function": "gelu_new",

@@ -23,7 +23,7 @@ from npgpt.tokenizers.formats import CONFIG
 from npgpt.workers import physical_cores
 
 COLOURS = [f"black on bright_{name}" for name in ("cyan", "yellow", "green", "magenta")]
-TokenizerPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENIZER")]
+TokenizerName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENIZER")]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Train:
 class Encode:
     """Write the token ids of a text to standard output, with spaces between."""
 
-    tokenizer: TokenizerPath
-    """The folder of a tokenizer, a run's tokenizer/ for example, or a tokenizer.json or .tiktoken file."""
+    tokenizer: TokenizerName
+    """The folder of a tokenizer, a run's tokenizer/ for example, a tokenizer.json or .tiktoken file, or the
+    name of one on Hugging Face's hub."""
     file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE]")] = None
     """The text, UTF-8; by default standard input."""
     special: bool = False
@@ -60,8 +61,9 @@ class Encode:
 class Decode:
     """Write the text of token ids, which are whole numbers with white space between."""
 
-    tokenizer: TokenizerPath
-    """The folder of a tokenizer, a run's tokenizer/ for example, or a tokenizer.json or .tiktoken file."""
+    tokenizer: TokenizerName
+    """The folder of a tokenizer, a run's tokenizer/ for example, a tokenizer.json or .tiktoken file, or the
+    name of one on Hugging Face's hub."""
     file: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE]")] = None
     """The ids; by default standard input."""
 
@@ -70,8 +72,9 @@ class Decode:
 class Show:
     """Show how a text is cut into tokens: each in another colour, with its id below."""
 
-    tokenizer: TokenizerPath
-    """The folder of a tokenizer, a run's tokenizer/ for example, or a tokenizer.json or .tiktoken file."""
+    tokenizer: TokenizerName
+    """The folder of a tokenizer, a run's tokenizer/ for example, a tokenizer.json or .tiktoken file, or the
+    name of one on Hugging Face's hub."""
     text: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[TEXT]")] = None
     """The text itself; by default standard input."""
     special: bool = False

@@ -19,6 +19,7 @@ from npgpt.data.reading import MAX_CHARACTERS
 from npgpt.data.shards import FORMATS, check_format
 from npgpt.errors import ConfigError, DataError
 from npgpt.files import atomic_write, make_folder, sweep
+from npgpt.tokenizers.files import FILES
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class PrepareConfig:
 
     # Encoding
     tokenizer: str = "bpe"
-    """bpe (trained on the training documents), character (on all), or the folder or file of a tokenizer:
-    npgpt's, GPT-2's, a tokenizer.json or a .tiktoken file."""
+    """bpe (trained on the training documents), character (on all), or the folder or file of a tokenizer,
+    npgpt's, GPT-2's, a tokenizer.json or a .tiktoken file, or the name of one on Hugging Face's hub."""
     vocab_size: int = 8192
     """Tokens that bpe may use: 256 bytes, one special token, the rest learned merges."""
     tokenizer_characters: int = 50_000_000
@@ -152,8 +153,12 @@ class Work(NamedTuple):
     manifest: dict[str, Any] | None
 
 
-def make_plan(paths: Sequence[Path], files: Sequence[Path], config: PrepareConfig) -> dict[str, Any]:
-    """Everything that the prepared bytes depend on, as JSON can hold it; "modified" is true here alone."""
+def make_plan(paths: Sequence[Path], files: Sequence[Path], config: PrepareConfig,
+              tokenizer: Path | None) -> dict[str, Any]:
+    """Everything that the prepared bytes depend on, as JSON can hold it; "modified" is true here alone.
+
+    tokenizer: the folder or file of the one that is not made here.
+    """
     config.cleaner()                                            # what is missing is said before the work
     stats = [file.stat() for file in files]
     lines = [f"{file}\t{stat.st_size}\n".encode(errors="surrogateescape")
@@ -166,8 +171,7 @@ def make_plan(paths: Sequence[Path], files: Sequence[Path], config: PrepareConfi
             "paths": [str(path) for path in paths], "files": len(files),
             "bytes": sum(stat.st_size for stat in stats), "names and sizes": _hash(b"".join(lines)),
             "stop words": _hash(_read(config.stop_words, "the stop words")) if config.stop_words else None,
-            "tokenizer": (None if config.tokenizer in ("bpe", "character") else
-                          folder_hash(Path(config.tokenizer))),
+            "tokenizer": tokenizer_hash(tokenizer) if tokenizer else None,
         },
         "versions": {"npgpt": metadata.version("npgpt"), "python": platform.python_version(),
                      "unicode": unicodedata.unidata_version,
@@ -217,14 +221,12 @@ def _finished(out_dir: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
     return manifest
 
 
-def folder_hash(folder: Path) -> str:
-    """SHA-256 of the names and contents of the files in a folder, or of a file alone. Raises DataError."""
-    try:
-        files = [folder] if folder.is_file() else sorted(path for path in folder.iterdir() if path.is_file())
-    except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
-    return _hash(b"".join(f"{path.name}\t{_hash(_read(path, 'the file'))}\n".encode(errors="surrogateescape")
-                          for path in files))
+def tokenizer_hash(path: Path) -> str:
+    """SHA-256 of the names and contents of a tokenizer's files in a folder, or of a file alone; of nothing
+    beside them, such as a model. Raises DataError."""
+    files = [path] if path.is_file() else [path / name for name in sorted(FILES) if (path / name).is_file()]
+    return _hash(b"".join(f"{file.name}\t{_hash(_read(file, 'the file'))}\n".encode(errors="surrogateescape")
+                          for file in files))
 
 
 def _compare(out_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -42,14 +42,14 @@ from npgpt.data.parts import (
     shard_tasks,
     write_one_shard,
 )
-from npgpt.data.plans import PrepareConfig, folder_hash, make_plan, open_work
+from npgpt.data.plans import PrepareConfig, make_plan, open_work, tokenizer_hash
 from npgpt.data.prepared import KIND
 from npgpt.data.reading import READING_RULES, cut_into_parts, find_files
 from npgpt.data.shards import check_format, id_type
-from npgpt.errors import DataError
+from npgpt.errors import DataError, TokenizerError
 from npgpt.files import atomic_write
 from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
-from npgpt.tokenizers.files import Tokenizer
+from npgpt.tokenizers.files import Tokenizer, find_tokenizer
 from npgpt.workers import each
 
 NOTES = ("byte_order_mark", "crlf", "cut", "invalid_utf8_replaced", "repaired", "newlines_changed",
@@ -67,15 +67,14 @@ def prepare(paths: Sequence[Path], out_dir: Path, config: PrepareConfig, workers
     DataError, TokenizerError.
     """
     files = find_files(paths, out_dir)
-    plan = make_plan(paths, files, config)
-    if plan["sources"]["tokenizer"]:                            # what does not fit is said before the work
-        check_format(config.format, load_tokenizer(config.tokenizer).vocab_size)
+    given = _given_tokenizer(config)
+    plan  = make_plan(paths, files, config, given)
     with open_work(out_dir, plan) as work:
         manifest = work.manifest
         if manifest is None:
             parts = [Part(work.folder, number, segments, config)
                      for number, segments in enumerate(cut_into_parts(files))]
-            results = _run_steps(parts, out_dir, config, workers, progress)
+            results = _run_steps(parts, out_dir, config, given, workers, progress)
             manifest = {"kind": KIND} | {name: plan[name] for name in plan if name != "modified"} | results
             with atomic_write(out_dir / "manifest.json", "w") as file:
                 file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
@@ -83,7 +82,21 @@ def prepare(paths: Sequence[Path], out_dir: Path, config: PrepareConfig, workers
         return manifest
 
 
-def _run_steps(parts: list[Part], out_dir: Path, config: PrepareConfig, workers: int,
+def _given_tokenizer(config: PrepareConfig) -> Path | None:
+    """Where the tokenizer is that is not made here, found once: a name may stand for another on another day.
+    What does not fit is said before the work.
+    """
+    if config.tokenizer in ("bpe", "character"):
+        return None
+    try:
+        given = find_tokenizer(config.tokenizer)
+        check_format(config.format, load_tokenizer(given).vocab_size)
+    except TokenizerError as error:
+        raise TokenizerError(f"tokenizer is neither bpe nor character, and {error}") from error
+    return given
+
+
+def _run_steps(parts: list[Part], out_dir: Path, config: PrepareConfig, given: Path | None, workers: int,
                progress: Progress) -> dict[str, Any]:
     """Steps 1 to 5; returns what the manifest says of the results."""
     _on_all_cores("reading", read_part, parts, workers, progress, sum(part.source_bytes() for part in parts))
@@ -99,8 +112,8 @@ def _run_steps(parts: list[Part], out_dir: Path, config: PrepareConfig, workers:
         raise DataError(f"no document is left to train on; {why or 'there is none in the files'}")
 
     folder = out_dir / "tokenizer"
-    tokenizer = _tokenizer_in(folder, parts, config, workers, progress)
-    version = folder_hash(folder)
+    tokenizer = _tokenizer_in(folder, parts, config, given, workers, progress)
+    version = tokenizer_hash(folder)
     tasks = [task for part in parts for task in encode_tasks(part, folder, version)]
     _on_all_cores("encoding", encode, tasks, workers, progress, sum(task.size for task in tasks))
 
@@ -148,21 +161,21 @@ def _decide(parts: Sequence[Part], config: PrepareConfig) -> list[Part]:
     return [part._replace(fates=own) for part, own in zip(parts, shares, strict=True)]
 
 
-def _tokenizer_in(folder: Path, parts: Sequence[Part], config: PrepareConfig, workers: int,
-                  progress: Progress) -> Tokenizer:
+def _tokenizer_in(folder: Path, parts: Sequence[Part], config: PrepareConfig, given: Path | None,
+                  workers: int, progress: Progress) -> Tokenizer:
     """The tokenizer in the folder, made if it is not there."""
     if not folder.exists():
         tokenizer: Tokenizer
-        if config.tokenizer == "character":
+        if given:
+            tokenizer = load_tokenizer(given)
+        elif config.tokenizer == "character":
             tokenizer = CharacterTokenizer.train(
                 text for part in parts for sides in part.documents() for text in sides)
-        elif config.tokenizer == "bpe":
+        else:
             tokenizer = BPETokenizer.train(_sample(parts, config.tokenizer_characters), config.vocab_size,
                                            progress=lambda done, wanted: progress("merges", done, wanted),
                                            workers=workers)
             progress("merges", 1, 1)              # where the text had fewer than were wanted, too
-        else:
-            tokenizer = load_tokenizer(config.tokenizer)
         aside = parts[0].folder / "tokenizer"
         shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
         tokenizer.save(aside)

@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from npgpt.errors import CheckpointError, ConfigError
+from npgpt.hub import fetch, is_name
 from npgpt.interop.classifiers import (
     HEADS,
     LANGUAGE_MODEL_HEAD,
@@ -28,12 +29,14 @@ from npgpt.interop.classifiers import (
 )
 from npgpt.interop.entries import Entries
 from npgpt.interop.families import FAMILIES, Family, Settings
-from npgpt.interop.hub import fetch, is_name
 from npgpt.interop.layouts import Assembled, Piece, Place
-from npgpt.interop.safetensors_files import FLOATS, MODEL, Tensor, open_folder
+from npgpt.interop.safetensors_files import FLOATS, INDEX, MODEL, Tensor, open_folder
 from npgpt.interop.untrusted import member, read_json, refused, shortened, shown
 
 CONFIG = "config.json"
+FETCHED = (CONFIG, "generation_config.json", MODEL, INDEX, "model-*-of-*.safetensors", "tokenizer.json",
+           "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+           "chat_template.jinja")
 OWN, OWN_SETTINGS = "npgpt", "npgpt_config"
 EMBEDDING = "wte.weight"
 CHUNK = 1 << 22                 # numbers compared at a time
@@ -49,8 +52,8 @@ def find_folder(path_or_name: str | Path) -> Path:
             raise CheckpointError(f"{folder} is a run's folder, which npgpt.load reads, and of which npgpt "
                                   "export makes a model's")
         return folder
-    if isinstance(path_or_name, str) and is_name(path_or_name) and not folder.exists():
-        return fetch(path_or_name)
+    if is_name(path_or_name):
+        return fetch(str(path_or_name), "model", FETCHED, CheckpointError)
     raise CheckpointError(f"{folder} is no folder: give that of a run, or of a model with a {CONFIG} and a "
                           f"{MODEL}")
 

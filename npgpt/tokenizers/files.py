@@ -5,10 +5,20 @@ from pathlib import Path
 from typing import Protocol
 
 from npgpt.errors import TokenizerError
+from npgpt.hub import fetch, is_name
 from npgpt.tokenizers.byte_pair import BPETokenizer
 from npgpt.tokenizers.character import CharacterTokenizer
-from npgpt.tokenizers.foreign import is_foreign, read_foreign
-from npgpt.tokenizers.formats import CONFIG, checked_byte_pair, from_json, read_config, read_text
+from npgpt.tokenizers.foreign import GPT2_FILES, is_foreign, read_foreign
+from npgpt.tokenizers.formats import (
+    CONFIG,
+    HUGGING_FACE,
+    checked_byte_pair,
+    from_json,
+    read_config,
+    read_text,
+)
+
+FILES = (CONFIG, HUGGING_FACE, *(name for two in GPT2_FILES for name in two))   # all that is read of a folder
 
 
 class Tokenizer(Protocol):
@@ -32,15 +42,23 @@ class Tokenizer(Protocol):
     def save(self, folder: str | Path) -> None: ...
 
 
+def find_tokenizer(path_or_name: str | Path) -> Path:
+    """The path itself, or the folder of a tokenizer that is fetched by its name. Raises TokenizerError."""
+    file = str(path_or_name).endswith((".json", ".tiktoken", ".bpe", ".txt"))
+    if is_name(path_or_name) and not file:
+        return fetch(str(path_or_name), "tokenizer", FILES, TokenizerError)
+    return Path(path_or_name)
+
+
 def load_tokenizer(path: str | Path, pattern: str | None = None,
                    special_tokens: Mapping[str, int] | None = None) -> Tokenizer:
     """The tokenizer that npgpt saved in a folder, or others (see foreign.py): GPT-2's files, a tokenizer.json
-    of Hugging Face's, or a .tiktoken file.
+    of Hugging Face's, or a .tiktoken file; or that of a name on its hub.
 
     pattern, special_tokens: for files of others that do not say. Raises TokenizerError, naming the file, if
     it cannot be used.
     """
-    path = Path(path)
+    path = find_tokenizer(path)
     if is_foreign(path) and not _is_own(path):
         return BPETokenizer(*read_foreign(path, pattern, special_tokens))
     if pattern is not None or special_tokens is not None:

@@ -75,8 +75,8 @@ class ModelSettings(Settings):
     val_data: str = ""
     """What to validate on, of the same kind; by default a part of data is held back."""
     tokenizer: str = "bpe"
-    """bpe (byte-level byte-pair encoding, trained on the text), character, or the folder of a saved
-    tokenizer."""
+    """bpe (byte-level byte-pair encoding, trained on the text), character, the folder or file of a
+    tokenizer, or the name of one on Hugging Face's hub."""
     vocab_size: int = 1024
     """Tokens that bpe may use: 256 bytes, one special token, the rest learned merges. The other tokenizers
     bring their own."""

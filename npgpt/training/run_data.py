@@ -15,7 +15,7 @@ from npgpt.data.packing import pack
 from npgpt.data.prepared import is_prepared, open_prepared
 from npgpt.data.records import Dialogue, Labelled, Record, Text, read_records, texts_of
 from npgpt.data.shards import check_uncut, write_shard
-from npgpt.errors import ConfigError, DataError
+from npgpt.errors import ConfigError, DataError, TokenizerError
 from npgpt.generation.chat import chat_template, transcript
 from npgpt.interop.classifiers import Labels
 from npgpt.interop.huggingface_writing import write_model, write_tokenizer
@@ -160,10 +160,10 @@ def _tokenizer(config: Config, start: Loaded | None, documents: list[str], train
         return CharacterTokenizer.train(documents)          # of all the text: a character must not be unknown
     if config.tokenizer == "bpe":
         return BPETokenizer.train(train, config.vocab_size)
-    if not Path(config.tokenizer).exists():
-        raise ConfigError("tokenizer must be bpe, character or the folder of a saved tokenizer, and there is "
-                          f"none called {config.tokenizer!r}")
-    return load_tokenizer(Path(config.tokenizer))
+    try:
+        return load_tokenizer(config.tokenizer)
+    except TokenizerError as error:
+        raise TokenizerError(f"tokenizer is neither bpe nor character, and {error}") from error
 
 
 def _name(config: Config) -> str:

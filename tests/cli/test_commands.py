@@ -152,7 +152,7 @@ BAD_TRAIN = [
     (1, "the training text has 8 tokens.*block_size", ["--data", "short.txt", "--tokenizer", "character"]),
     (1, "the validation text has 70 tokens.*block_size", ["--data", "text.txt", "--tokenizer", "character"]),
     (1, "vocab_size", ["--data", "text.txt", "--vocab-size", "200"]),
-    (1, "must be bpe, character or .* none called 'char'", ["--data", "text.txt", "--tokenizer", "char"]),
+    (1, "is neither bpe nor character, and char is no folder", ["--data", "text.txt", "--tokenizer", "char"]),
     (1, "n_embd must be a multiple of n_head", ["--n-embd", "30", "--n-head", "4"]),
     (2, "--n-layr.*did you mean --n-layer", ["--n-layr", "3"]),
     (2, "n-layer.*'three'", ["--n-layer", "three"]),

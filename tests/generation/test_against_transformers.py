@@ -3,13 +3,10 @@
 transformers' GPT-2 gets the parameters of npgpt's, so both choose by logits that differ in their last bits.
 """
 
-import os
-
 import numpy as np
 import pytest
 from generating import random_gpt
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
