@@ -14,7 +14,7 @@ from npgpt.ops import layernorm
 from npgpt.training.config import preset_names
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-EXCERPT, SWISH, PROPERTY, CHECKPOINTS, LIBRARY, PARTS = re.findall(r"```python\n(.*?)```", README, re.S)
+EXCERPT, SWISH, PROPERTY, CHECKPOINTS, LIBRARY, PARTS, TAP = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_excerpt_is_the_code():
@@ -61,6 +61,28 @@ def test_the_example_of_a_part_of_ones_own_is_checked_and_the_model_learns_and_i
     exec(learning, names)
     assert names["step"] == 19 and names["loss"] < 4.17                       # ln 65, of who knows nothing
     model.load_state_dict(np.load("weights.npz"))
+
+
+def test_the_example_of_a_loss_on_a_hidden_state_adds_its_gradient():
+    model = npgpt.GPT(npgpt.GPTConfig(vocab_size=11, block_size=8, n_layer=4, n_head=2, n_embd=8))
+    tokens, targets = np.random.default_rng(0).integers(0, 11, (2, 2, 6))
+    names = {"Module": npgpt.layers.Module, "model": model, "tokens": tokens, "targets": targets}
+    exec(TAP, names)
+    model.initialise(dtype="float64")
+    for n, parameter in enumerate(model.parameters.values()):
+        parameter.data += np.random.default_rng(n).normal(size=parameter.shape)
+    tap, line = names["tap"], next(line for line in TAP.splitlines() if line.startswith("tap.dy"))
+
+    def both():
+        loss, saved = model.loss(tokens, targets)
+        return loss + 0.1 * (tap.y**2).mean(), saved
+
+    def backward(dy, saved):
+        exec(line, names)
+        tap.dy = dy * tap.dy
+        model.backward(saved, dy)
+
+    npgpt.check_gradients(both, backward, parameters=model.parameters)
 
 
 def test_the_commands_presets_and_pictures_it_names_are_there():

@@ -105,7 +105,7 @@ def test_what_cannot_be(folder, capsys, monkeypatch):
     refused(capsys, 1, "workers must be at least 1", "train", "text.txt", "--out-dir", "x", "--workers", 0)
     refused(capsys, 2, "out-dir", "train", "text.txt")
     assert not (folder / "x").exists()
-    refused(capsys, 1, "absent/tokenizer_config.json is missing", "encode", "absent", "text.txt")
+    refused(capsys, 1, "absent/tokenizer_config.json is missing", "encode", "./absent", "text.txt")
     refused(capsys, 1, "No such file or directory: absent", "encode", "tok", "absent")
     (folder / "ids").write_text("1 two 3")
     refused(capsys, 1, "'two' is no token id", "decode", "tok", "ids")
