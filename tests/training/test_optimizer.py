@@ -108,6 +108,16 @@ def test_an_optimiser_that_does_not_know_what_is_learned_refuses_to_step(change)
     assert (model.flat.data != before).all()
 
 
+def test_an_optimiser_of_a_model_that_has_become_a_part_of_a_larger_one_refuses_to_step():
+    model = model_with_gradients()
+    optimizer, larger = AdamW(model), Module()
+    larger.model = model
+    larger.initialise()
+    with pytest.raises(ConfigError, match="the optimiser is older than what was .* initialised"):
+        optimizer.step()
+    AdamW(larger).step()
+
+
 def test_gradients_never_written_count_as_zero():
     model = model_with_gradients()
     model.zero_grad()
