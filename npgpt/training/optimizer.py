@@ -63,9 +63,7 @@ class AdamW:
         lr: of this step; None takes the optimiser's own.  grad_scale: the gradients are multiplied by it.
         Raises ConfigError if since it was made other parameters are learned, or they lie elsewhere.
         """
-        first = next(iter(self.flat.parameters.values())).data
-        moved = not array_module(first).may_share_memory(first, self.flat.data)     # into a larger module's
-        if moved or self.model.flat is not self.flat:
+        if self.model.flat is not self.flat or self.flat.strayed():
             raise ConfigError("the optimiser is older than what was frozen or initialised, or the LoRA that "
                               "was added: make another, for what is learned now")
         self.updates += 1
