@@ -21,7 +21,7 @@ import numpy as np
 
 from npgpt.errors import ConfigError, DataError
 from npgpt.layers.flat import FlatParameters, load_arrays
-from npgpt.tensor import array_module, to_device, to_numpy
+from npgpt.tensor import array_module, device_of, to_device, to_numpy
 from npgpt.tensor.precision import NARROW, accumulator
 from npgpt.tensor.random import initial_normal
 
@@ -169,20 +169,24 @@ class Module:
                           *(f"    {name:<{width}}  {parameter.shape}{'  frozen' if parameter.frozen else ''}"
                             for name, parameter in parameters.items())])
 
-    def initialise(self, seed: int | None = 0, device: str = "cpu", dtype: str = "float32") -> Self:
+    def initialise(self, seed: int | None = 0, device: str | None = None, dtype: str | None = None) -> Self:
         """Makes the arrays of all parameters, laid flat. Initial values depend on seed and name alone;
         a seed of None leaves them undefined, for who sets them all at once. Parts that have their arrays, as
         a pretrained model on which another is built, keep their values, and lie in this one's from then on.
         All are learned then, also what was frozen: `freeze` follows.
 
-        dtype: "float32", or "float64" for checking; on a GPU also "bfloat16" and "float16"
-        (npgpt/tensor/precision.py).  Raises ConfigError, DeviceError.
+        device, dtype: by default those of such parts, or else "cpu" and "float32". "float64" is for checking;
+        a GPU has "bfloat16" and "float16" as well (npgpt/tensor/precision.py).
+        Raises ConfigError, DeviceError.
         """
+        values = {name: parameter._data for name, parameter in self.parameters.items()}
+        made   = next((array for array in values.values() if array is not None), None)
+        device = device or ("cpu" if made is None else device_of(made))
+        dtype  = dtype or ("float32" if made is None else made.dtype.name)
         if dtype not in ("float32", "float64", *NARROW):
             raise ConfigError(f"dtype must be float32, float64, bfloat16 or float16, not {dtype!r}")
         if dtype in NARROW and device == "cpu":
             raise ConfigError(f"dtype {dtype} needs a GPU: on the CPU use float32")
-        values = {name: parameter._data for name, parameter in self.parameters.items()}
         self.flat = FlatParameters(self.parameters, device, dtype)
         for name, parameter in self.flat.parameters.items():
             if values[name] is not None:

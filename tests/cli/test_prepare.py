@@ -72,7 +72,7 @@ BAD = [
     (1, "workers must be at least 1", ["texts", "--out-dir", "x", "--workers", "0"]),
     (1, "near_duplicates must be above 0", ["texts", "--out-dir", "x", "--near-duplicates", "2"]),
     (1, "vocab_size must be at least 257", ["texts", "--out-dir", "x", "--vocab-size", "100"]),
-    (1, "cannot read the folder absent", ["texts", "--out-dir", "x", "--tokenizer", "absent"]),
+    (1, "neither bpe nor character, and absent is no", ["texts", "--out-dir", "x", "--tokenizer", "absent"]),
     (1, "cannot read the stop words absent", ["texts", "--out-dir", "x", "--stop-words", "absent"]),
     (1, "words is not UTF-8", ["texts", "--out-dir", "x", "--stop-words", "words"]),
     (1, "no document is left.*min_words left out 44", ["texts", "--out-dir", "x", "--min-words", "600",

@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+import strict_cupy
 from small_gpt import CONFIG, LLAMA, gpt, tokens
 
 from npgpt import GPT, SequenceClassifier, add_lora, check_gradients
 from npgpt.errors import CheckpointError, ConfigError
 from npgpt.layers import Linear, Module, Parameter, SelfAttention
+from npgpt.tensor import device_of
 
 
 class Gate(Module):
@@ -43,6 +45,17 @@ def test_a_part_of_ones_own_takes_the_place_of_another_and_learns(gradient_check
     assert isinstance(model.h[1].mlp, Gate)
     check_gradients(lambda: model.loss(tokens(), tokens(1)), lambda dy, saved: model.backward(saved, dy),
                     parameters=model.parameters)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", "float64"), ("cuda", "bfloat16")])
+def test_a_part_that_is_put_in_becomes_what_and_where_the_model_is(monkeypatch, device, dtype):
+    if device == "cuda":
+        strict_cupy.install(monkeypatch)
+    model = GPT(CONFIG, device=device, dtype=dtype)
+    model.h = [Gate(8), *model.h]                          # the first there is has no arrays yet
+    model.initialise()
+    assert {(device_of(p.data).partition(":")[0], p.data.dtype.name) for p in model.parameters.values()} == {
+        (device, dtype)}
 
 
 def other_feed_forward(model):
