@@ -181,8 +181,10 @@ class Module:
         """
         values = {name: parameter._data for name, parameter in self.parameters.items()}
         made   = next((array for array in values.values() if array is not None), None)
-        device = device or ("cpu" if made is None else device_of(made))
-        dtype  = dtype or ("float32" if made is None else made.dtype.name)
+        if device is None:
+            device = "cpu" if made is None else device_of(made)
+        if dtype is None:
+            dtype = "float32" if made is None else made.dtype.name
         if dtype not in ("float32", "float64", *NARROW):
             raise ConfigError(f"dtype must be float32, float64, bfloat16 or float16, not {dtype!r}")
         if dtype in NARROW and device == "cpu":
