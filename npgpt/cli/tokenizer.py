@@ -148,9 +148,9 @@ def _show(options: Show) -> None:
     console, cut, numbers = Console(highlight=False), Text(), Text()
     between = "" if console.color_system else "|"
     for n, id in enumerate(ids):
-        style, token = COLOURS[n % len(COLOURS)], tokenizer.decode([id])
-        if "\ufffd" in token:                                                # a part of a character
-            token = "".join(f"\\x{byte:02x}" for byte in tokenizer.token_bytes(id))
+        style, token, data = COLOURS[n % len(COLOURS)], tokenizer.decode([id]), tokenizer.token_bytes(id)
+        if token.encode() != data:                                           # a part of a character
+            token = "".join(f"\\x{byte:02x}" for byte in data)
         cut.append(between * (n > 0) + printable(token.replace("\n", "↵\n")), style)
         numbers.append(" " * (n > 0))
         numbers.append(str(id), style)

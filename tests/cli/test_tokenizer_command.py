@@ -82,8 +82,8 @@ def test_show_marks_the_tokens_their_ids_and_what_a_token_holds(folder, capsys):
     assert "|<s>|" in said(capsys, "show", "tok", "to <s> to", "--special")
     assert "1 token, 3 characters, 3.00 bytes a token" in said(capsys, "show", "tok", "<s>", "--special")
     assert "0 tokens, 0 characters, 0.00 bytes" in said(capsys, "show", "tok", "")
-    CharacterTokenizer("ab").save("characters")
-    assert said(capsys, "show", "characters", "ab").splitlines()[0] == "a|b"
+    CharacterTokenizer("ab\ufffd").save("characters")
+    assert said(capsys, "show", "characters", "ab\ufffd").splitlines()[0] == "a|b|\ufffd"
 
 
 def test_show_uses_colours_where_there_are_any(folder, capsys, monkeypatch):
