@@ -28,11 +28,17 @@ WHEELS = (f"cupy-cuda12x=={CUPY}", "cuda-pathfinder", f"cython=={CYTHON}", "nvid
           "nvidia-cuda-profiler-api-cu12==12.9.*")
 HERE   = Path(__file__).resolve().parent
 MODULE = "cupy_backends/cuda/api/runtime"
-ARGSORT = """
+ADDED  = """
 
 # Added by npgpt: the sort of CuPy's wheel calls NVIDIA's runtime by itself, of which there is none.
 def argsort(a, axis=-1, kind=None):
     return asarray(a.get().argsort(axis, 'stable'))
+
+
+# And what is compiled is never run: it is to be there soon, not to be fast.
+_compile = cuda.compiler._NVRTCProgram.compile
+cuda.compiler._NVRTCProgram.compile = lambda self, options=(), log_stream=None: _compile(
+    self, (*options, "--Ofast-compile=max", "--pch"), log_stream)
 """
 PYTHON = """#!/bin/sh
 export PYTHONPATH={folder}/site LD_LIBRARY_PATH={folder}/lib:{folder}/site/nvidia/cuda_nvrtc/lib
@@ -78,7 +84,7 @@ def main() -> None:
     shared(library / "libcublasLt.so.12", HERE / "cublaslt.c")
     shared(library / "libnccl.so.2", stubs(folder, "nccl", needed(site, "nccl")))
     init = site / "cupy" / "__init__.py"
-    init.write_text(init.read_text() + ARGSORT)
+    init.write_text(init.read_text() + ADDED)
 
     python = folder / "python"
     python.write_text(PYTHON.format(folder=folder, python=sys.executable))
