@@ -64,7 +64,7 @@ def test_one_wrong_element_of_a_large_gradient_is_caught_and_located(place):
 
 
 @pytest.mark.parametrize("wrong", [0, np.nan])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_one_wrong_element_of_a_million_is_caught_and_located(seed, wrong):
     x = normal(1000, 1000, seed=9)
     place = tuple(np.random.default_rng(seed).integers(0, 1000, 2).tolist())
