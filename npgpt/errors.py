@@ -1,6 +1,8 @@
 """The project's own exceptions: whatever a user can cause is one of these, with one sentence that says
 what is wrong, where, and what to do. The command line prints that sentence and exits with status 1."""
 
+from typing import Any
+
 
 class NpgptError(Exception):
     """Base of every error that npgpt raises on purpose."""
@@ -32,3 +34,13 @@ class TrainingError(NpgptError):
 
 class UsageError(NpgptError):
     """A command line that cannot be understood."""
+
+
+def shown(value: Any) -> str:
+    """A name or a value from a file, short enough for a sentence."""
+    return shortened(repr(value), 80)
+
+
+def shortened(text: str, most: int) -> str:
+    """most: characters."""
+    return text if len(text) <= most else f"{text[:most - 1]}…"

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from npgpt.cli.arguments import parse, read_text
 from npgpt.data.corpora import iterate_documents
-from npgpt.errors import ConfigError, TokenizerError, UsageError
+from npgpt.errors import ConfigError, TokenizerError, UsageError, shown
 from npgpt.ranges import check_range
 from npgpt.terminal import printable
 from npgpt.tokenizers import BPETokenizer, load_tokenizer
@@ -137,7 +137,7 @@ def _decode(options: Decode) -> None:
     words = read_text(options.file).split()
     for word in words:
         if not (word.isascii() and word.isdecimal() and len(word) < 12):
-            raise TokenizerError(f"{word[:80]!r} is no token id: ids are whole numbers, white space between")
+            raise TokenizerError(f"{shown(word)} is no token id: ids are whole numbers, white space between")
     sys.stdout.write(tokenizer.decode(map(int, words)))
 
 

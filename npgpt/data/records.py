@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from npgpt.errors import DataError
+from npgpt.errors import DataError, shown
 
 Message = dict[str, str]        # role, content
 
@@ -99,7 +99,7 @@ def _labelled(fields: dict[str, Any], where: str) -> Labelled:
     if type(label) is int:
         label = str(label)
     if not isinstance(label, str) or not label:
-        raise DataError(f"{where}: its label must be a text or a whole number, not {label!r}")
+        raise DataError(f"{where}: its label must be a text or a whole number, not {shown(label)}")
     return Labelled(_text(fields, "text", where), label)
 
 
@@ -113,7 +113,7 @@ def _pair(fields: dict[str, Any], where: str) -> Pair | Dialogue:
 def _pair_of_several(fields: dict[str, Any], where: str) -> Pair:
     several = fields["completions"]
     if not isinstance(several, list) or not several or not all(isinstance(text, str) for text in several):
-        raise DataError(f"{where}: its completions must be a list of texts, not {_shown(several)}")
+        raise DataError(f"{where}: its completions must be a list of texts, not {shown(several)}")
     return Pair(_text(fields, "prompt", where), tuple(several))
 
 
@@ -127,24 +127,19 @@ def _alpaca(fields: dict[str, Any], where: str) -> Dialogue:
 
 def _messages(messages: Any, where: str) -> tuple[Message, ...]:
     if not isinstance(messages, list) or not messages:
-        raise DataError(f"{where}: its messages must be a list of at least one, not {_shown(messages)}")
+        raise DataError(f"{where}: its messages must be a list of at least one, not {shown(messages)}")
     for message in messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(name), str)
                                                     for name in ("role", "content")):
             raise DataError(f"{where}: a message must have a role and a content, both texts, not "
-                            f"{_shown(message)}")
+                            f"{shown(message)}")
     return tuple({"role": message["role"], "content": message["content"]} for message in messages)
 
 
 def _text(fields: dict[str, Any], name: str, where: str) -> str:
     if not isinstance(fields[name], str):
-        raise DataError(f"{where}: its {name} must be a text, not {_shown(fields[name])}")
+        raise DataError(f"{where}: its {name} must be a text, not {shown(fields[name])}")
     return fields[name]
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 _LAYOUTS: list[tuple[set[str], str, Callable[[dict[str, Any], str], Record]]] = [

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from npgpt.errors import shown
 from npgpt.interop.huggingface import CONFIG
-from npgpt.interop.untrusted import member, read_json, refused, shown
+from npgpt.interop.untrusted import member, read_json, refused
 
 GENERATION, CHAT_TEMPLATE, TOKENIZER_CONFIG = \
     "generation_config.json", "chat_template.jinja", "tokenizer_config.json"

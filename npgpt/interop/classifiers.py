@@ -7,9 +7,9 @@ with a head `score` on the last token, and the names of its labels in config.jso
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from npgpt.errors import shown
 from npgpt.interop.entries import Entries
 from npgpt.interop.layouts import Piece, Place
-from npgpt.interop.untrusted import shown
 
 OWN_CLASSIFIER = "SequenceClassifier"           # the architecture, in npgpt's own layout
 LANGUAGE_MODEL_HEAD, SCORE = "lm_head.weight", "score.weight"

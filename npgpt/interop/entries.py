@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from npgpt.errors import ConfigError
-from npgpt.interop.untrusted import shown
+from npgpt.errors import ConfigError, shown
 
 REQUIRED: Any = object()
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from npgpt.errors import CheckpointError
+from npgpt.errors import CheckpointError, shortened, shown
 from npgpt.interop.entries import Entries
 from npgpt.interop.families import llama_places, llama_settings
 from npgpt.interop.huggingface import made
 from npgpt.interop.layouts import Assembled
-from npgpt.interop.untrusted import refused, shortened, shown
+from npgpt.interop.untrusted import refused
 
 SUFFIX = ".gguf"
 ENTRIES = {                 # of llama.cpp's Llama → of Hugging Face's

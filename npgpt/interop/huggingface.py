@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from npgpt.errors import CheckpointError, ConfigError
+from npgpt.errors import CheckpointError, ConfigError, shortened, shown
 from npgpt.hub import fetch, is_name
 from npgpt.interop.classifiers import (
     HEADS,
@@ -31,7 +31,7 @@ from npgpt.interop.entries import Entries
 from npgpt.interop.families import FAMILIES, Family, Settings
 from npgpt.interop.layouts import Assembled, Piece, Place
 from npgpt.interop.safetensors_files import FLOATS, INDEX, MODEL, Tensor, open_folder
-from npgpt.interop.untrusted import member, read_json, refused, shortened, shown
+from npgpt.interop.untrusted import member, read_json, refused
 
 CONFIG = "config.json"
 FETCHED = (CONFIG, "generation_config.json", MODEL, INDEX, "model-*-of-*.safetensors", "tokenizer.json",

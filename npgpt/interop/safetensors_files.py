@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from npgpt.interop.untrusted import MAX_JSON, member, parse_json, read_json, refused, shown
+from npgpt.errors import shown
+from npgpt.interop.untrusted import MAX_JSON, member, parse_json, read_json, refused
 from npgpt.tensor.device import to_numpy
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"

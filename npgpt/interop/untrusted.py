@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from npgpt.errors import CheckpointError
+from npgpt.errors import CheckpointError, shown
 from npgpt.strict_json import without_duplicates
 
 MAX_JSON = 1 << 20          # bytes of a header or index: 9,000 tensors; parsed, it takes up to 30 times that
@@ -58,16 +58,6 @@ def parse_json(path: Path, data: bytes, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise refused(path, f"{what} is not a JSON object")
     return content
-
-
-def shown(value: Any) -> str:
-    """A name or a value from a file, short enough for a sentence."""
-    return shortened(repr(value), 80)
-
-
-def shortened(text: str, most: int) -> str:
-    """most: characters."""
-    return text if len(text) <= most else f"{text[:most - 1]}…"
 
 
 def refused(path: Path, reason: str) -> CheckpointError:

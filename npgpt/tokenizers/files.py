@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from npgpt.errors import TokenizerError
+from npgpt.errors import TokenizerError, shown
 from npgpt.hub import fetch, is_name
 from npgpt.tokenizers.byte_pair import BPETokenizer
 from npgpt.tokenizers.character import CharacterTokenizer
@@ -16,6 +16,7 @@ from npgpt.tokenizers.formats import (
     from_json,
     read_config,
     read_text,
+    refused,
 )
 
 FILES = (CONFIG, HUGGING_FACE, *(name for two in GPT2_FILES for name in two))   # all that is read of a folder
@@ -69,8 +70,7 @@ def load_tokenizer(path: str | Path, pattern: str | None = None,
         return BPETokenizer.load(path)
     if kind == "character":
         return CharacterTokenizer.load(path)
-    raise TokenizerError(f"{path / CONFIG} cannot be used: its tokenizer is of the unknown kind "
-                         f"{kind[:80]!r}")
+    raise refused(path / CONFIG, f"its tokenizer is of the unknown kind {shown(kind)}")
 
 
 def assemble_tokenizer(path: Path, tokens: Mapping[str, int], special_tokens: Mapping[str, int],

@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from npgpt.errors import TokenizerError
+from npgpt.errors import TokenizerError, shown
 from npgpt.tokenizers.byte_alphabet import from_symbols
 from npgpt.tokenizers.formats import (
     HUGGING_FACE,
@@ -93,7 +93,7 @@ def _read_hugging_face(path: Path) -> BytePair:
         raise refused(path, "it holds no byte-level BPE tokenizer")
     for name in ("dropout", "end_of_word_suffix", "continuing_subword_prefix"):
         if model.get(name):
-            raise refused(path, f"its {name} is {repr(model[name])[:80]}, which npgpt does not have")
+            raise refused(path, f"its {name} is {shown(model[name])}, which npgpt does not have")
     normalizer = _hugging_face_normalizer(path, data.get("normalizer"))
     added = data.get("added_tokens") or []
     if not isinstance(added, list) or not all(
@@ -103,15 +103,15 @@ def _read_hugging_face(path: Path) -> BytePair:
     ids = checked_ids(path, model.get("vocab"))
     for token, id in own.items():
         if ids.get(token, id) != id:
-            raise refused(path, f"the token {token[:80]!r} has two ids, {ids[token]} and {id}")
+            raise refused(path, f"the token {shown(token)} has two ids, {ids[token]} and {id}")
     ids = {token: id for token, id in ids.items() if token not in own}
     if model.get("unk_token") is not None and sum(len(token) == 1 for token in ids) < 256:
-        raise refused(path, f"it writes {str(model['unk_token'])[:80]!r} for bytes that no token stands for "
+        raise refused(path, f"it writes {shown(model['unk_token'])} for bytes that no token stands for "
                             "(unk_token), which npgpt leaves out")
     taken = set(ids.values())
     for token, id in own.items():
         if id in taken:
-            raise refused(path, f"the id {id} of the token {token[:80]!r} is another token's too")
+            raise refused(path, f"the id {id} of the token {shown(token)} is another token's too")
     plain = _plain_tokens(path, added, normalizer)
     special, further = ({token: id for token, id in own.items() if (token in plain) is kind}
                         for kind in (False, True))
@@ -128,7 +128,7 @@ def _plain_tokens(path: Path, added: list[dict[str, Any]], normalizer: str | Non
     for token in plain:
         for flag in ("lstrip", "rstrip", "single_word", *["normalized"] * (normalizer is not None)):
             if token.get(flag):
-                raise refused(path, f"its added token {token['content'][:80]!r} asks for {flag}, and npgpt "
+                raise refused(path, f"its added token {shown(token['content'])} asks for {flag}, and npgpt "
                                     "finds added tokens just as they are written")
     return {token["content"] for token in plain}
 
@@ -138,7 +138,7 @@ def _hugging_face_merges(path: Path, merges: list[Any]) -> Iterator[tuple[str, s
     for number, merge in enumerate(merges):
         two = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(two, list) or len(two) != 2 or not all(t and isinstance(t, str) for t in two):
-            raise refused(path, f"merge {number} is not two tokens: {str(merge)[:80]!r}")
+            raise refused(path, f"merge {number} is not two tokens: {shown(merge)}")
         yield f"merge {number}", two[0], two[1]
 
 
@@ -181,7 +181,7 @@ def _hugging_face_prefix(path: Path, processor: Any, own: Mapping[str, int]) -> 
     except (LookupError, TypeError):
         raise refused(path, "its post_processor is no template") from None
     if len(before) > 1 or not all(name in own and ids == [own[name]] for name, ids in before):
-        begin = " and ".join(repr(name[:80]) for name, _ in before[:3])
+        begin = " and ".join(shown(name) for name, _ in before[:3])
         raise refused(path, f"it begins every text with {begin} (post_processor), and npgpt with one "
                             "of its added_tokens at most")
     return before[0][0] if before else None
@@ -210,9 +210,9 @@ def _read_tiktoken(path: Path, pattern: str | None, special_tokens: Mapping[str,
         except (binascii.Error, ValueError):
             token = b""
         if not token or not rank.isdecimal() or len(rank) > 9:
-            raise refused(path, f"line {number} is not a token in base64 and its rank: {line[:80]!r}")
+            raise refused(path, f"line {number} is not a token in base64 and its rank: {shown(line)}")
         if token in ranks:
-            raise refused(path, f"line {number} has the token {token[:80]!r} a second time")
+            raise refused(path, f"line {number} has the token {shown(token)} a second time")
         ranks[token] = int(rank)
     if len(set(ranks.values())) < len(ranks):
         raise refused(path, "two tokens have the same rank")

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from npgpt.errors import TokenizerError
+from npgpt.errors import TokenizerError, shown
 from npgpt.files import atomic_write
 from npgpt.strict_json import without_duplicates
 from npgpt.tokenizers.byte_alphabet import from_symbols, to_symbols
@@ -70,24 +70,23 @@ def read_byte_pair(folder: Path) -> BytePair:
     prefix_token, normalizer = config.get("prefix_token"), config.get("normalizer")
     if not isinstance(pattern, str) or pattern not in SPLIT_PATTERNS:
         known = ", ".join(SPLIT_PATTERNS)
-        raise refused(folder / CONFIG, f"its split pattern is {repr(pattern)[:80]}; the known ones are "
-                                       f"{known}")
+        raise refused(folder / CONFIG, f"its split pattern is {shown(pattern)}; the known ones are {known}")
     special_tokens = _texts(folder / CONFIG, "special_tokens", config.get("special_tokens"))
     added_tokens   = _texts(folder / CONFIG, "added_tokens", config.get("added_tokens", []))
     if both := {*special_tokens} & {*added_tokens}:
-        raise refused(folder / CONFIG, f"{min(both)[:80]!r} is one of special_tokens and of added_tokens")
+        raise refused(folder / CONFIG, f"{shown(min(both))} is one of special_tokens and of added_tokens")
     if not isinstance(ignore_merges, bool):
-        raise refused(folder / CONFIG, f"ignore_merges is {repr(ignore_merges)[:80]}, not true or false")
+        raise refused(folder / CONFIG, f"ignore_merges is {shown(ignore_merges)}, not true or false")
     if prefix_token is not None and prefix_token not in special_tokens + added_tokens:
-        raise refused(folder / CONFIG, f"prefix_token is {repr(prefix_token)[:80]}, which is none of "
+        raise refused(folder / CONFIG, f"prefix_token is {shown(prefix_token)}, which is none of "
                                        "special_tokens")
     if normalizer not in NORMALIZERS:
-        raise refused(folder / CONFIG, f"its normalizer is {repr(normalizer)[:80]}, and the known one is NFC")
+        raise refused(folder / CONFIG, f"its normalizer is {shown(normalizer)}, and the known one is NFC")
     vocabulary, merges = folder / VOCABULARY, folder / MERGES
     ids = checked_ids(vocabulary, from_json(vocabulary, read_text(vocabulary, config)))
     for token in special_tokens + added_tokens:
         if token not in ids:
-            raise refused(vocabulary, f"the special token {token[:80]!r} has no id")
+            raise refused(vocabulary, f"the special token {shown(token)} has no id")
     special, added = ({token: ids.pop(token) for token in tokens}
                       for tokens in (special_tokens, added_tokens))
     lines   = merge_lines(merges, read_text(merges, config))
@@ -109,17 +108,17 @@ def checked_byte_pair(path: Path, ids: Mapping[str, int], merges_path: Path,
     for token, id in ids.items():
         data = from_symbols(token)
         if not data:
-            raise refused(path, f"the token {token[:80]!r} is not written in GPT-2's characters for bytes")
+            raise refused(path, f"the token {shown(token)} is not written in GPT-2's characters for bytes")
         vocabulary[id] = data
     pairs: dict[tuple[int, int], None] = {}
     for place, left, right in merges:
         for token in (left, right, left + right):
             if token not in ids:
                 what = "makes" if token == left + right else "joins"
-                raise refused(merges_path, f"{place} {what} {token[:80]!r}, which has no id")
+                raise refused(merges_path, f"{place} {what} {shown(token)}, which has no id")
         pair = ids[left], ids[right]
         if pair in pairs:
-            raise refused(merges_path, f"{place} joins {left[:80]!r} and {right[:80]!r} a second time")
+            raise refused(merges_path, f"{place} joins {shown(left)} and {shown(right)} a second time")
         pairs[pair] = None
     return BytePair(list(pairs), special_tokens, pattern, vocabulary, ignore_merges, prefix_token)
 
@@ -131,10 +130,10 @@ def checked_ids(path: Path, ids: Any) -> dict[str, int]:
     seen: dict[int, str] = {}
     for token, id in ids.items():
         if type(id) is not int or not 0 <= id < 2**31:
-            raise refused(path, f"the token {token[:80]!r} has the id {repr(id)[:80]}, which is no whole "
+            raise refused(path, f"the token {shown(token)} has the id {shown(id)}, which is no whole "
                                 "number from 0 to 2³¹")
         if id in seen:
-            raise refused(path, f"the tokens {seen[id][:80]!r} and {token[:80]!r} have the same id {id}")
+            raise refused(path, f"the tokens {shown(seen[id])} and {shown(token)} have the same id {id}")
         seen[id] = token
     return ids
 
@@ -149,7 +148,7 @@ def merge_lines(path: Path, text: str) -> Iterator[tuple[str, str, str]]:
     for number, line in enumerate(lines[1:], start=2):
         left, _, right = line.partition(" ")
         if not left or not right or " " in right:
-            raise refused(path, f"line {number} is not two tokens with a space between: {line[:80]!r}")
+            raise refused(path, f"line {number} is not two tokens with a space between: {shown(line)}")
         yield f"line {number}", left, right
 
 
@@ -217,7 +216,7 @@ def read_character(folder: Path) -> list[str]:
     ids = checked_ids(path, from_json(path, read_text(path, config)))
     for token, id in ids.items():
         if len(token) != 1 or has_surrogates(token):
-            raise refused(path, f"{token[:80]!r} is not one character")
+            raise refused(path, f"{shown(token)} is not one character")
         if id >= len(ids):
             raise refused(path, f"{token!r} has the id {id}, but {len(ids)} characters have the ids 0 to "
                                 f"{len(ids) - 1}")
@@ -233,10 +232,10 @@ def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("kind"), str):
         raise refused(path, "it does not say what kind of tokenizer it belongs to")
     if kind is not None and config["kind"] != kind:
-        raise refused(path, f"its tokenizer is of kind {config['kind'][:80]!r}, not {kind!r}")
+        raise refused(path, f"its tokenizer is of kind {shown(config['kind'])}, not {kind!r}")
     version = config.get("version")
     if type(version) is not int or version != VERSION:
-        raise refused(path, f"its version is {repr(version)[:80]}, and this npgpt reads version {VERSION}")
+        raise refused(path, f"its version is {shown(version)}, and this npgpt reads version {VERSION}")
     return config
 
 

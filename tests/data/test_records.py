@@ -56,6 +56,7 @@ def test_a_byte_order_mark_and_line_ends_of_windows_do_no_harm(tmp_path):
     ({"messages": ["hello"]}, "line 2: a message must have a role and a content"),
     ({"instruction": "a", "output": None}, "line 2: its output must be a text"),
     ({"text": "a", "label": 1.5}, "line 2: its label must be a text or a whole number"),
+    ({"text": "a", "label": [1] * 99}, r"line 2: its label must be .*, not .{79}…$"),
     ({"text": "a", "label": True}, "line 2: its label must be a text or a whole number"),
     ({"text": "a", "label": ""}, "line 2: its label must be a text or a whole number"),
     ({"text": "a", "label": "x"}, "has 1 records with a label and 1 without")])

@@ -344,10 +344,10 @@ REFUSED = {
                                          "the id 3 of the token '<s>' is another token's too"),
     "a long token's id": (change(added_tokens=[{"content": "<s>", "id": LONG}]), "'<s>' has the id 'xxx"),
     "a long token with two ids": (change(model_vocab={LONG: 0}, added_tokens=[{"content": LONG, "id": 3}]),
-                                  "' has two ids, 0 and 3"),
+                                  "x… has two ids, 0 and 3"),
     "a long token with another's id": (change(added_tokens=[{"content": LONG, "id": 3}]), "the id 3 of the"),
     "a long token with its spaces": (change(added_tokens=[{"content": LONG, "id": 901, "special": False,
-                                                           "lstrip": True}]), "' asks for lstrip"),
+                                                           "lstrip": True}]), "x… asks for lstrip"),
     "long tokens before a text": (change(post_processor=template(*[LONG] * 9)), "begins every text with"),
 }
 
