@@ -20,12 +20,13 @@ __all__ = ["GPT", "AdamW", "BPETokenizer", "CharacterTokenizer", "GPTConfig", "G
 
 
 def load(path: str | Path, checkpoint: str = "best", device: str = "cpu") -> tuple[Any, Any]:
-    """A model and its tokenizer: of a run's folder, a model's in Hugging Face's layout, or a GGUF file.
+    """A model and its tokenizer: of a run's folder, a model's in Hugging Face's layout or its name on the
+    hub, or a GGUF file.
 
     checkpoint: of a run, best (lowest validation loss), latest, or a step's number; LoRA is merged.  Raises
     TrainingError for a folder that is none of these, ConfigError, CheckpointError, TokenizerError.
     """
     from npgpt.training.loading import load_any  # on demand: with it comes all that reads files
 
-    model, tokenizer, *_ = load_any(Path(path), checkpoint, device, warn)
+    model, tokenizer, *_ = load_any(path, checkpoint, device, warn)
     return model, tokenizer

@@ -6,15 +6,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from npgpt.errors import NpgptError
+from npgpt.errors import NpgptError, shortened
 
-NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+FILES = (".json", ".tiktoken", ".bpe", ".txt", ".gguf")       # a name that ends so is meant as a file's
+NAME  = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 
 def is_name(name: str | Path) -> bool:
     """Whether it can be a name there, "owner/name" or "name", and is no path here nor meant as one."""
-    return isinstance(name, str) and bool(NAME.fullmatch(name)) and ".." not in name and \
-        ("/" not in name or not Path(name).parent.is_dir()) and not Path(name).exists()
+    if not (isinstance(name, str) and NAME.fullmatch(name)) or ".." in name or name.endswith(FILES):
+        return False
+    return ("/" not in name or not Path(name).parent.is_dir()) and not Path(name).exists()
 
 
 def fetch(name: str, what: str, files: Sequence[str], refusal: type[NpgptError]) -> Path:
@@ -25,11 +27,11 @@ def fetch(name: str, what: str, files: Sequence[str], refusal: type[NpgptError])
     try:
         import huggingface_hub
     except ImportError:
-        raise refusal(f"{name} is no folder, and fetching a {what} by name takes huggingface_hub: "
-                      f"pip install 'npgpt[hub]', or give the folder of a {what}") from None
+        raise refusal(f"{name} is no folder here, and fetching a {what} of that name from Hugging Face's hub "
+                      "takes huggingface_hub: pip install 'npgpt[hub]'") from None
     try:
         return Path(huggingface_hub.snapshot_download(repo_id=name, allow_patterns=list(files)))
     except Exception as error:              # the network, the hub's answer, the disk: classes of its own
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise refusal(f"{name} is no folder, and it cannot be fetched as a {what} of that name: "
-                      f"{reason}") from error
+        reason = shortened(" ".join(str(error).split()), 300) or type(error).__name__
+        raise refusal(f"{name} is no folder here, and a {what} of that name cannot be fetched from Hugging "
+                      f"Face's hub: {reason}") from error

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -22,7 +21,7 @@ class Options:
     """Talk with a trained GPT. It remembers what was said, as far as its context reaches; answers come word
     by word, and Ctrl-C stops one. A model that has no chat template is given a transcript to go on with."""
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """The folder of a run or of a model in Hugging Face's layout, the name of one on its hub, or a GGUF
     file."""
     system: str = ""

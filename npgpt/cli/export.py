@@ -23,7 +23,7 @@ from npgpt.training.runs import read_config
 class Options:
     """Write a trained GPT and its tokenizer into a new folder, in Hugging Face's layout."""
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """The folder of a run or of a model in Hugging Face's layout, the name of one on its hub, or a GGUF
     file."""
     out_dir: Path
@@ -66,11 +66,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _adapter(options: Options) -> int:
-    config = read_config(options.model)
+    path   = Path(options.model)
+    config = read_config(path)
     if not isinstance(config, FinetuneConfig) or not config.lora_rank:
-        raise ConfigError(f"{options.model} has no adapters: it was not fine-tuned with --lora-rank")
-    model, _, _ = load_run(options.model, options.checkpoint, "cpu", warn)
+        raise ConfigError(f"{path} has no adapters: it was not fine-tuned with --lora-rank")
+    model, _, _ = load_run(path, options.checkpoint, "cpu", warn)
     arrays = {name: parameter.data for name, parameter in model.flat.parameters.items()}
-    write_adapter(options.out_dir, asdict(model.config), arrays, config.lora_alpha, str(options.model / BASE))
-    print(f"adapter: {options.out_dir}, for the model in {options.model / BASE}")
+    write_adapter(options.out_dir, asdict(model.config), arrays, config.lora_alpha, str(path / BASE))
+    print(f"adapter: {options.out_dir}, for the model in {path / BASE}")
     return 0

@@ -89,7 +89,7 @@ def _create(config: FinetuneConfig, console: Console) -> Path:
         raise UsageError("no model is named (npgpt finetune MODEL --data FILE.jsonl)")
     if not config.data:
         raise UsageError("say by --data what is to be learned (npgpt finetune MODEL --data FILE.jsonl)")
-    start = load_any(Path(config.model), config.checkpoint, "cpu", warn)
+    start = load_any(config.model, config.checkpoint, "cpu", warn)
     if isinstance(start.model, SequenceClassifier):
         raise ConfigError(f"{config.model} is a classifier, and learns no further: begin from the model that "
                           "it was made of")

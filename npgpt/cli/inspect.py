@@ -25,7 +25,7 @@ class Options:
     """Look into a trained GPT as it reads a text: attention maps, logit lens, surprisal and saliency, as one
     HTML page or as a picture."""
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """The folder of a run or of a model in Hugging Face's layout, the name of one on its hub, or a GGUF
     file."""
     text: str
@@ -50,8 +50,8 @@ def run(arguments: list[str]) -> int:
     tokens  = [*loaded.tokenizer.prefix, *loaded.tokenizer.encode_ordinary(unescaped(options.text))]
     target  = len(tokens) if options.target is None else options.target
     with progress_bar("predictions explained") as progress:
-        report = make_report(options.model.resolve().name, loaded.model, loaded.tokenizer, tokens, target,
-                             page, progress)
+        report = make_report(Path(options.model).resolve().name, loaded.model, loaded.tokenizer, tokens,
+                             target, page, progress)
     if page:
         write_page(report, options.out)
     else:

@@ -23,7 +23,7 @@ from npgpt.training.loading import Loaded, load_model
 class Options:
     """Let a trained GPT write on from a prompt. The text goes to standard output as it comes."""
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """The folder of a run or of a model in Hugging Face's layout, the name of one on its hub, or a GGUF
     file."""
     prompt: str = ""

@@ -55,7 +55,7 @@ def find_folder(path_or_name: str | Path) -> Path:
     if is_name(path_or_name):
         return fetch(str(path_or_name), "model", FETCHED, CheckpointError)
     raise CheckpointError(f"{folder} is no folder: give that of a run, or of a model with a {CONFIG} and a "
-                          f"{MODEL}")
+                          f"{MODEL}, or a GGUF file")
 
 
 def is_model(folder: Path) -> bool:

@@ -45,8 +45,7 @@ class Tokenizer(Protocol):
 
 def find_tokenizer(path_or_name: str | Path) -> Path:
     """The path itself, or the folder of a tokenizer that is fetched by its name. Raises TokenizerError."""
-    file = str(path_or_name).endswith((".json", ".tiktoken", ".bpe", ".txt"))
-    if is_name(path_or_name) and not file:
+    if is_name(path_or_name):
         return fetch(str(path_or_name), "tokenizer", FILES, TokenizerError)
     return Path(path_or_name)
 

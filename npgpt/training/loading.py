@@ -19,8 +19,8 @@ from npgpt.training.finetuning import Loaded
 from npgpt.training.runs import new_model, read_config, run_of, tokenizer_folder
 
 
-def load_model(path: Path, which: str, device: str, warn: Callable[[str], None]) -> Loaded:
-    """path: a run's folder, a model's, the name of one on Hugging Face's hub, or a GGUF file.
+def load_model(path: str | Path, which: str, device: str, warn: Callable[[str], None]) -> Loaded:
+    """path: a run's folder, a model's, or a GGUF file; a str may be a model's name on Hugging Face's hub.
 
     which, warn: of a run's checkpoints, as in `load_run`.  Raises as that, TokenizerError if there is no
     tokenizer beside the model, and ConfigError for a classifier.
@@ -32,7 +32,7 @@ def load_model(path: Path, which: str, device: str, warn: Callable[[str], None])
     return loaded
 
 
-def load_classifier(path: Path, which: str, device: str,
+def load_classifier(path: str | Path, which: str, device: str,
                     warn: Callable[[str], None]) -> tuple[SequenceClassifier, Tokenizer]:
     """As `load_model`, of a classifier. Raises ConfigError for a model that is none."""
     loaded = load_any(path, which, device, warn)
@@ -42,18 +42,19 @@ def load_classifier(path: Path, which: str, device: str,
     return loaded.model, loaded.tokenizer
 
 
-def load_any(path: Path, which: str, device: str, warn: Callable[[str], None]) -> Loaded:
+def load_any(path_or_name: str | Path, which: str, device: str, warn: Callable[[str], None]) -> Loaded:
     """A model of either kind."""
+    path = Path(path_or_name)
     if run := run_of(path):
         raise TrainingError(f"{path} is a checkpoint: use {run} --checkpoint {step_of(path.resolve())}")
     if is_gguf(path):
         return _load_gguf(path, device)
-    if (path / "config.toml").exists() or not (is_model(path) or ("/" in str(path) and not path.exists())):
+    if (path / "config.toml").exists() or (path.exists() and not is_model(path)):
         model, tokenizer, _ = load_run(path, which, device, warn)
         folder = tokenizer_folder(path)
         merge_lora(model)
         return _loaded(model, tokenizer, folder)
-    folder    = find_folder(str(path))
+    folder    = find_folder(path_or_name)
     tokenizer = load_tokenizer(folder)
     kind      = SequenceClassifier if is_classifier(folder) else GPT
     return _loaded(kind.from_pretrained(folder, device), tokenizer, folder)

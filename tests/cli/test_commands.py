@@ -219,7 +219,7 @@ def test_a_run_whose_checkpoints_do_not_fit_is_refused(folder, capsys):
 
 
 def test_bad_input_to_sample(folder, capsys):
-    refused(capsys, 1, "absent is not a run's folder: there is no such folder", "sample", "absent")
+    refused(capsys, 1, "absent is no folder here", "sample", "absent")
     refused(capsys, 2, "RUN|run", "sample")
     assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "run"]) == 0
     refused(capsys, 1, "no checkpoint '7'", "sample", "run", "--checkpoint", "7")

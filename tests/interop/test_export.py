@@ -1,11 +1,7 @@
-"""Model folders written, names of the hub fetched, and the commands that read and write models."""
+"""Model folders written, and the commands that read and write models."""
 
 import json
 import shutil
-import subprocess
-import sys
-import types
-from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +11,6 @@ from commands import said_by
 from model_folders import (
     gpt2_arrays,
     random_model,
-    refused,
     write_folder,
     write_shards,
     write_tensors,
@@ -134,51 +129,6 @@ def test_dropout_is_told_and_read_again(options, said, tmp_path):
     assert (back.dropout, back.attention_dropout) == (0.0 if options else 0.2, 0.3)     # a Llama has but one
 
 
-# By name
-
-def test_a_name_is_fetched(tmp_path, monkeypatch):
-    asked  = []
-    folder = write_folder(tmp_path / "cache" / "models--a--b" / "snapshots" / "0f")
-    blobs  = folder.parent.parent / "blobs"
-    blobs.mkdir()
-    (folder / "model.safetensors").rename(blobs / "77")
-    (folder / "model.safetensors").symlink_to("../../blobs/77")
-
-    def snapshot_download(repo_id, allow_patterns):
-        asked.append((repo_id, allow_patterns))
-        if repo_id == "a/absent":
-            raise ConnectionError("404: no such thing\nand a page of HTML")
-        if repo_id == "a/silent":
-            raise TimeoutError
-        return str(folder)
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub",
-                        types.SimpleNamespace(snapshot_download=snapshot_download))
-    assert npgpt.GPT.from_pretrained("a/b.c-d_e").config.n_layer == 2
-    assert npgpt.GPT.from_pretrained("gpt2").config.n_layer == 2
-    assert [name for name, _ in asked] == ["a/b.c-d_e", "gpt2"]
-    read = {"config.json", "model.safetensors", "model.safetensors.index.json", "chat_template.jinja",
-            "model-00001-of-00002.safetensors", "generation_config.json", "tokenizer.json", "vocab.json",
-            "merges.txt", "tokenizer_config.json", "special_tokens_map.json"}
-    others = {"pytorch_model.bin", "modeling.py", "README.md", "onnx/model.onnx"}
-    assert {file for file in read | others for pattern in asked[0][1] if fnmatch(file, pattern)} == read
-    refused(load("a/absent"), "a/absent", "404: no such thing")
-    refused(load("a/silent"), "a/silent is no folder", "TimeoutError")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
-    count = len(asked)
-    for path in ("runs/absent", "../x", "/a/b", "a/b/c", "a b", "-a/b", "a..b", "cache/x", Path("a/b")):
-        refused(load(path), "is no folder")
-    assert len(asked) == count
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refused(load("a/b"), "a/b is no folder", "pip install 'npgpt[hub]'")
-
-
-def test_the_hub_is_only_imported_when_it_is_needed():
-    code = "import npgpt, sys; assert 'huggingface_hub' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 # Commands
 
 @pytest.fixture
@@ -246,7 +196,7 @@ def test_what_is_wrong_is_told_in_one_line(run, capsys):
     assert "no checkpoint '7'" in said_by(capsys, 1, "export", "run", "--out-dir", "o", "--checkpoint", "7")
     assert "dtype must be" in said_by(capsys, 1, "export", "run", "--out-dir", "o", "--dtype", "int4")
     assert "max_shard_size" in said_by(capsys, 1, "export", "run", "--out-dir", "o", "--max-shard-size", "x")
-    assert "absent is not a run's folder" in said_by(capsys, 1, "export", "absent", "--out-dir", "o")
+    assert "absent is no folder here" in said_by(capsys, 1, "export", "absent", "--out-dir", "o")
     assert "absent is no folder" in said_by(capsys, 1, "sample", run.parent / "absent")
     assert main(["export", "run", "--out-dir", "out"]) == 0
     assert "already holds a config.json" in said_by(capsys, 1, "export", "run", "--out-dir", "out")

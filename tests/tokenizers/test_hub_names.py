@@ -62,10 +62,11 @@ def test_a_name_is_fetched_without_weights(hub, theirs, monkeypatch):
     assert [name for name, _ in hub] == ["gpt2", "a/b.c-d_e"]
     all_files = {*READ, *huggingface.FETCHED, "model-00001-of-00002.safetensors", "pytorch_model.bin"}
     assert {file for file in all_files for pattern in hub[0][1] if fnmatch(file, pattern)} == READ
-    refused("absent", "absent is no folder, and it cannot be fetched as a tokenizer of that name: 404: no")
+    refused("absent", "absent is no folder here, and a tokenizer of that name cannot be fetched from Hugging "
+                      "Face's hub: 404: no")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refused("gpt2", "gpt2 is no folder, and fetching a tokenizer by name takes huggingface_hub: "
-                    "pip install 'npgpt[hub]', or give the folder of a tokenizer")
+    refused("gpt2", "gpt2 is no folder here, and fetching a tokenizer of that name from Hugging Face's hub "
+                    "takes huggingface_hub: pip install 'npgpt[hub]'")
 
 
 def test_a_folder_a_file_and_what_is_meant_as_a_path_are_not_looked_for_there(hub, theirs):

@@ -54,7 +54,7 @@ def _texts(options: Options, loaded: Loaded, records: Sequence[str], console: Co
     elif options.data:
         data = documents.read(options.data, tokenizer, options.limit)
     else:
-        data = _own_documents(options.model, loaded)
+        data = _own_documents(Path(options.model), loaded)
     kept   = documents.limited(data.tokens, options.limit, prefix is not None)
     with progress_bar("tokens scored") as progress:
         result = language_modelling.measure(
@@ -69,7 +69,7 @@ def _texts(options: Options, loaded: Loaded, records: Sequence[str], console: Co
         write_lines(options.surprisal, _surprisal_rows(
             kept, [np.arange(len(ids)) >= len(ids) - len(nats) for ids, nats in
                    zip(kept, result.surprisals, strict=True)], result.surprisals, tokenizer))
-    write_out(options, loaded.model, {"source": options.data or options.model / "data" / "val.bin",
+    write_out(options, loaded.model, {"source": options.data or Path(options.model) / "data" / "val.bin",
                                       "kind": data.kind, "sha256": data.sha256},
               numbers, result.intervals, protocol)
 

@@ -31,7 +31,7 @@ class Options:
     (accuracy), writes what others wrote (exact match, F1, BLEU, chrF, ROUGE) or knows a text's class
     (accuracy, precision, recall, F1), each number with its 95 % interval by bootstrap."""
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """The folder of a run or of a model in Hugging Face's layout, the name of one on its hub, or a GGUF
     file."""
     data: str = ""
@@ -105,6 +105,6 @@ def check(options: Options) -> None:
     for (one, path), (other, same) in combinations(options.files.items(), 2):
         if path.resolve() == same.resolve():
             raise ConfigError(f"{one} and {other} are both {path}: give two files")
-    if not (options.data or (options.model / "config.toml").exists() or run_of(options.model)):
+    if not (options.data or (Path(options.model) / "config.toml").exists() or run_of(Path(options.model))):
         raise ConfigError(f"{options.model} is not a run's folder, so it has no validation tokens of its "
                           "own: say by --data what to evaluate on")
