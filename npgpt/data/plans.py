@@ -19,7 +19,7 @@ from npgpt.data.reading import MAX_CHARACTERS
 from npgpt.data.shards import FORMATS, check_format
 from npgpt.errors import ConfigError, DataError
 from npgpt.files import atomic_write, make_folder, sweep
-from npgpt.tokenizers.files import FILES
+from npgpt.tokenizers.files import files_of
 
 
 @dataclass(frozen=True)
@@ -222,11 +222,10 @@ def _finished(out_dir: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def tokenizer_hash(path: Path) -> str:
-    """SHA-256 of the names and contents of a tokenizer's files in a folder, or of a file alone; of nothing
-    beside them, such as a model. Raises DataError."""
-    files = [path] if path.is_file() else [path / name for name in sorted(FILES) if (path / name).is_file()]
+    """SHA-256 of the names and contents of a tokenizer's files, and of nothing beside them, such as a model.
+    Raises DataError."""
     return _hash(b"".join(f"{file.name}\t{_hash(_read(file, 'the file'))}\n".encode(errors="surrogateescape")
-                          for file in files))
+                          for file in files_of(path)))
 
 
 def _compare(out_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

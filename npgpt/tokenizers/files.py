@@ -50,6 +50,13 @@ def find_tokenizer(path_or_name: str | Path) -> Path:
     return Path(path_or_name)
 
 
+def files_of(path: Path) -> list[Path]:
+    """What a tokenizer is read from that has this folder or file: GPT-2's vocab.bpe has its ids beside it."""
+    if path.is_file():
+        return [*[path.with_name(GPT2_FILES[0][0])] * (path.name == GPT2_FILES[0][1]), path]
+    return [path / name for name in sorted(FILES) if (path / name).is_file()]
+
+
 def load_tokenizer(path: str | Path, pattern: str | None = None,
                    special_tokens: Mapping[str, int] | None = None) -> Tokenizer:
     """The tokenizer that npgpt saved in a folder, or others (see foreign.py): GPT-2's files, a tokenizer.json

@@ -271,6 +271,27 @@ def test_other_tokenizers(tmp_path, texts):
         preparing.run(tmp_path / "texts", tmp_path / "own", tokenizer=str(tmp_path / "saved"))
 
 
+def test_of_gpt2s_two_files_either_makes_another_tokenizer(tmp_path, texts):
+    BPETokenizer([(n, 255) for n in range(9)], ("<|endoftext|>",)).save(tmp_path)
+    merges, ids = tmp_path / "vocab.bpe", tmp_path / "encoder.json"
+    (tmp_path / "merges.txt").rename(merges)
+    (tmp_path / "vocab.json").rename(ids)
+
+    def run():
+        return preparing.run(tmp_path / "texts", tmp_path / "out", tokenizer=str(merges))
+
+    made = run()
+    (tmp_path / "tokenizer.json").write_text("is read where the folder is named")
+    assert run() == made
+    for file, change in ((ids, lambda data: data + b"\n"),
+                         (merges, lambda data: data.rsplit(b"\n", 2)[0] + b"\n")):
+        before = file.read_bytes()
+        file.write_bytes(change(before))
+        with pytest.raises(DataError, match="another preparation: its tokenizer is"):
+            run()
+        file.write_bytes(before)
+
+
 def test_ids_of_a_large_vocabulary_have_four_bytes_from_the_text_to_the_shard(tmp_path, texts):
     stays, _ = texts
     BPETokenizer((), {"<|endoftext|>": 70_000}).save(tmp_path / "large")
