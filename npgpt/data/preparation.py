@@ -46,10 +46,10 @@ from npgpt.data.plans import PrepareConfig, make_plan, open_work, tokenizer_hash
 from npgpt.data.prepared import KIND
 from npgpt.data.reading import READING_RULES, cut_into_parts, find_files
 from npgpt.data.shards import check_format, id_type
-from npgpt.errors import DataError, TokenizerError
+from npgpt.errors import DataError
 from npgpt.files import atomic_write
 from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
-from npgpt.tokenizers.files import Tokenizer, find_tokenizer
+from npgpt.tokenizers.files import Tokenizer, load_setting
 from npgpt.workers import each
 
 NOTES = ("byte_order_mark", "crlf", "cut", "invalid_utf8_replaced", "repaired", "newlines_changed",
@@ -88,11 +88,8 @@ def _given_tokenizer(config: PrepareConfig) -> Path | None:
     """
     if config.tokenizer in ("bpe", "character"):
         return None
-    try:
-        given = find_tokenizer(config.tokenizer)
-        check_format(config.format, load_tokenizer(given).vocab_size)
-    except TokenizerError as error:
-        raise TokenizerError(f"tokenizer is neither bpe nor character, and {error}") from error
+    given, tokenizer = load_setting(config.tokenizer)
+    check_format(config.format, tokenizer.vocab_size)
     return given
 
 

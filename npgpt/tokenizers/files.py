@@ -79,6 +79,15 @@ def load_tokenizer(path: str | Path, pattern: str | None = None,
     raise refused(path / CONFIG, f"its tokenizer is of the unknown kind {shown(kind)}")
 
 
+def load_setting(tokenizer: str) -> tuple[Path, Tokenizer]:
+    """The tokenizer that a setting of that name asks for where it names no kind to be made, and its place."""
+    try:
+        found = find_tokenizer(tokenizer)
+        return found, load_tokenizer(found)
+    except TokenizerError as error:
+        raise TokenizerError(f"tokenizer is neither bpe nor character, and {error}") from error
+
+
 def assemble_tokenizer(path: Path, tokens: Mapping[str, int], special_tokens: Mapping[str, int],
                        merges: Iterable[tuple[str, str]], pattern: str, prefix_token: str | None = None,
                        added_tokens: Mapping[str, int] | None = None) -> Tokenizer:

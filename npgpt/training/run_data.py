@@ -15,13 +15,13 @@ from npgpt.data.packing import pack
 from npgpt.data.prepared import is_prepared, open_prepared
 from npgpt.data.records import Dialogue, Labelled, Record, Text, read_records, texts_of
 from npgpt.data.shards import check_uncut, write_shard
-from npgpt.errors import ConfigError, DataError, TokenizerError
+from npgpt.errors import ConfigError, DataError
 from npgpt.generation.chat import chat_template, transcript
 from npgpt.interop.classifiers import Labels
 from npgpt.interop.huggingface_writing import write_model, write_tokenizer
 from npgpt.models import SequenceClassifier
 from npgpt.tokenizers import BPETokenizer, CharacterTokenizer, load_tokenizer
-from npgpt.tokenizers.files import Tokenizer
+from npgpt.tokenizers.files import Tokenizer, load_setting
 from npgpt.training.config import TrainConfig
 from npgpt.training.finetuning import BASE, LONGEST, FinetuneConfig, Loaded, finetuned_model
 
@@ -160,10 +160,7 @@ def _tokenizer(config: Config, start: Loaded | None, documents: list[str], train
         return CharacterTokenizer.train(documents)          # of all the text: a character must not be unknown
     if config.tokenizer == "bpe":
         return BPETokenizer.train(train, config.vocab_size)
-    try:
-        return load_tokenizer(config.tokenizer)
-    except TokenizerError as error:
-        raise TokenizerError(f"tokenizer is neither bpe nor character, and {error}") from error
+    return load_setting(config.tokenizer)[1]
 
 
 def _name(config: Config) -> str:
