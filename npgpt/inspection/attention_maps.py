@@ -15,27 +15,33 @@ import numpy as np
 
 from npgpt.errors import ConfigError
 from npgpt.inspection.residual_stream import ResidualStream
-from npgpt.layers import Checkpointed, ParallelPostNormBlock, PostNormBlock, SelfAttention
+from npgpt.layers import Checkpointed, SelfAttention
 from npgpt.layers.attention import split_heads
+from npgpt.layers.block import Block, ParallelBlock, ParallelPostNormBlock, PostNormBlock
 from npgpt.models import GPT
 from npgpt.ops.attention import attention_scores
 from npgpt.ops.rotary import rotary_forward
 from npgpt.ops.softmax import softmax_forward
 from npgpt.tensor import to_numpy
 
+NORM_FIRST, NORM_LAST = Block | ParallelBlock, PostNormBlock | ParallelPostNormBlock
+
 
 def attention_maps(model: GPT, stream: ResidualStream) -> Iterator[np.ndarray]:
     """P of one layer after the other: (B, H, T, T) each, rows that sum to 1, 0 above the diagonal
 
-    Raises ConfigError for attention of another class than SelfAttention, of which it could not tell.
+    Raises ConfigError for a block or attention of another class than npgpt's own, of which it could not tell.
     """
     blocks = [block.layer if isinstance(block, Checkpointed) else block for block in model.h]
     for n, block in enumerate(blocks):
+        if not isinstance(block, NORM_FIRST | NORM_LAST):
+            raise ConfigError(f"h.{n} is a {type(block).__name__}, and what attention reads in it is not "
+                              "known: put the block itself in its place")
         if getattr(type(block.attn), "forward", None) is not SelfAttention.forward:
             raise ConfigError(f"h.{n}.attn is a {type(block.attn).__name__}, and may look elsewhere than the "
                               "SelfAttention that maps are made of: have it tell its own")
     for block, x in zip(blocks, stream.states[:-1], strict=True):
-        if not isinstance(block, PostNormBlock | ParallelPostNormBlock):      # those give attention x itself
+        if isinstance(block, NORM_FIRST):                                     # the others give it x itself
             x, _ = block.ln_1.forward(x)
         yield to_numpy(_probabilities(block.attn, x, stream.rotation))
 

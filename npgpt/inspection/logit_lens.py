@@ -12,12 +12,12 @@ Surprisal is what the last layer says of the token that really came:  s = −log
 of probability 1/2 costs one, of 1/1024 ten. The first token follows nothing and has none.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from npgpt.errors import CheckpointError
-from npgpt.inspection.residual_stream import ResidualStream
+from npgpt.inspection.residual_stream import ResidualStream, checked_tokens
 from npgpt.models import GPT
 from npgpt.tensor import to_numpy
 
@@ -43,11 +43,12 @@ class LogitLens(NamedTuple):
         return self.bits[-1, :-1]
 
 
-def logit_lens(model: GPT, stream: ResidualStream, tokens: np.ndarray, best: int = 5) -> LogitLens:
+def logit_lens(model: GPT, stream: ResidualStream, tokens: Any, best: int = 5) -> LogitLens:
     """tokens: (T,), the text of which `stream` is.  best: K, at most the vocabulary.
 
-    Raises CheckpointError where the model gives no finite number.
+    Raises CheckpointError where the model gives no finite number, DataError as `residual_stream`.
     """
+    tokens = checked_tokens(model, tokens, 1)
     best  = min(best, model.config.vocab_size)
     guess = _layer(model, stream.states[-1][:, -1:], tokens[-1:], 1)[0][0]
     following = np.concatenate([tokens[1:], guess])                           # (T,)

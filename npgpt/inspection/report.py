@@ -8,7 +8,7 @@ import numpy as np
 from npgpt.errors import DataError, TokenizerError
 from npgpt.inspection.attention_maps import attention_maps
 from npgpt.inspection.logit_lens import LogitLens, logit_lens
-from npgpt.inspection.residual_stream import check_tokens, residual_stream
+from npgpt.inspection.residual_stream import checked_tokens, residual_stream
 from npgpt.inspection.saliency import Progress, Saliency, saliency
 from npgpt.inspection.token_names import characters_cut, token_name
 from npgpt.models import GPT
@@ -62,9 +62,8 @@ def make_report(name: str, model: GPT, tokenizer: Tokenizer, tokens: Sequence[in
 
     Raises DataError for a text that is empty or too long, or a target that is none of it.
     """
-    array = np.array(tokens, np.int64)
+    array = checked_tokens(model, tokens, 1)
     T     = len(array)
-    check_tokens(model, array[None])
     if T > MOST_TOKENS:
         raise DataError(f"the text has {T:,} tokens, and at most {MOST_TOKENS} can be shown: shorten it")
     if not 1 <= target <= T:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npgpt.errors import DataError
-from npgpt.inspection.residual_stream import check_tokens
+from npgpt.inspection.residual_stream import checked_tokens
 from npgpt.models import GPT
 from npgpt.ops.softcap import softcap_backward
 from npgpt.ops.softmax import softmax_forward
@@ -42,14 +42,14 @@ class Saliency(NamedTuple):
     contribution: np.ndarray
 
 
-def saliency(model: GPT, tokens: np.ndarray, targets: Sequence[tuple[int, int]],
+def saliency(model: GPT, tokens: Any, targets: Sequence[tuple[int, int]],
              progress: Progress | None = None) -> Saliency:
     """tokens: (T,)  targets: N pairs of a position 1 … T and the token asked about there; T is what follows.
 
     The model's gradients stay as they are. Raises DataError for a text as `residual_stream` does, or for a
     position or a token out of range.
     """
-    check_tokens(model, tokens[None])
+    tokens = checked_tokens(model, tokens, 1)
     T, V = len(tokens), model.config.vocab_size
     for position, token in targets:
         if not 1 <= position <= T:

@@ -15,7 +15,7 @@ from npgpt.inspection.attention_maps import attention_maps
 from npgpt.inspection.logit_lens import logit_lens
 from npgpt.inspection.residual_stream import residual_stream
 from npgpt.inspection.saliency import TOKENS_AT_ONCE, saliency
-from npgpt.layers import SelfAttention
+from npgpt.layers import Module, SelfAttention
 
 TOKENS  = np.array([3, 0, 7, 3, 10, 1, 4])
 OPTIONS = [{}, *gpt_options.ALONE, *gpt_options.together(12)]
@@ -185,6 +185,39 @@ def test_maps_of_attention_that_may_look_elsewhere_are_refused():
     model.h[1].attn.__class__ = Windowed
     with pytest.raises(ConfigError, match="h.1.attn is a Windowed, and may look elsewhere"):
         list(attention_maps(model, stream))
+
+
+def test_maps_of_a_wrapped_block_are_refused_and_a_stream_goes_through_it():
+    class Tap(Module):
+        def __init__(self, block):
+            self.block = block
+
+        def forward(self, x, key=None, **context):
+            return self.block.forward(x, key, **context)
+
+    model   = build({})
+    states  = residual_stream(model, TOKENS[None]).states
+    model.h[1] = Tap(model.h[1])
+    stream  = residual_stream(model, TOKENS[None])
+    np.testing.assert_array_equal(np.stack(stream.states), np.stack(states))
+    with pytest.raises(ConfigError, match="h.1 is a Tap, and what attention reads in it is not known"):
+        list(attention_maps(model, stream))
+
+
+def test_a_list_of_tokens_will_do():
+    model, tokens = build({}), TOKENS.tolist()
+    stream = residual_stream(model, [tokens])
+    for one, other in ((stream.states, residual_stream(model, TOKENS[None]).states),
+                       (logit_lens(model, stream, tokens), logit_lens(model, stream, TOKENS)),
+                       (saliency(model, tokens, [(2, 1)]), saliency(model, TOKENS, [(2, 1)]))):
+        for part, same in zip(one, other, strict=True):
+            np.testing.assert_array_equal(part, same)
+    for look, fine, shape in ((residual_stream, [tokens], r"\(B, T\)"),
+                              (lambda *of: saliency(*of, [(1, 0)]), tokens, r"\(T,\)"),
+                              (lambda model, tokens: logit_lens(model, stream, tokens), tokens, r"\(T,\)")):
+        for wrong in (np.array(fine) + 0.5, [fine]):
+            with pytest.raises(DataError, match=f"tokens must be integers of shape {shape}, not "):
+                look(model, wrong)
 
 
 def test_bad_texts_targets_and_weights_are_one_sentence():
