@@ -187,7 +187,10 @@ def _tokenizer(path: Path, entries: dict[str, Any]) -> GGUFTokenizer:
         if entry(name) is not None and entry(name) not in range(len(entry("tokens"))):
             raise refused(path, f"its {name} is {shown(entry(name))}, which is none of its tokens")
     kinds   = entry("token_type", [])
-    tokens  = {token: id for id, token in enumerate(entry("tokens"))}
+    tokens: dict[str, int] = {}
+    for id, token in enumerate(entry("tokens")):
+        if tokens.setdefault(token, id) != id:              # which llama.cpp refuses, too
+            raise refused(path, f"the token {shown(token)} has two ids, {tokens[token]} and {id}")
     special, added = ({token: id for token, id in tokens.items() if id < len(kinds) and kinds[id] == kind}
                       for kind in (SPECIAL, ADDED))
     merges  = [(left, right) for left, _, right in (merge.partition(" ") for merge in entry("merges", []))]

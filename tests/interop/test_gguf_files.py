@@ -211,6 +211,7 @@ def without(name):
     (weights(True), {"tokenizer.ggml.pre": ["smollm"]}, "tokenizer.ggml.pre is ['smollm'], which is no text"),
     (weights(True), {"tokenizer.chat_template": 7}, "tokenizer.chat_template is 7, which is no text"),
     (weights(True), {"tokenizer.ggml.tokens": 7}, "ggml.tokens is 7, which is no list of texts"),
+    (weights(True), {"tokenizer.ggml.tokens": [*TOKENS[:-1], "he"]}, "the token 'he' has two ids, "),
     (weights(True), {"tokenizer.ggml.merges": [7]}, "ggml.merges is [7], which is no list of texts"),
     (weights(True), {"tokenizer.ggml.token_type": 3}, "token_type is 3, which is no list of whole numbers"),
     (weights(True), {"tokenizer.ggml.eos_token_id": len(TOKENS)}, "none of its tokens"),
