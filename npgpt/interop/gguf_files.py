@@ -26,14 +26,14 @@ ENTRIES = {                 # of llama.cpp's Llama → of Hugging Face's
     "attention.key_length": "head_dim", "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
 }
-TENSORS = {
-    "token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight",
-    "output.weight": "lm_head.weight",
+TENSORS = {                 # Hugging Face's → llama.cpp's
+    "embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
 }
 LAYER_TENSORS = {
-    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }
 PATTERNS = {                # tokenizer.ggml.pre → how npgpt calls that way to split text
     "gpt-2": "gpt2", "smollm": "smollm", "llama-bpe": "llama3", "qwen2": "qwen2", "gpt-4o": "o200k",
@@ -91,20 +91,19 @@ def read_gguf(path: Path, make_config: Callable[..., C]) -> tuple[C, dict[str, A
     entries, found = _open(path)
     settings = _settings(path, entries, {tensor.name for tensor in found})
     config   = made(path, make_config, settings)
-    tensors  = {name: _Tensor(path, tensor.name, tensor) for tensor in found
-                for name in [_translated(tensor.name)]}
-    arranged = {}
+    left     = {tensor.name: _Tensor(path, tensor.name, tensor) for tensor in found}
+    tensors, arranged = {}, {}
     for place in llama_places(settings):
         for piece in place.pieces:
-            tensor = tensors.get(piece.name)
+            name   = _translated(piece.name)
+            tensor = left.pop(name, None)
             if tensor is None or tensor.shape != piece.shape:
-                raise refused(path, f"{piece.name} is missing" if tensor is None else
-                              f"{tensor.name} has shape {tensor.shape}, not {piece.shape} as its entries "
-                              "say")
+                raise refused(path, f"{name} is missing" if tensor is None else
+                              f"{name} has shape {tensor.shape}, not {piece.shape} as its entries say")
+            tensors[piece.name] = tensor
         arranged[place.name] = Assembled(place, tensors)
-    known = {piece.name for place in llama_places(settings) for piece in place.pieces}
-    for name in sorted(tensors.keys() - known):
-        raise refused(path, f"it has a tensor {shown(tensors[name].name)}, for which Llama has no place")
+    for name in sorted(left):
+        raise refused(path, f"it has a tensor {shown(name)}, for which Llama has no place")
     return config, arranged, _tokenizer(path, entries)
 
 
@@ -146,7 +145,9 @@ def _settings(path: Path, entries: dict[str, Any], tensors: Iterable[str]) -> di
               if f"llama.{entry}" in entries}
     theirs |= {"vocab_size": len(entries.get("tokenizer.ggml.tokens", [])),
                "tie_word_embeddings": "output.weight" not in tensors}
-    settings = llama_settings(Entries(path, theirs)) | {"rope_interleaved": True}
+    names  = {name: f"llama.{entry}" for entry, name in ENTRIES.items()}
+    names["vocab_size"] = "number of tokenizer.ggml.tokens"
+    settings = llama_settings(Entries(path, theirs, names=names)) | {"rope_interleaved": True}
     turned = entries.get("llama.rope.dimension_count", 0)
     if turned and turned != (settings["head_dim"] or settings["n_embd"] // settings["n_head"]):
         raise refused(path, f"it turns {shown(turned)} channels of each head, and npgpt turns whole "
@@ -167,13 +168,12 @@ def _rounded(value: Any) -> Any:
 
 
 def _translated(name: str) -> str:
-    """The name of a tensor in Hugging Face's layout; an unknown one stays."""
-    kind, _, rest = name.partition(".")
-    number, _, rest = rest.partition(".")
+    """What the file calls a tensor of Hugging Face's layout."""
+    if name in TENSORS:
+        return TENSORS[name]
+    _, number, rest = name.split(".", 2)
     part, _, end = rest.rpartition(".")
-    if kind == "blk" and part in LAYER_TENSORS:
-        return f"layers.{number}.{LAYER_TENSORS[part]}.{end}"
-    return TENSORS.get(name, name)
+    return f"blk.{number}.{LAYER_TENSORS[part]}.{end}"
 
 
 def _tokenizer(path: Path, entries: dict[str, Any]) -> GGUFTokenizer:
@@ -185,7 +185,8 @@ def _tokenizer(path: Path, entries: dict[str, Any]) -> GGUFTokenizer:
                             f"reads gpt2 with {', '.join(PATTERNS)}")
     for name in ("eos_token_id", "bos_token_id"):
         if entry(name) is not None and entry(name) not in range(len(entry("tokens"))):
-            raise refused(path, f"its {name} is {shown(entry(name))}, which is none of its tokens")
+            raise refused(path, f"its tokenizer.ggml.{name} is {shown(entry(name))}, which is none of its "
+                                "tokens")
     kinds   = entry("token_type", [])
     tokens: dict[str, int] = {}
     for id, token in enumerate(entry("tokens")):

@@ -188,7 +188,7 @@ def without(name):
 
 @pytest.mark.parametrize(("arrays", "changes", "words"), [
     (weights(True), {"architecture": "gemma"}, "its architecture is 'gemma'"),
-    (without("blk.1.ffn_up.weight"), {}, "layers.1.mlp.up_proj.weight is missing"),
+    (without("blk.1.ffn_up.weight"), {}, " blk.1.ffn_up.weight is missing"),
     (weights(True) | {"blk.0.attn_q.bias": np.ones(C, "f4")}, {}, "a tensor 'blk.0.attn_q.bias'"),
     (weights(True) | {"blk.0.attn_post_norm.weight": np.ones(C, "f4")}, {},
      "a tensor 'blk.0.attn_post_norm.weight'"),
@@ -205,7 +205,9 @@ def without(name):
     (weights(True), {"attention.head_count_kv": 3}, "n_head must be a multiple of n_kv_head"),
     (weights(True), {"expert_count": 8}, "llama.expert_count"),
     (weights(True), {"attention.sliding_window": 8}, "llama.attention.sliding_window"),
-    (weights(True), {"block_count": None}, "num_hidden_layers"),
+    (weights(True), {"block_count": None}, "it has no llama.block_count\n"),
+    (weights(True), {"rope.freq_base": -1.0}, "its llama.rope.freq_base is -1.0, which is no number"),
+    (weights(True), {"tokenizer.ggml.tokens": None}, "its number of tokenizer.ggml.tokens is 0"),
     (weights(True), {"tokenizer.ggml.model": "llama"}, "its tokenizer is 'llama', 'smollm'"),
     (weights(True), {"tokenizer.ggml.pre": "falcon"}, "its tokenizer is 'gpt2', 'falcon'"),
     (weights(True), {"tokenizer.ggml.pre": ["smollm"]}, "tokenizer.ggml.pre is ['smollm'], which is no text"),
@@ -215,7 +217,7 @@ def without(name):
     (weights(True), {"tokenizer.ggml.merges": [7]}, "ggml.merges is [7], which is no list of texts"),
     (weights(True), {"tokenizer.ggml.token_type": 3}, "token_type is 3, which is no list of whole numbers"),
     (weights(True), {"tokenizer.ggml.eos_token_id": len(TOKENS)}, "none of its tokens"),
-    (weights(True), {"tokenizer.ggml.bos_token_id": [0]}, "bos_token_id is [0], which is none of its tokens"),
+    (weights(True), {"tokenizer.ggml.bos_token_id": [0]}, "its tokenizer.ggml.bos_token_id is [0], which"),
 ])
 def test_what_npgpt_has_not_is_refused_by_name(tmp_path, capsys, arrays, changes, words):
     path = write(tmp_path / "model.gguf", arrays, **changes)
