@@ -11,7 +11,7 @@ from npgpt.errors import ConfigError
 from npgpt.ranges import check_range
 
 LEAST, MOST = 1e-30, 1e30       # what float32 can divide logits by
-MOST_ROWS = 10**9               # times a vocabulary, an array's bytes still are a number of 64 bits
+MOST_ROWS = 10**6               # of GPT-2's vocabulary, 200 GB of scores a step
 DEFAULT_NEW_TOKENS = 20         # where neither max_new_tokens nor max_length is given, as in transformers
 
 WHOLE = {"max_new_tokens": 0, "max_length": 1, "min_new_tokens": 0, "min_length": 0, "pad_token_id": 0,
