@@ -7,6 +7,7 @@ place of tokenizer/: the model it begins from, with its tokenizer. config.toml i
 without one is not a run yet.
 """
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -73,10 +74,10 @@ def create_run(path: Path, config: Config, note: Callable[[str], None], start: L
             write_config(path, write_data(path, config, note, start))
             return open_run(path)
         except OSError as error:
-            _remove(path)
+            _remove(path, config)
             raise TrainingError(f"cannot write the run's folder {path}: {error.strerror}") from error
         except BaseException:
-            _remove(path)
+            _remove(path, config)
             raise
 
 
@@ -155,6 +156,8 @@ def _take(path: Path) -> Path:
             except FileExistsError:
                 number += 1
                 path = path.with_name(f"{name}-{number}")
+            except FileNotFoundError:               # another process, refused, has just taken it away
+                make_folder(path.parent)
     except OSError as error:
         raise TrainingError(f"cannot use the run folder {path}: {error.strerror}") from error
 
@@ -172,10 +175,13 @@ def _clear(path: Path) -> None:
     sweep(path)
 
 
-def _remove(path: Path) -> None:
-    """Removes what create_run made."""
+def _remove(path: Path, config: Config) -> None:
+    """Removes what create_run and new_run_path made."""
     _clear(path)
     for name in ("config.toml", "lock"):
         (path / name).unlink(missing_ok=True)
     if not any(path.iterdir()):
         path.rmdir()
+        if config.out_dir is None:
+            with contextlib.suppress(OSError):      # there are other runs
+                path.parent.rmdir()

@@ -2,6 +2,8 @@
 
 import json
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import preparing
@@ -15,6 +17,7 @@ from npgpt.data.records import read_records, texts_of
 from npgpt.data.shards import write_shard
 from npgpt.errors import ConfigError, DataError, TrainingError
 from npgpt.tokenizers import BPETokenizer, load_tokenizer
+from npgpt.training import runs
 from npgpt.training.checkpoint import lock_run
 from npgpt.training.config import TrainConfig
 from npgpt.training.loop import sample_text
@@ -172,6 +175,30 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path):
     write_shard(run.path / "data" / "val.bin", [np.arange(9)], vocab_size=99)
     with pytest.raises(DataError, match="val.bin was made with a vocabulary of 99, but the tokenizer"):
         open_run(run.path)
+
+
+def test_a_refused_run_takes_along_the_folder_of_runs_where_there_is_no_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(**tiny.SETTINGS | {"data": str(tiny.write_text(tmp_path, 60))})
+    for others in ([], ["other"]):
+        for name in others:
+            (tmp_path / "runs" / name).mkdir(parents=True)
+        with pytest.raises(DataError, match="tokens"):
+            create_run(new_run_path(config, "quick"), config, print)
+        assert (tmp_path / "runs").exists() == bool(others)
+        assert [path.name for path in (tmp_path / "runs").glob("*")] == others
+    Path("mine").mkdir()                                    # and none that a user has named
+    config = replace(config, out_dir="mine/run")
+    with pytest.raises(DataError, match="tokens"):
+        create_run(new_run_path(config, "quick"), config, print)
+    assert Path("mine").is_dir() and not Path("mine/run").exists()
+
+
+def test_the_folder_of_runs_is_made_again_where_it_was_taken_away(tmp_path, monkeypatch):
+    made = [lambda folder: None, runs.make_folder]          # by another process that was refused, meanwhile
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "make_folder", lambda folder: made.pop(0)(folder))
+    assert str(new_run_path(TrainConfig(), "quick")) == "runs/quick"
 
 
 def test_a_new_run_takes_a_free_name_and_never_an_occupied_folder(tmp_path, monkeypatch):
