@@ -93,6 +93,6 @@ def _create(config: FinetuneConfig, console: Console) -> Path:
     if isinstance(start.model, SequenceClassifier):
         raise ConfigError(f"{config.model} is a classifier, and learns no further: begin from the model that "
                           "it was made of")
-    path = new_run_path(config, f"{Path(config.model).stem}-finetuned")
+    path = new_run_path(config, f"{Path(config.model).absolute().name.removesuffix('.gguf')}-finetuned")
     create_run(path, config, lambda text: console.print(text, markup=False), start)
     return path

@@ -85,6 +85,26 @@ def test_the_model_gives_its_run_a_name_and_a_file_its_settings(capsys):
         assert "batch_size = 3" in settings and "lora_rank = 1" in settings and 'model = "base"' in settings
 
 
+def test_a_number_in_a_models_name_is_no_ending_and_here_has_a_name_too(folder, monkeypatch):
+    monkeypatch.setattr("npgpt.cli.training.train", lambda run, monitor, **how: False)
+    Path("base-2.5").symlink_to("base")
+    assert finetune("base-2.5", "--data", "pairs.jsonl") == 130
+    assert Path("runs/base-2.5-finetuned/config.toml").exists()
+    monkeypatch.chdir("base")
+    assert finetune(".", "--data", "../pairs.jsonl") == 130
+    assert Path("runs/base-finetuned/config.toml").exists()
+
+
+def test_a_fine_tuning_that_is_stopped_says_how_it_goes_on(capsys, monkeypatch):
+    """And what rich would take for a colour is told as it is."""
+    monkeypatch.setattr("npgpt.cli.training.train", lambda run, monitor, **how: False)
+    Path("[red] pairs.jsonl").write_bytes(Path("pairs.jsonl").read_bytes())
+    assert finetune("base", "--data", "[red] pairs.jsonl", "--out-dir", "stopped") == 130
+    said = capsys.readouterr().out
+    assert said.startswith("[red] pairs.jsonl: 20 records")
+    assert said.endswith("go on with:  npgpt finetune --resume stopped\n")
+
+
 def test_wrong_ways_are_told_in_one_sentence(capsys):
     assert "no model is named" in refused(capsys, 2)
     assert "say by --data what is to be learned" in refused(capsys, 2, "base")

@@ -101,12 +101,27 @@ def test_mpiexec_trains_on_gpus(tmp_path, mpiexec):
     assert "npgpt: no device cuda:2: this machine has 2 CUDA devices" in done.stderr and done.returncode
     done = mpiexec(2, *command("cuda:1", "one for all"))
     assert done.stderr.count("share the GPUs out: use device cuda, not cuda:1") == 1 and done.returncode
+    assert not (tmp_path / "one for all").exists()
     done = mpiexec(2, *command("cuda", "run"))
     assert done.returncode == 0, done.stderr
     assert open_run(tmp_path / "run").config.device == "cuda"
     alone = tiny.new_run(tmp_path, "alone", workers=1, dtype="float64")
     assert tiny.train_quietly(alone)
     assert_same([trained(alone), trained(open_run(tmp_path / "run"))], "float64")
+
+
+def test_mpiexec_finetunes(tmp_path, mpiexec):
+    folder = tmp_path / "run"
+    base   = tiny.new_run(tmp_path, "base", max_iters=1, eval_iters=1, sample_tokens=0)
+    assert tiny.train_quietly(base)
+    command = ["npgpt", "finetune", base.path, "--data", tmp_path / "text.txt", "--max-iters", "2",
+               "--eval-iters", "1", "--sample-tokens", "0", "--out-dir", folder]
+    done = mpiexec(2, "cuda", *command, "--device", "cuda:1")
+    assert "share the GPUs out: use device cuda, not cuda:1" in done.stderr and not folder.exists()
+    done = mpiexec(2, *command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run: ") == done.stdout.count("next:  npgpt sample") == 1
+    assert list_checkpoints(folder)[0].name == "step-000002"
 
 
 @pytest.mark.parametrize("arguments, sentence", [
