@@ -1,5 +1,6 @@
 """npgpt evaluate in a folder with runs and texts: what its tests have in common."""
 
+import itertools
 import json
 import math
 import re
@@ -41,6 +42,18 @@ def refused(capsys, status, sentence, *arguments):
     said = capsys.readouterr()
     assert said.err.startswith("npgpt: ") and said.err.count("\n") == 1 and not said.out, said
     assert re.search(sentence, said.err), said.err
+
+
+def check_bootstrap_and_batch_size(monkeypatch, kind, *command):
+    """The intervals are those of so many resamples by this seed, and of what is to be scored no more than two
+    go at once through a layer or model of that kind."""
+    read, forward = [], kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, x, *inputs, **options:
+                        read.append(len(x)) or forward(self, x, *inputs, **options))
+    intervals = [evaluate(*command, "--batch-size", 2, "--seed", seed, "--resamples", resamples)["intervals"]
+                 for seed, resamples in ((0, 3), (1, 3), (0, 4))]
+    assert all(one != other for one, other in itertools.combinations(intervals, 2))
+    assert max(read) == 2
 
 
 def nats(model, tokens, start, n):

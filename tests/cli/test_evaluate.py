@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 from pathlib import Path
 
 import evaluating
@@ -11,6 +12,9 @@ import pytest
 from evaluating import evaluate, nats, refused
 
 import npgpt
+from npgpt import GPT, GPTConfig
+from npgpt.layers import Block
+from npgpt.tokenizers import load_tokenizer
 from npgpt.training.loading import load_model
 from npgpt.training.runs import open_run
 
@@ -26,7 +30,7 @@ def inside(folder, monkeypatch):
 
 
 def test_a_run_is_measured_on_its_own_validation_tokens(capsys):
-    result = evaluate("run", "--stride", 1, "--surprisal", "surprisal.jsonl")
+    result = evaluate("run", "--stride", 1, "--surprisal", "[red].jsonl")
     said   = capsys.readouterr().out
     model, tokenizer, *_ = load_model(Path("run"), "best", "cpu", print)
     val   = open_run(Path("run")).val.astype(int).tolist()
@@ -48,9 +52,10 @@ def test_a_run_is_measured_on_its_own_validation_tokens(capsys):
 
     for shown in (*(f" {number:,.4f} " for number in result["numbers"].values()),
                   f"{low:.4f} to {high:.4f}", "context 8, stride 1", "at least 7 before it",
-                  "is not scored", f"{len(val) - 1} tokens scored", "result: result.json"):
+                  "is not scored", f"{len(val) - 1} tokens scored", "result: result.json\n",
+                  "surprisals: [red].jsonl\n"):
         assert shown in said, shown
-    rows = [json.loads(line) for line in Path("surprisal.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in Path("[red].jsonl").read_text().splitlines()]
     assert [row["token"] for row in rows] == val[1:]
     assert [row["position"] for row in rows] == [*range(1, len(val))]
     assert "".join(row["text"] for row in rows) == tokenizer.decode(val[1:])
@@ -85,7 +90,7 @@ def test_a_run_and_its_export_are_one_model():
     assert run["data"]["sha256"] == hashlib.sha256(Path(text).read_bytes()).hexdigest()
 
 
-def test_limit_context_batch_size_and_seed():
+def test_limit_context_batch_size_and_seed(capsys):
     whole = evaluate("run")
     short = evaluate("run", "--limit", 21, "--context", 4, "--batch-size", 1,
                      "--surprisal", "surprisal.jsonl")
@@ -93,11 +98,35 @@ def test_limit_context_batch_size_and_seed():
         "tokens": 21, "bytes": 0, "context": 4, "stride": 2, "bootstrap_units": "stretches of 4 tokens",
         "bootstrap_number": 6}
     assert len(Path("surprisal.jsonl").read_text().splitlines()) == 21
-    again, other = evaluate("run"), evaluate("run", "--seed", 1)
+    again, other = evaluate("run"), evaluate("run", "--seed", 1, "--resamples", 5)
+    assert "5 resamples, seed 1" in capsys.readouterr().out
     assert again == whole
     assert other["numbers"] == whole["numbers"] and other["intervals"] != whole["intervals"]
     threes = evaluate("run", "--batch-size", 3)
     assert threes["numbers"]["loss"] == pytest.approx(whole["numbers"]["loss"], rel=1e-6)
+
+
+def test_a_long_context_is_read_only_where_it_is_asked_for():
+    GPT(GPTConfig(vocab_size=270, block_size=2050, n_layer=1, n_head=1, n_embd=2)).save_pretrained("long")
+    load_tokenizer("model").save("long")
+    assert evaluate("long", "--data", "texts/a.txt")["protocol"]["context"] == 2048
+    assert evaluate("long", "--data", "texts/a.txt", "--context", 2050)["protocol"]["context"] == 2050
+
+
+def test_a_text_follows_the_end_of_a_text_and_not_what_ends_an_answer():
+    shutil.copytree("model", "answers")
+    Path("answers/generation_config.json").write_text('{"eos_token_id": 65}')
+    assert load_model(Path("answers"), "best", "cpu", print).eos_token_ids == (65,)
+    protocol = evaluate("answers", "--data", "texts/a.txt")["protocol"]
+    assert protocol["first_token_follows"] == load_tokenizer("model").eos_token_id
+
+
+def test_bootstrap_and_batch_size(monkeypatch):
+    evaluating.check_bootstrap_and_batch_size(monkeypatch, Block, "run")
+    evaluating.write_records(*({"query": "to be", "choices": ["or not", "that", "is"], "gold": n % 3}
+                               for n in range(12)))
+    evaluating.check_bootstrap_and_batch_size(monkeypatch, Block, "run", "--task", "multiple-choice",
+                                              "--data", "records.jsonl")
 
 
 def test_a_single_unit_has_no_interval(capsys):
@@ -159,10 +188,32 @@ def test_multiple_choice(capsys):
     for shown in ("acc norm", "per character", "per byte", "2 questions, 5 endings", "lm-evaluation-harness",
                   f"{result['numbers']['acc']:.4f}", "bootstrap over 2 questions"):
         assert shown in said, shown
-    few = evaluate("run-bpe", "--task", "multiple-choice", "--data", "questions.jsonl", "--limit", 1,
-                   "--delimiter", "")
-    assert few["protocol"] | {"tokens": 0, "truncated": 0} == result["protocol"] | {
-        "questions": 1, "endings": 2, "delimiter": "", "bootstrap_number": 1, "tokens": 0, "truncated": 0}
+
+
+def test_options_of_multiple_choice():
+    texts   = [("to be", ("or", "question")), ("that is", ("the", "be"))]
+    data    = evaluating.write_records(*({"query": text, "choices": endings, "gold": 0}
+                                         for text, endings in texts))
+    command = ["run-bpe", "--task", "multiple-choice", "--data", data]
+    whole   = evaluate(*command)["protocol"]
+    few     = evaluate(*command, "--limit", 1, "--delimiter", "")["protocol"]
+    narrow  = evaluate(*command, "--context", 5)["protocol"]
+    encode  = load_model(Path("run-bpe"), "best", "cpu", print).tokenizer.encode_ordinary
+    sizes   = [len(encode("to be" + ending)) for ending in texts[0][1]]
+    assert few == whole | {
+        "questions": 1, "endings": 2, "delimiter": "", "bootstrap_number": 1,
+        "tokens": sum(sizes) - 2 * len(encode("to be")), "truncated": sum(size > 9 for size in sizes)}
+    assert narrow == whole | {"context": 5, "truncated": sum(
+        len(encode(f"{text} {ending}")) > 6 for text, endings in texts for ending in endings)} != whole
+
+
+def test_an_ending_without_a_context_follows_the_end_of_text():
+    model, tokenizer, *_ = load_model(Path("run-bpe"), "best", "cpu", print)
+    ids     = [[tokenizer.eos_token_id, *tokenizer.encode_ordinary(ending)] for ending in ("be", "or")]
+    scores  = [sum(nats(model, own, 0, n) for n in range(1, len(own))) for own in ids]
+    data    = evaluating.write_records({"query": "", "choices": ["be", "or"], "gold": int(np.argmin(scores))})
+    command = ["run-bpe", "--task", "multiple-choice", "--data", data, "--delimiter", ""]
+    assert evaluate(*command)["numbers"]["acc"] == 1
 
 
 @pytest.mark.parametrize(("sentence", "arguments"), [

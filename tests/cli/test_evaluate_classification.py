@@ -69,6 +69,7 @@ def test_classification(capsys, classifier):
     if given[0] == "odd":
         odds |= {"even": 1, "odd": math.e}
     assert rows[0]["probabilities"] == pytest.approx({k: x / sum(odds.values()) for k, x in odds.items()})
+    assert all(max(row["probabilities"], key=row["probabilities"].get) == row["predicted"] for row in rows)
     assert result["numbers"]["accuracy"] == sum(hits) / 5
     assert result["labels"] == ["even", "odd", "never"]
     pairs = [(label, own) for (_, label), own in zip(TEXTS, given, strict=True)]
@@ -86,6 +87,12 @@ def test_classification(capsys, classifier):
                   "bootstrap over 5 texts", "predictions: predictions.jsonl"):
         assert shown in said, shown
     assert classify(data, "--limit", 2)["protocol"]["texts"] == 2
+
+
+def test_bootstrap_and_batch_size(classifier, monkeypatch):
+    data = write_records(*({"text": text, "label": label} for text, label in 3 * TEXTS))
+    evaluating.check_bootstrap_and_batch_size(monkeypatch, Classifier, "classifier", "--task",
+                                              "classification", "--data", data)
 
 
 @pytest.mark.parametrize("count", [20, 21])

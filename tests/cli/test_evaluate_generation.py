@@ -11,6 +11,9 @@ import pytest
 import tiny
 from evaluating import evaluate, lines_of, nats, refused, write_records
 
+from npgpt import GPT
+from npgpt.layers import Block
+from npgpt.tokenizers import load_tokenizer
 from npgpt.training.loading import load_model
 
 
@@ -27,7 +30,6 @@ def inside(folder, monkeypatch):
 PAIRS = [{"prompt": "to", "completion": " be"}, {"prompt": "is", "completions": [" that", "é."]},
          {"prompt": "zzzz", "completion": " or"}]              # as many tokens as there is room for
 LONG  = {"prompt": "to be or not to be", "completion": " that is"}
-
 
 def test_generation(capsys):
     data   = write_records(*PAIRS, LONG,
@@ -79,9 +81,55 @@ def test_generation_by_beams_up_to_a_string(capsys):
     result = evaluate(*own, "--num-beams", 2, "--stop-strings", stop, "--limit", 1, "--use-stemmer")
     assert lines_of("predictions.jsonl")[0]["written"] == rows[0]["written"].partition(
         stop.replace("\\n", "\n"))[0]
+    if not result["protocol"]["missing_packages"]:
+        assert "use_stemmer:True" in " ".join(result["protocol"]["signatures"].values())
     assert result["protocol"]["stop_strings"] == [stop.replace("\\n", "\n")]
     assert result["protocol"]["prompts"] == result["protocol"]["records"] == 1
     assert result["settings"]["max_new_tokens"] is None and result["protocol"]["max_new_tokens"] == 4
+
+
+def saved(model, name):
+    model.save_pretrained(name)
+    load_tokenizer("model").save(name)
+    return name
+
+
+def test_beams_find_what_is_likelier():
+    fresh = saved(GPT(GPT.from_pretrained("model").config, seed=1), "fresh")
+    data  = write_records(*({"prompt": letter, "completion": "x"} for letter in "aeiounstq"))
+    written = []
+    for beams in 1, 8:
+        evaluate(fresh, "--task", "generation", "--data", data, "--predictions", "predictions.jsonl",
+                 "--num-beams", beams)
+        written.append([row["written"] for row in lines_of("predictions.jsonl")])
+    assert written[0] != written[1]
+
+
+def test_the_models_end_ends_a_text_and_stands_before_an_empty_prompt():
+    model = GPT.from_pretrained("model")
+    end   = load_tokenizer("model").eos_token_id
+    new   = model.generate([[end]], max_new_tokens=4, do_sample=False)[0, 1:]
+    data  = write_records({"prompt": "", "completion": "x"})
+    own   = ["--task", "generation", "--data", data, "--predictions", "predictions.jsonl"]
+    assert evaluate("model", *own)["protocol"]["unfinished"] == 1
+    assert lines_of("predictions.jsonl")[0]["written"] == load_tokenizer("model").decode(new)
+    model.wte.weight.data[end] *= 100
+    model.ln_f.weight.data[:]   = 0                            # whatever it reads, its end is the likeliest
+    model.ln_f.bias.data[:]     = model.wte.weight.data[end]
+    assert evaluate(saved(model, "ending"), *own)["protocol"]["unfinished"] == 0
+    assert [(row["written"], row["ended"]) for row in lines_of("predictions.jsonl")] == [("", True)]
+
+
+def test_bootstrap_and_batch_size(monkeypatch):
+    pairs = [{"prompt": letter, "completion": "x"} for letter in "abcdefghijkl"]
+    own   = ["run-bpe", "--data", "records.jsonl"]
+    write_records(*pairs)
+    evaluating.check_bootstrap_and_batch_size(monkeypatch, Block, *own)
+    evaluate(*own, "--task", "generation", "--predictions", "predictions.jsonl")
+    for pair, row in zip(pairs[::2], lines_of("predictions.jsonl")[::2], strict=True):
+        pair["completion"] = row["written"]                                    # every other one is right
+    write_records(*pairs)
+    evaluating.check_bootstrap_and_batch_size(monkeypatch, Block, *own, "--task", "generation")
 
 
 def test_generation_of_a_transcript_ends_with_its_turn(capsys):
@@ -170,9 +218,22 @@ def test_answers_alone_are_scored(capsys):
         assert shown in said, shown
     bits = [row["bits"] for row in lines_of("surprisal.jsonl")]
     assert bits == pytest.approx(np.array(alone) / math.log(2), rel=1e-4)
+    assert evaluate("run-bpe", "--data", data, "--limit", 1)["protocol"]["records"] == 1
+    narrow = evaluate("run-bpe", "--data", data, "--context", 4)["protocol"]
+    assert (narrow["context"], narrow["left_out"]["longer than the context"]) == (4, 2)
     refused(capsys, 1, "stride is of texts", "run-bpe", "--data", data, "--stride", "2")
     refused(capsys, 1, "has no token that ends a text", "run", "--data", data)
     refused(capsys, 1, "no answer to score", "run-bpe", "--data", write_records(LONG))
+
+
+def test_of_a_conversation_the_answer_alone_is_scored():
+    pytest.importorskip("jinja2")
+    tiny.train_quietly(tiny.new_run(Path(), "talker", tokenizer="bpe", vocab_size=270, block_size=32,
+                                    max_iters=1, val_fraction=0.3))
+    data = write_records({"messages": [{"role": "user", "content": "what is it?"},
+                                       {"role": "assistant", "content": "b"}]})
+    told = evaluate("talker", "--data", data)["protocol"]
+    assert (told["scored"], told["records"]) == ("answers", 1) and told["bytes"] < len("what is it?")
 
 
 def test_records_that_are_texts_are_documents():

@@ -6,7 +6,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from npgpt.cli.tasks.options import Options
@@ -58,7 +57,7 @@ def numbers_table(units: Mapping[str, str], numbers: Mapping[str, Any],
     for name, unit in units.items():
         number, interval = numbers[name], intervals[name]
         table.add_row(name.replace("_", " "), "–" if number is None else f"[bold]{number:,.4f}[/]",
-                      "–" if interval is None else f"{interval[0]:,.4f} to {interval[1]:,.4f}", escape(unit))
+                      "–" if interval is None else f"{interval[0]:,.4f} to {interval[1]:,.4f}", unit)
     return table
 
 

@@ -1,0 +1,50 @@
+"""Every command that takes a model takes the checkpoint and the device that are asked for."""
+
+import io
+import json
+import sys
+
+import pytest
+import tiny
+from commands import refused
+
+from npgpt.cli.main import main
+from npgpt.training.checkpoint import list_checkpoints
+
+COMMANDS = ["sample", "chat", "inspect --text to --out page.html", "export --out-dir exported",
+            "finetune --data pairs.jsonl --max-iters 1 --sample-tokens 0", "evaluate",
+            "evaluate --task multiple-choice --data questions.jsonl",
+            "evaluate --task generation --data pairs.jsonl",
+            "evaluate --task classification --data labels.jsonl"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """run: its latest checkpoint is damaged."""
+    folder = tmp_path_factory.mktemp("models")
+    run    = tiny.new_run(folder, tokenizer="bpe", vocab_size=260, max_iters=2, eval_interval=1, eval_iters=1)
+    tiny.train_quietly(run)
+    for name, row in {"pairs": {"prompt": "to", "completion": "be"}, "labels": {"text": "to", "label": "a"},
+                      "questions": {"query": "to", "choices": ["be", "or"], "gold": 0}}.items():
+        (folder / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * 20)
+    weights = list_checkpoints(run.path)[0] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_it_is_taken_or_refused(folder, command, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    name, *more = command.split()
+    refused(capsys, 1, "run has no checkpoint '7'", name, "run", *more, "--checkpoint", "7")
+    if name != "export":
+        refused(capsys, 1, "unknown device 'gpu'", name, "run", *more, "--checkpoint", "1", "--device", "gpu")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_that_another_checkpoint_is_taken_is_told(folder, command, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    name, *more = command.split()
+    main([name, "run", *more, "--checkpoint", "latest"])
+    assert "it is passed over for the one before" in " ".join(capsys.readouterr().err.split())
