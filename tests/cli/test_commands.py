@@ -120,13 +120,19 @@ def test_train_alone_is_the_preset_quick(folder, capsys, monkeypatch):
     assert runs[0].tokenizer.vocab_size == 1024 and len(runs[0].train) > 100_000
 
 
-def test_a_file_goes_over_the_preset_and_flags_over_the_file(folder, capsys):
+def test_a_file_goes_over_the_preset_and_flags_over_the_file(folder, monkeypatch):
     Path("mine.toml").write_text('data = "text.txt"\nn-layer = 1\nn_head = 1\n'
                                  'max_iters = 2\nsample_tokens = 0\n')
     assert main(["train", "--preset=shakespeare-char-cpu", "--config", "mine.toml", "--n_head", "2",
                  "--block-size", "8", "--out-dir", "here"]) == 0
     written = tomllib.loads(Path("here/config.toml").read_text())
     assert (written["n_layer"], written["n_head"], written["n_embd"]) == (1, 2, 128)
+    monkeypatch.setattr("npgpt.cli.training.train", lambda run, monitor, **how: False)
+    preset = ["--preset", "shakespeare-char-cpu"]
+    for name, flags in (("mine", []), ("mine-2", []), ("shakespeare-char-cpu", preset)):
+        assert main(["train", "--config", "mine.toml", *flags, "--vocab-size", "280", "--block-size", "8"]
+                    ) == 130
+        assert read_config(Path("runs") / name).max_iters == 2
 
 
 def test_bpe_and_python_docs_train_too(folder, capsys):
@@ -324,9 +330,11 @@ def test_what_an_encoding_cannot_show_is_a_question_mark(folder):
 
 def test_a_folder_with_a_space_in_its_name_is_quoted_where_it_is_to_be_typed(folder, capsys, monkeypatch):
     """And what rich would take for a colour is told as it is."""
-    assert main(["train", *tiny.FLAGS, "--out-dir", "my [red] run"]) == 0
+    Path("text.txt").rename("[red].txt")
+    assert main(["train", *tiny.FLAGS, "--data", "[red].txt", "--out-dir", "my [red] run"]) == 0
     said = capsys.readouterr().out
-    assert "run: my [red] run\n" in said and "next:  npgpt sample 'my [red] run' --prompt" in said
+    assert said.startswith("[red].txt: 1 document") and "run: my [red] run\n" in said
+    assert "next:  npgpt sample 'my [red] run' --prompt" in said
     monkeypatch.setattr("npgpt.cli.training.train", lambda run, monitor, **how: False)
     assert main(["train", "--resume", "my [red] run"]) == 130
     assert "go on with:  npgpt train --resume 'my [red] run'\n" in capsys.readouterr().out

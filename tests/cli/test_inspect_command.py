@@ -31,7 +31,7 @@ def data_of(path):
     return json.loads(re.search(r'id="data">(.*?)</script>', Path(path).read_text(encoding="utf-8"), re.S)[1])
 
 
-def test_a_run_is_looked_into(folder, capsys):
+def test_a_run_is_looked_into(folder, capsys, monkeypatch):
     assert main(["inspect", "run", "--text", "to be\\n", "--out", "page.html"]) == 0
     assert capsys.readouterr().out.endswith("page: page.html\n")
     data = data_of("page.html")
@@ -40,6 +40,9 @@ def test_a_run_is_looked_into(folder, capsys):
     assert data["attention"]["layers"] == [0, 1] and len(data["saliency"]["sensitivity_most"]) == 6
     assert main(["inspect", "run/", "--text", "to be", "--out", "PAGE.HTML", "--target", "2"]) == 0
     assert data_of("PAGE.HTML")["target"] == 2 and data_of("PAGE.HTML")["model"] == "run"
+    monkeypatch.chdir("run")
+    assert main(["inspect", ".", "--text", "to be", "--out", "page.html"]) == 0
+    assert data_of("page.html")["model"] == "run"
 
 
 def test_a_models_folder_is_looked_into_and_given_a_picture_of_one_target(folder, capsys, monkeypatch):

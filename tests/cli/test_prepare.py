@@ -1,5 +1,6 @@
 """`npgpt prepare` as a user types it: what it says, its exit status, one clear sentence for bad input."""
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import tiny
 
 from npgpt.cli.main import main
 from npgpt.data import reading
+from npgpt.data.plans import PrepareConfig
 from npgpt.training.checkpoint import list_checkpoints
 
 FLAGS = ["--vocab-size", "280", "--val-fraction", "0.25", "--workers", "1"]
@@ -33,14 +35,21 @@ def refused(capsys, status, sentence, *arguments):
 
 
 def test_prepare_then_train(folder, capsys):
-    assert main(["prepare", "texts", "--out-dir", "out", *FLAGS, "--max_characters", "2000"]) == 0
+    command = ["prepare", "texts", "--out-dir", "out", *FLAGS, "--max_characters", "2000", "--shard-tokens",
+               "1000"]
+    assert main(command) == 0
     said = capsys.readouterr().out
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    for side, title in (("train", "training"), ("val", "validation")):
+        own = manifest[side]
+        assert re.search(rf"{title} +{own['documents']} +{own['characters']:,} +{own['tokens']:,} +"
+                         rf"{len(own['shards'])} ", said) and len(own["shards"]) > 1
     assert re.search(r"near_duplicate +41 +40 +1 ", said)
     assert re.search(r"max_characters +44 +43 +1 +2,500", said)
     assert "byte order mark: 1 document\n" in said and "tokenizer: BPETokenizer, 280 tokens" in said
     assert re.search(r"MB in .* MB/s with 1 worker\n\nnext:  npgpt train --data out\n", said)
     assert "too few documents" not in said
-    assert main(["prepare", "texts", "--out-dir", "out", *FLAGS, "--max_characters", "2000"]) == 0
+    assert main(command) == 0
     assert "out was finished before" in capsys.readouterr().out
     assert main(["train", "--data", "out", *tiny.FLAGS, "--out-dir", "run", "--max-iters", "4"]) == 0
     assert "out, prepared: a tokenizer of 280 tokens" in capsys.readouterr().out
@@ -91,6 +100,25 @@ def test_duplicates_can_be_kept(folder, capsys):
     assert main(["prepare", "texts", "--out-dir", "out", *FLAGS, "--near-duplicates", "None",
                  "--no-exact-duplicates"]) == 0
     assert "_duplicate" not in capsys.readouterr().out
+
+
+def test_paths_are_read_in_the_order_in_which_they_are_given(folder):
+    paths = [Path("texts/b"), Path("texts/a/00.txt"), Path("texts/a/01.txt")]
+    assert main(["prepare", *map(str, paths), "--out-dir", "out", *FLAGS]) == 0
+    config = PrepareConfig(vocab_size=280, val_fraction=0.25)
+    preparing.prepare(paths, Path("library"), config, 1, lambda *_: None)
+    assert preparing.contents(Path("out")) == preparing.contents(Path("library"))
+
+
+def test_as_many_processes_work_as_are_asked_for_and_else_one_a_core(folder, capsys, monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr("npgpt.cli.prepare.physical_cores", lambda: 3)
+    monkeypatch.setattr("npgpt.cli.prepare.prepare", lambda paths, out_dir, settings, workers, progress:
+                        asked.append(workers) or preparing.prepare(paths, out_dir, settings, 1, progress))
+    for workers, flags in (("2", ["--workers", "2"]), ("3", [])):
+        assert main(["prepare", "texts/a/00.txt", "--out-dir", workers, "--vocab-size", "280", *flags]) == 0
+        assert f"MB/s with {workers} workers\n" in capsys.readouterr().out
+    assert asked == [2, 3]
 
 
 def test_interrupted_it_says_so_and_leaves_nothing_running(folder, capsys):
