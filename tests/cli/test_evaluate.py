@@ -152,6 +152,7 @@ def test_a_single_unit_has_no_interval(capsys):
     (1, "no folder nowhere", ["run", "--out", "nowhere/result.json"]),
     (1, "no regular file", ["run", "--surprisal", "texts"]),
     (1, "give two files", ["run", "--surprisal", "x", "--out", "./x"]),
+    (1, "out and data are both", ["run", "--out", "texts/a.txt", "--data", "texts/../texts/a.txt"]),
     (1, "has no checkpoint 'first'", ["run", "--checkpoint", "first"]),
     (2, "task", ["run", "--task", "cooking"]),
     (2, "did you mean --stride", ["run", "--strid", "2"])])

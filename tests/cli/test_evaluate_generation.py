@@ -166,6 +166,7 @@ def test_generation_without_the_packages(capsys, monkeypatch):
      ["--max-new-tokens", "7", "--data", "GOOD"]),
     ("stop_strings must not be empty", ["--stop-strings", "", "--data", "GOOD"]),
     ("out and predictions are both x", ["--out", "x", "--predictions", "./x", "--data", "GOOD"]),
+    ("predictions and data are both rec", ["--predictions", "./records.jsonl", "--data", "GOOD"]),
     ("no folder nowhere", ["--predictions", "nowhere/x", "--data", "GOOD"]),
     ("record 1 of texts.jsonl has no answer", ["--data", "texts.jsonl"]),
     ("texts/a.txt, line 1 is not JSON", ["--data", "texts/a.txt"]),

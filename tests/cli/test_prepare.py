@@ -48,7 +48,7 @@ def test_prepare_then_train(folder, capsys):
     assert re.search(r"max_characters +44 +43 +1 +2,500", said)
     assert "byte order mark: 1 document\n" in said and "tokenizer: BPETokenizer, 280 tokens" in said
     assert re.search(r"MB in .* MB/s with 1 worker\n\nnext:  npgpt train --data out\n", said)
-    assert "too few documents" not in said
+    assert "too few documents" not in said and "%" not in said                       # no bars: no terminal
     assert main(command) == 0
     assert "out was finished before" in capsys.readouterr().out
     assert main(["train", "--data", "out", *tiny.FLAGS, "--out-dir", "run", "--max-iters", "4"]) == 0

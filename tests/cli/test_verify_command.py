@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+import npgpt
 from npgpt.cli.main import main
 from npgpt.data import batches
 from npgpt.inspection.reference import read_reference, write_reference
@@ -65,7 +66,7 @@ def test_a_new_seed_is_normal_at_each_evaluation(folder, capsys):
     assert main(["verify", trained(folder)]) == 0
     said = capsys.readouterr()
     assert ("run: preset quick, evaluated up to step 100 of 100; beside it the seeds 1337, 1, 2, 3, 4, 5, "
-            in said.out)
+            f"trained by npgpt {npgpt.__version__}\n" in said.out)
     for line in (r"validation loss +0 +2\.\d{4} +2\.\d{4} ± 0\.\d{4} +[+-]\d\.\d +normal",
                  r"  +100 +\d\.\d{4} +\d\.\d{4} ± 0\.\d{4} +[+-]\d\.\d +normal",
                  r"training loss +50 +\d\.\d{4} ", r"gradient norm +50 +\d\.\d{3} +\d\.\d{3} ×÷ 1\.\d{3} "):

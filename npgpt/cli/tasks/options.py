@@ -102,7 +102,8 @@ def check(options: Options) -> None:
         raise ConfigError(f"say by --data {ASKED[options.task]}")
     for path in options.files.values():
         check_output(path)
-    for (one, path), (other, same) in combinations(options.files.items(), 2):
+    named = options.files | ({"data": Path(options.data)} if options.data else {})
+    for (one, path), (other, same) in combinations(named.items(), 2):
         if path.resolve() == same.resolve():
             raise ConfigError(f"{one} and {other} are both {path}: give two files")
     if not (options.data or (Path(options.model) / "config.toml").exists() or run_of(Path(options.model))):
