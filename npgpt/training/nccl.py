@@ -35,7 +35,9 @@ def own_device(ranks: Ranks, device: str) -> str:
         return check_device(device)
     if device != "cuda":
         raise ConfigError(f"mpiexec's processes share the GPUs out: use device cuda, not {device}")
-    return check_device(f"cuda:{ranks.number_on_machine()}")
+    own = check_device(f"cuda:{ranks.number_on_machine()}")
+    ranks.all_reduce(0)                                    # before all have one, none goes on to begin a run
+    return own
 
 
 class NCCLRanks(MPIRanks):

@@ -99,6 +99,7 @@ def test_mpiexec_trains_on_gpus(tmp_path, mpiexec):
 
     done = mpiexec(3, *command("cuda", "one too many"))
     assert "npgpt: no device cuda:2: this machine has 2 CUDA devices" in done.stderr and done.returncode
+    assert not (tmp_path / "one too many").exists()
     done = mpiexec(2, *command("cuda:1", "one for all"))
     assert done.stderr.count("share the GPUs out: use device cuda, not cuda:1") == 1 and done.returncode
     assert not (tmp_path / "one for all").exists()
