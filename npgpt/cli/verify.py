@@ -129,7 +129,7 @@ def _table(rows: list[Row], most: float) -> Table:
     colour = {"normal": "green", "high": "bold red", "low": "bold red"}
     for before, row in zip([None, *rows], rows, strict=False):
         first = before is None or before.quantity != row.quantity
-        if before is not None and first:
+        if first:
             table.add_section()
         if row.quantity == "grad_norm":
             numbers = f"{np.exp(row.yours):.3f}", f"{np.exp(row.mean):.3f} ×÷ {np.exp(row.spread):.3f}"
