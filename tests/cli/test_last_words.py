@@ -10,7 +10,10 @@ import tiny
 
 import npgpt
 from npgpt.cli.main import main
-from npgpt.training.runs import read_config
+from npgpt.inspection.metrics import read_metrics
+from npgpt.training.loading import load_run
+from npgpt.training.loop import sample_text
+from npgpt.training.runs import open_run, read_config
 
 TRAIN = ["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "run"]
 
@@ -32,6 +35,18 @@ def test_a_run_that_goes_on_for_longer_says_what_becomes_of_its_learning_rate(fo
     assert math.isclose(float(said[2]), config.learning_rate / 10, rel_tol=0.01)
     assert main(["train", "--resume", "run", "--max-iters", "61"]) == 0           # by less than 1 %
     assert "instead of" not in capsys.readouterr().out
+
+
+def test_loss_step_and_sample_are_of_the_best_checkpoint(folder, capsys):
+    assert main([*TRAIN, "--learning-rate", "3", "--eval-interval", "5"]) == 0           # it soon gets worse
+    said   = capsys.readouterr().out
+    curve  = read_metrics(Path("run"))["val_loss"]
+    loss   = min(curve.value)
+    step   = int(curve.step[list(curve.value).index(loss)])
+    best, latest = ("".join(sample_text(open_run(Path("run")), load_run(Path("run"), which, "cpu", print)[0],
+                                        256)) for which in ("best", "latest"))
+    assert f"loss {loss:.4f} nats a token (perplexity {math.exp(loss):.1f}) at step {step}\n" in said
+    assert f"it writes:\n\n{best}\n" in said and best != latest and step < 20
 
 
 @pytest.mark.parametrize("tokens", [0, 4])
