@@ -9,7 +9,6 @@ import tiny
 from commands import refused
 
 from npgpt.cli.main import main
-from npgpt.training.checkpoint import list_checkpoints
 
 COMMANDS = ["sample", "chat", "inspect --text to --out page.html", "export --out-dir exported",
             "finetune --data pairs.jsonl --max-iters 1 --sample-tokens 0", "evaluate",
@@ -20,15 +19,17 @@ COMMANDS = ["sample", "chat", "inspect --text to --out page.html", "export --out
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """run: its latest checkpoint is damaged."""
+    """run: its latest checkpoint is damaged.  worse: its best, which is another."""
     folder = tmp_path_factory.mktemp("models")
-    run    = tiny.new_run(folder, tokenizer="bpe", vocab_size=260, max_iters=2, eval_interval=1, eval_iters=1)
-    tiny.train_quietly(run)
+    for name, rate, damaged in (("run", 0.01, "step-000002"), ("worse", 30.0, "step-000000")):
+        run = tiny.new_run(folder, name, tokenizer="bpe", vocab_size=260, max_iters=2, eval_interval=1,
+                           warmup_iters=0, learning_rate=rate)
+        tiny.train_quietly(run)
+        weights = run.path / "checkpoints" / damaged / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     for name, row in {"pairs": {"prompt": "to", "completion": "be"}, "labels": {"text": "to", "label": "a"},
                       "questions": {"query": "to", "choices": ["be", "or"], "gold": 0}}.items():
         (folder / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * 20)
-    weights = list_checkpoints(run.path)[0] / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     return folder
 
 
@@ -48,3 +49,5 @@ def test_that_another_checkpoint_is_taken_is_told(folder, command, capsys, monke
     name, *more = command.split()
     main([name, "run", *more, "--checkpoint", "latest"])
     assert "it is passed over for the one before" in " ".join(capsys.readouterr().err.split())
+    main([name, "worse", *more])
+    assert "best checkpoint of worse is lost, and its latest is" in " ".join(capsys.readouterr().err.split())
