@@ -1,5 +1,6 @@
 """`npgpt prepare` as a user types it: what it says, its exit status, one clear sentence for bad input."""
 
+import itertools
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import commands
 import preparing
@@ -108,6 +110,16 @@ def test_paths_are_read_in_the_order_in_which_they_are_given(folder):
     config = PrepareConfig(vocab_size=280, val_fraction=0.25)
     preparing.prepare(paths, Path("library"), config, 1, lambda *_: None)
     assert preparing.contents(Path("out")) == preparing.contents(Path("library"))
+
+
+def test_size_and_speed_are_those_of_the_text(folder, capsys, monkeypatch):
+    """On a clock that goes on by a second whenever somebody looks."""
+    monkeypatch.setattr("npgpt.cli.prepare.time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    Path("text.txt").write_text("to be or not to be, he said\n".ljust(100) * 2600)
+    assert main(["prepare", "text.txt", "--out-dir", "out", *FLAGS]) == 0
+    said    = capsys.readouterr().out
+    seconds = int(re.search(r"\n0\.3 MB in (\d+)\.0 s, ", said)[1])
+    assert f", {0.26 / seconds:.2f} MB/s with" in said and seconds > 2
 
 
 def test_as_many_processes_work_as_are_asked_for_and_else_one_a_core(folder, capsys, monkeypatch):
