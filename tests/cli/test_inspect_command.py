@@ -70,7 +70,7 @@ def test_bad_input_is_one_sentence_and_leaves_the_file_as_it_was(folder, capsys,
     text = ["--text", "to be"]
     out  = ["--out", "page.html"]
     refused(capsys, 1, "absent is no folder here", "absent", *text, *out)
-    refused(capsys, 1, "the text is empty", "run", "--text", "", *out)
+    refused(capsys, 1, "the text is empty: give by --text", "run", "--text", "", *out)
     refused(capsys, 1, "has 9 tokens, and the model reads at most 8", "run", "--text", "to be or ", *out)
     refused(capsys, 1, "must end with .html or .png", "run", *text, "--out", "page.pdf")
     refused(capsys, 1, "there is no folder absent", "run", *text, "--out", "absent/page.html")
