@@ -12,6 +12,7 @@ import pytest
 from evaluating import evaluate, lines_of, refused, write_records
 
 from npgpt.cli.tasks import classification
+from npgpt.files import file_sha256
 from npgpt.training.loading import load_model
 
 
@@ -82,6 +83,9 @@ def test_classification(capsys, classifier):
         "macro_over": "the classes that occur or were given", "bootstrap_units": "texts",
         "bootstrap_number": 5, "confidence": 0.95}
     assert result["intervals"].keys() == result["numbers"].keys()
+    assert result["data"] == {"source": data, "kind": "records", "sha256": file_sha256(Path(data))}
+    even = result["classes"][0]
+    assert re.search(rf" even +{even['precision']:.4f} +{even['recall']:.4f} +{even['f1']:.4f} +2 ", said)
     for shown in ("accuracy", "f1 macro", "f1 weighted", "f1 micro", "even", "never", "given →",
                   "5 texts, 1 of them longer than the model's 8 tokens", "what would be 0/0 is 0",
                   "bootstrap over 5 texts", "predictions: predictions.jsonl"):

@@ -57,6 +57,7 @@ def test_generation(capsys):
                               "sha256": hashlib.sha256(Path(data).read_bytes()).hexdigest()}
     for shown in ("exact match", "squad em", "squad f1", "3 prompts; of each the likeliest token",
                   "left out: 1 too long for the model, 1 without an answer",
+                  "1 prompt with several references: by each number the best of them counts",
                   "predictions: predictions.jsonl", "result: result.json"):
         assert shown in said, shown
     if result["protocol"]["missing_packages"]:
