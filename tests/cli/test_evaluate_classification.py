@@ -46,7 +46,7 @@ TEXTS = [("to be", "even"), ("or not", "odd"), ("that is the question that", "od
 def classifier(monkeypatch):
     """What npgpt.training.loading.load_classifier gives: a model, and the tokenizer of a run."""
     def load(path, which, device, warn):
-        assert (path, which, device) == (Path("classifier"), "best", "cpu")
+        assert (path, which, device) == ("classifier", "best", "cpu")
         return Classifier(), load_model(Path("run"), "best", "cpu", print).tokenizer
 
     monkeypatch.setattr(classification, "load_classifier", load)
