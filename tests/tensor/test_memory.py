@@ -9,9 +9,10 @@ import pytest
 from npgpt.tensor import keep_freed_blocks
 from npgpt.tensor.memory import shared
 
-# Pages faulted in by each of four training steps. NumPy is imported before the platform is changed for npgpt.
+# Pages faulted in by each of four training steps, all but the first in a thread of its own. NumPy is imported
+# before the platform is changed for npgpt.
 STEPS = """
-import resource, sys
+import resource, sys, threading
 import numpy as np
 sys.platform = sys.argv[1] or sys.platform
 from npgpt import GPT, GPTConfig
@@ -19,12 +20,14 @@ from npgpt import GPT, GPTConfig
 model  = GPT(GPTConfig(vocab_size=512, block_size=64, n_layer=2, n_head=4, n_embd=128))
 tokens = np.random.default_rng(0).integers(0, 512, (8, 64))
 faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
-for step in range(4):
+def step():
     model.zero_grad()
     loss, saved = model.loss(tokens, tokens)
     model.backward(saved)
     model.flat.data -= 0.1 * model.flat.grad
-    del loss, saved
+
+for thread in (None, *(threading.Thread(target=step) for _ in range(3))):
+    step() if thread is None else (thread.start(), thread.join())
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 print(*(after - before for before, after in zip(faults, faults[1:])))
 """
