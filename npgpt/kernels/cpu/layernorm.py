@@ -11,7 +11,7 @@ def layernorm_forward(x, gamma, beta=None, eps=1e-5, h=None):
     """h: (..., C), added to x first; then that sum is returned with y."""
     C = x.shape[-1]
     added = x if h is None else h
-    if not are_plain(x, added, gamma) or x.size == 0:
+    if not are_plain(x, added, gamma, gamma if beta is None else beta) or x.size == 0:
         return NotImplemented
     s    = x if h is None else np.empty_like(x)
     y    = np.empty_like(x)

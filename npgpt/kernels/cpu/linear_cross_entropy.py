@@ -4,14 +4,14 @@ a few rows at a time, and each is raised to a power of e once instead of twice.
 
 import numpy as np
 
-from npgpt.kernels.cpu.tiles import row_tiles
+from npgpt.kernels.cpu.tiles import are_plain, row_tiles
 from npgpt.ops import linear_cross_entropy as formula
 
 
 def linear_cross_entropy_forward(x, weight, targets, num_items_in_batch=None, ignore_index=-100, rows=None):
     flat_x, t = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     rows = rows or max(1, formula.LOGITS_AT_ONCE // weight.shape[0])
-    if t.size > rows or t.size == 0:
+    if not are_plain(x, weight) or t.size > rows or t.size == 0:
         return NotImplemented
     counts = t != ignore_index
     n = max(num_items_in_batch, 1) if num_items_in_batch is not None \
