@@ -81,7 +81,7 @@ def taken_apart(place: Place, array: Any, interleaved: bool) -> dict[str, Any]:
     for piece in place.pieces:
         part = array[..., start:start + piece.columns]
         if interleaved and piece.rotary:
-            pairs = part.reshape(*part.shape[:-1], -1, piece.rotary // 2, 2)
+            pairs = part.reshape(-1, piece.rotary // 2, 2)                    # of each row's every head
             part  = pairs.swapaxes(-1, -2).reshape(part.shape)
         arrays[piece.name] = part.T if piece.transposed else part
         start += piece.columns
