@@ -1,5 +1,6 @@
 """Results of all tasks, and what happens when one fails or a worker dies."""
 
+import contextlib
 import os
 import signal
 import time
@@ -16,6 +17,24 @@ from npgpt.workers import each, physical_cores
 def test_every_task_is_done_once(workers):
     assert sorted(each(abs, [-3, 1, -2], workers)) == [1, 2, 3]
     assert list(each(abs, [], workers)) == []
+
+
+def meet(files):
+    """Whether another task was at work meanwhile: each makes a file and looks for the other's."""
+    own, other = files
+    own.touch()
+    until = time.monotonic() + 30
+    while not other.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    return other.exists()
+
+
+def test_tasks_are_done_at_once_and_asked_for_a_few_ahead(tmp_path):
+    files = tmp_path / "one", tmp_path / "other"
+    asked = iter([files, files[::-1], *[files] * 98])
+    with contextlib.closing(each(meet, asked, 2)) as results:
+        assert next(results)
+        assert len(list(asked)) > 90
 
 
 def test_one_worker_is_this_process():
@@ -57,6 +76,13 @@ def test_an_interrupt_does_not_reach_a_worker_that_is_still_starting():
     assert all(signal.SIGINT in held for held in each(mask, 2 * [()], 2)) and signal.SIGINT not in mask(())
 
 
+def test_where_no_affinity_is_told_every_core_is_counted(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")                              # as on macOS
+    for count, cores in ((6, 6), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        assert physical_cores() == cores
+
+
 @pytest.mark.parametrize("group, files, cores", [
     ("0::/", {"cpu.max": "300000 100000"}, 3),                                # what a container sees
     ("0::/", {"cpu.max": "max 100000"}, 8),
@@ -71,7 +97,7 @@ def test_an_interrupt_does_not_reach_a_worker_that_is_still_starting():
     (None, {}, 8),
 ])
 def test_control_groups_of_both_versions_limit_the_cores(group, files, cores, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(1000, 1008)))
+    monkeypatch.setattr(os, "sched_getaffinity", {0: set(range(1000, 1008))}.get)
     monkeypatch.setattr(workers, "CONTROL_GROUPS", tmp_path / "groups")
     monkeypatch.setattr(workers, "OWN_GROUPS", tmp_path / "own")
     if group is not None:
