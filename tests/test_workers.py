@@ -37,8 +37,9 @@ def test_tasks_are_done_at_once_and_asked_for_a_few_ahead(tmp_path):
         assert len(list(asked)) > 90
 
 
-def test_one_worker_is_this_process():
+def test_one_worker_is_this_process_and_so_is_that_of_a_single_task():
     assert list(each(lambda task: os.getpid(), [1, 2], 1)) == 2 * [os.getpid()]
+    assert list(each(lambda task: os.getpid(), [1], 2)) == [os.getpid()]
 
 
 def test_what_a_task_raises_is_raised():

@@ -21,7 +21,7 @@ from npgpt.training import communication
 from npgpt.training.communication import Ranks, run_on_threads
 from npgpt.training.config import TrainConfig
 from npgpt.training.forks import FORKS, run_on_processes
-from npgpt.training.nccl import NCCLRanks, own_device
+from npgpt.training.nccl import TYPES, NCCLRanks, own_device
 from npgpt.training.trainer import Trainer
 from npgpt.workers import physical_cores
 
@@ -69,6 +69,12 @@ def exchange(ranks, device="cpu", one_array=None):
             device_sums = ranks.all_reduce(mine[0] if ranks.rank else 0.0, mine[ranks.rank].astype("float32"))
             expected = total[0] * (ranks.size - 1), total[:ranks.size].sum()
             assert tuple(float(to_numpy(value)) for value in device_sums) == expected
+            assert [value.dtype.name for value in device_sums] == ["float64", "float32"]
+            for kind in TYPES:
+                whole = to_device(np.arange(5.0) + ranks.rank, device).astype(kind)
+                ranks.reduce_scatter(whole)
+                ranks.all_gather(whole)
+                assert np.array_equal(to_numpy(whole), ranks.size * np.arange(5.0) + sum(range(ranks.size)))
 
         sums = ranks.all_reduce(ranks.rank + 1, np.float32(0.5))
         assert sums == (sum(range(ranks.size + 1)), ranks.size / 2)
@@ -237,6 +243,13 @@ def test_gpus_compute_what_one_does(dtype, mpiexec, tmp_path, monkeypatch):
             np.testing.assert_allclose(result["losses"], results[0]["losses"], rtol=2e-3)
     else:
         assert_same(results, dtype)
+
+
+def test_without_nccl_it_is_one_sentence(monkeypatch):
+    strict_cupy.install(monkeypatch)
+    monkeypatch.setitem(sys.modules, "cupy.cuda", SimpleNamespace(nccl=SimpleNamespace(available=False)))
+    with pytest.raises(DeviceError, match="several GPUs need NCCL, which this CuPy does not find: pip"):
+        NCCLRanks(SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 2))
 
 
 @pytest.mark.gpu
