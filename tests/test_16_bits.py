@@ -16,6 +16,7 @@ from kernels.test_twins import of_parameters
 from npgpt import GPT, GPTConfig
 from npgpt.errors import ConfigError, DeviceError
 from npgpt.inspection.examples import OPS, Sizes
+from npgpt.ops import gelu_tanh_forward
 from npgpt.ops.stochastic_rounding import stochastic_rounding
 from npgpt.tensor import Key, to_device, to_numpy, twins
 from npgpt.tensor.precision import NARROW, arrays_in, map_arrays
@@ -51,7 +52,7 @@ def on_device(array, dtype):
 def assert_near(actual, expected, error):
     for a, e in zip(arrays_in((actual,)), arrays_in((expected,)), strict=True):
         a, finite = to_numpy(a), np.isfinite(e)
-        assert a.shape == e.shape and np.array_equal(a[~finite], e[~finite])
+        assert a.shape == e.shape and a.dtype.kind == e.dtype.kind and np.array_equal(a[~finite], e[~finite])
         difference = np.where(finite, a, 0) - np.where(finite, e, 0)
         assert np.abs(difference).max(initial=0) <= error * max(np.abs(e[finite]).max(initial=0), 1)
 
@@ -104,6 +105,12 @@ def test_activations_have_16_bits_and_statistics_32(cupy, label, dtype):
     for gradient in arrays_in(gradients):
         is_sum = any(gradient is array for array in learned)
         assert gradient.dtype.name in ((dtype, "float32") if is_sum else (dtype,))
+
+
+def test_a_row_alone_has_16_bits_too(monkeypatch):
+    strict_cupy.install(monkeypatch)
+    y, saved = gelu_tanh_forward(on_device(np.linspace(-1, 1, 7), "float16"))
+    assert {array.dtype.name for array in (y, *saved)} == {"float16"}
 
 
 # ---- the model -------------------------------------------------------------------------------------------
