@@ -84,6 +84,18 @@ def test_where_no_affinity_is_told_every_core_is_counted(monkeypatch):
         assert physical_cores() == cores
 
 
+def test_two_threads_of_a_core_are_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", {0: {0, 1, 2, 3, 4}}.get)    # nothing says whose core 4 is
+    for name in ("CONTROL_GROUPS", "OWN_GROUPS"):
+        monkeypatch.setattr(workers, name, tmp_path)
+    monkeypatch.setattr(workers, "Path", lambda path: tmp_path / path[1:])
+    for cpu in range(4):
+        file = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"{cpu % 2},{cpu % 2 + 2}\n")
+    assert physical_cores() == 3
+
+
 @pytest.mark.parametrize("group, files, cores", [
     ("0::/", {"cpu.max": "300000 100000"}, 3),                                # what a container sees
     ("0::/", {"cpu.max": "max 100000"}, 8),
