@@ -166,6 +166,14 @@ def test_an_embeddings_gradient_is_added_to_what_is_there(function):
     np.testing.assert_allclose(alone[3], dy[0, 0] + dy[0, 2] + dy[1, 1], rtol=1e-14)
 
 
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_both_gradients_of_a_residual_sum_are_one_array(norm):
+    forward, backward = (getattr(ops, f"residual_{norm}_{way}") for way in ("forward", "backward"))
+    for each in (backward, backward.reference):
+        dx, dh, *_ = each(FLOAT32[None].repeat(2, 0), forward(FLOAT32, FLOAT32, FLOAT32[0])[1])
+        assert dx is dh
+
+
 def test_logits_that_do_not_fit_at_once_are_left_to_the_formula():
     x, weight, targets = np.ones((4, 3)), np.ones((5, 3)), np.array([0, 1, -100, 4])
     twin = TWINS["linear_cross_entropy_forward"]
