@@ -113,6 +113,21 @@ def test_a_row_alone_has_16_bits_too(monkeypatch):
     assert {array.dtype.name for array in (y, *saved)} == {"float16"}
 
 
+def which_are_one(values):
+    """Of each array the place of the first that is the very same."""
+    arrays = list(map(id, arrays_in(values)))
+    return list(map(arrays.index, arrays))
+
+
+@pytest.mark.parametrize("n", [Sizes(), Sizes(*[1] * 7)], ids=["sizes", "ones"])
+@pytest.mark.parametrize("label", OPS)
+def test_what_is_kept_of_what_was_given_takes_no_room_again(cupy, label, n):
+    case = OPS[label](n, np.random.default_rng(0), "cpu")
+    wide, narrow = rounded("float16", case.inputs)
+    expected = which_are_one((wide, case.forward.reference(*wide)))
+    assert which_are_one((narrow, case.forward(*narrow))) == expected
+
+
 # ---- the model -------------------------------------------------------------------------------------------
 
 CONFIG = GPTConfig(vocab_size=17, block_size=5, n_layer=2, n_head=3, n_embd=12, dropout=0.1)
