@@ -10,6 +10,7 @@ import types
 
 import ml_dtypes  # noqa: F401
 import numpy as np
+import strict_cupy
 from mpi4py import MPI
 
 TYPES = {"NCCL_FLOAT16": "float16", "NCCL_FLOAT32": "float32", "NCCL_FLOAT64": "float64",
@@ -31,7 +32,7 @@ class Stream:
 
     def wait_event(self, event):
         event.stream.finish(event.count)
-        self._may_begin = True
+        self._may_begin = event.stream is current
 
     def put(self, task):
         assert self._may_begin, "nobody waited for what this reads to be computed"
@@ -126,6 +127,7 @@ def _group_end():
 
 
 def _array(place, count, datatype):
+    assert place in strict_cupy.machine.addresses, "this is the host's memory"
     kind = np.dtype(NAMES[datatype])
     return np.frombuffer((ctypes.c_char * (count * kind.itemsize)).from_address(place), kind)
 

@@ -43,6 +43,7 @@ class Machine:
         self.in_step, self.order = False, "F"                # order: of what is computed
         self.uploads, self.downloads = [], 0                 # the shape and type of each; how many
         self.math_modes = {}                                 # cuBLAS's, by device
+        self.addresses = set()                               # in its memory, as far as they were asked for
 
     def synchronise(self, what: str) -> None:
         if self.in_step:
@@ -51,6 +52,11 @@ class Machine:
     def count(self, name: str, *operands) -> None:
         """A kernel is launched, which crosses the memory bus with these; numbers of the host do not."""
         self.launches.append((name, sum(getattr(operand, "nbytes", 0) for operand in operands)))
+
+    def address(self, array: np.ndarray) -> int:
+        place = array.__array_interface__["data"][0]
+        self.addresses.add(place)
+        return place
 
     def allocate(self, array: np.ndarray) -> "ndarray":
         if array.nbytes > self.free_bytes:
@@ -105,7 +111,7 @@ class ndarray:
     strides = property(lambda self: self._host.strides)
     T      = property(lambda self: self.transpose())
 
-    data   = property(lambda self: types.SimpleNamespace(ptr=self._host.__array_interface__["data"][0]))
+    data   = property(lambda self: types.SimpleNamespace(ptr=machine.address(self._host)))
 
     def _view(self, host):
         """The array whose memory it is stays known (core.pyx: view)."""
