@@ -16,7 +16,7 @@ from kernels.test_twins import of_parameters
 from npgpt import GPT, GPTConfig
 from npgpt.errors import ConfigError, DeviceError
 from npgpt.inspection.examples import OPS, Sizes
-from npgpt.ops import gelu_tanh_forward
+from npgpt.ops import cross_entropy_forward, gelu_tanh_forward, layernorm_forward
 from npgpt.ops.stochastic_rounding import stochastic_rounding
 from npgpt.tensor import Key, to_device, to_numpy, twins
 from npgpt.tensor.precision import NARROW, arrays_in, map_arrays
@@ -107,10 +107,24 @@ def test_activations_have_16_bits_and_statistics_32(cupy, label, dtype):
         assert gradient.dtype.name in ((dtype, "float32") if is_sum else (dtype,))
 
 
-def test_a_row_alone_has_16_bits_too(monkeypatch):
+def test_a_row_or_a_column_alone_has_16_bits_too(monkeypatch):
     strict_cupy.install(monkeypatch)
-    y, saved = gelu_tanh_forward(on_device(np.linspace(-1, 1, 7), "float16"))
-    assert {array.dtype.name for array in (y, *saved)} == {"float16"}
+    for shape in ((7,), (7, 1)):
+        y, saved = gelu_tanh_forward(on_device(np.linspace(-1, 1, 7).reshape(shape), "float16"))
+        assert y.dtype.name == "float16"
+    assert saved[0].dtype.name == "float32"                                   # may be a statistic
+
+
+def test_arrays_given_by_name_are_as_good_and_whole_numbers_of_16_bits_are_no_floats(monkeypatch):
+    strict_cupy.install(monkeypatch)
+    random   = np.random.default_rng(0)
+    x, gamma = (on_device(random.standard_normal(size), "float16") for size in ((9, 64), 64))
+    expected = to_numpy(layernorm_forward(x, gamma)[0])
+    for arrays in ({"x": x, "gamma": gamma}, {"x": x, "gamma": gamma.astype("f4")}):
+        assert np.array_equal(to_numpy(layernorm_forward(**arrays)[0]), expected)
+    losses = {float(cross_entropy_forward(x, strict_cupy.asarray(np.arange(9, dtype=kind)))[0])
+              for kind in ("int64", "int16", "uint16")}
+    assert len(losses) == 1
 
 
 def which_are_one(values):
