@@ -57,6 +57,16 @@ def test_llama_is_turned_and_laid_side_by_side(tmp_path):
     assert not model.config.rope_interleaved and model.config.norm_eps == 1e-5
 
 
+def test_what_is_one_tensor_is_read_where_it_lies_and_several_become_what_is_asked_for(tmp_path):
+    _, parameters = huggingface.read_model(write_folder(tmp_path, LLAMA, llama_arrays()), npgpt.GPTConfig)
+    for name, parameter in parameters.items():
+        values = [tensor.values() for tensor in parameter.tensors]
+        assert len(values) == {"c_attn": 3, "c_fc": 2}.get(name.split(".")[-2], 1)
+        in_file = np.shares_memory(parameter.astype("float32", copy=False), values[0])
+        assert in_file is (len(values) == 1)
+        assert parameter.astype("float64").dtype == "float64"
+
+
 def test_bfloat16_in_several_files(tmp_path):
     arrays = {name: (array.view("u4") >> 16).astype("u2") for name, array in llama_arrays().items()}
     write_folder(tmp_path, LLAMA, arrays)
