@@ -73,7 +73,7 @@ class NcclCommunicator:
         self._world.Barrier()
 
     def reduce(self, sendbuf, recvbuf, count, datatype, op, root, stream):
-        assert op == nccl.NCCL_SUM
+        assert op == nccl.NCCL_SUM and streams[stream] is not current, "backward would wait for it"
 
         def task():
             total = self._sum(sendbuf, count, datatype)

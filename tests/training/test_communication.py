@@ -66,10 +66,11 @@ def exchange(ranks, device="cpu", one_array=None):
         assert np.array_equal(to_numpy(mine), total)
 
         if device != "cpu":
-            device_sums = ranks.all_reduce(mine[0] if ranks.rank else 0.0, mine[ranks.rank].astype("float32"))
-            expected = total[0] * (ranks.size - 1), total[:ranks.size].sum()
+            values = mine[0] if ranks.rank else 0.0, mine[ranks.rank].astype("float32"), 1
+            device_sums = ranks.all_reduce(*values)
+            expected = total[0] * (ranks.size - 1), total[:ranks.size].sum(), ranks.size
             assert tuple(float(to_numpy(value)) for value in device_sums) == expected
-            assert [value.dtype.name for value in device_sums] == ["float64", "float32"]
+            assert [value.dtype.name for value in device_sums] == ["float64", "float32", "float64"]
             for kind in TYPES:
                 whole = to_device(np.arange(5.0) + ranks.rank, device).astype(kind)
                 ranks.reduce_scatter(whole)
