@@ -32,7 +32,7 @@ def calls() -> dict[str, tuple[Callable, tuple, dict]]:
         return rng.standard_normal(shape, dtype=np.float32)
 
     B, T, H, D, C, V = 16, 256, 6, 64, 384, 4096
-    x, gamma, wide = normal(B, T, C), normal(C), normal(B, T, 4 * C)
+    x, h, gamma, wide = normal(B, T, C), normal(B, T, C), normal(C), normal(B, T, 4 * C)
     q, k, v = normal(3, B, H, T, D)
     dropped = (q, k, v, True, None, None, 0.1, Key(1))
     tokens  = rng.integers(0, V, (B, T))
@@ -49,6 +49,12 @@ def calls() -> dict[str, tuple[Callable, tuple, dict]]:
         "layernorm_backward": (ops.layernorm_backward, (x, ops.layernorm_forward(x, gamma, gamma)[1]), {}),
         "rmsnorm_forward": (ops.rmsnorm_forward, (x, gamma), {}),
         "rmsnorm_backward": (ops.rmsnorm_backward, (x, ops.rmsnorm_forward(x, gamma)[1]), {}),
+        "residual_layernorm_forward": (ops.residual_layernorm_forward, (x, h, gamma, gamma), {}),
+        "residual_layernorm_backward": (ops.residual_layernorm_backward, (
+            (x, h), ops.residual_layernorm_forward(x, h, gamma, gamma)[1]), {}),
+        "residual_rmsnorm_forward": (ops.residual_rmsnorm_forward, (x, h, gamma), {}),
+        "residual_rmsnorm_backward": (ops.residual_rmsnorm_backward, (
+            (x, h), ops.residual_rmsnorm_forward(x, h, gamma)[1]), {}),
         "swiglu_forward": (ops.swiglu_forward, (wide,), {}),
         "swiglu_backward": (ops.swiglu_backward, (wide[..., :2 * C].copy(), ops.swiglu_forward(wide)[1]), {}),
         "linear_cross_entropy_forward": (ops.linear_cross_entropy_forward, (x, normal(V, C), tokens), {}),
