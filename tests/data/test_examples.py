@@ -63,6 +63,11 @@ def test_of_a_text_all_counts():
     assert one(Text("abc")) == ([END, A, B, C, END], "abc<|endoftext|>")
 
 
+def test_ids_above_16_bits_stay_what_they_are():
+    examples, _ = encode_records([Text("a")], TOKENIZER, 9, 150_000, None)
+    assert examples.tokens.tolist() == [150_000, A, 150_000]
+
+
 def test_of_a_conversation_each_answer_counts_to_its_end():
     tokens, counted = one(said("x", "-yes", "z", "-no"))
     assert TOKENIZER.decode(tokens) == render(said("x", "-yes", "z", "-no").messages, False)
