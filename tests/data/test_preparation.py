@@ -338,9 +338,10 @@ def test_a_shard_that_was_cut_changed_or_exchanged_is_refused_by_its_name(tmp_pa
         path.unlink()
         with pytest.raises(DataError, match=f"{path}.*No such file"):
             open_prepared(out)
-    (out / "manifest.json").write_text(json.dumps({"kind": "npgpt prepare 1"}))
-    with pytest.raises(DataError, match="manifest.json is incomplete"):
-        open_prepared(out)
+    for kind, said in (("npgpt prepare 1", "incomplete"), ("another", "not one of 'npgpt prepare 1'")):
+        (out / "manifest.json").write_text(json.dumps({"kind": kind}))
+        with pytest.raises(DataError, match=f"manifest.json is {said}: prepare the folder anew"):
+            open_prepared(out)
 
 
 def test_nothing_left_is_one_sentence_that_says_why(tmp_path):
