@@ -8,13 +8,13 @@ from pathlib import Path
 
 from npgpt.errors import NpgptError, shortened
 
-FILES = (".json", ".tiktoken", ".bpe", ".txt", ".gguf")       # a name that ends so is meant as a file's
-NAME  = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+ENDINGS = (".json", ".tiktoken", ".bpe", ".txt", ".gguf")     # a name that ends so is meant as a file's
+NAME    = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 
 def is_name(name: str | Path) -> bool:
     """Whether it can be a name there, "owner/name" or "name", and is no path here nor meant as one."""
-    if not (isinstance(name, str) and NAME.fullmatch(name)) or ".." in name or name.endswith(FILES):
+    if not (isinstance(name, str) and NAME.fullmatch(name)) or ".." in name or name.endswith(ENDINGS):
         return False
     return ("/" not in name or not Path(name).parent.is_dir()) and not Path(name).exists()
 

@@ -52,8 +52,9 @@ def find_tokenizer(path_or_name: str | Path) -> Path:
 
 def files_of(path: Path) -> list[Path]:
     """What a tokenizer is read from that has this folder or file: GPT-2's vocab.bpe has its ids beside it."""
+    ids, merges = GPT2_FILES[0]
     if path.is_file():
-        return [*[path.with_name(GPT2_FILES[0][0])] * (path.name == GPT2_FILES[0][1]), path]
+        return [path.with_name(ids), path] if path.name == merges else [path]
     return [path / name for name in sorted(FILES) if (path / name).is_file()]
 
 

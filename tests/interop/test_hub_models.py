@@ -4,11 +4,11 @@ folder that lies as one in its cache.
 
 import subprocess
 import sys
-import types
 from fnmatch import fnmatch
 from pathlib import Path
 
 import commands
+import fake_hub
 import numpy as np
 import pytest
 import tiny
@@ -32,21 +32,7 @@ def hub(tmp_path, monkeypatch):
     blobs.mkdir()
     (folder / "model.safetensors").rename(blobs / "77")
     (folder / "model.safetensors").symlink_to("../../blobs/77")
-    asked = []
-
-    def snapshot_download(repo_id, allow_patterns):
-        asked.append((repo_id, allow_patterns))
-        if repo_id.endswith("absent"):
-            raise ConnectionError("404 Client Error. (Request ID: 1)\n\nRepository Not Found\n" + "x" * 999)
-        if repo_id.endswith("silent"):
-            raise TimeoutError
-        return str(folder)
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub",
-                        types.SimpleNamespace(snapshot_download=snapshot_download))
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return asked
+    return fake_hub.stand_in(monkeypatch, tmp_path, folder)
 
 
 def names(hub):

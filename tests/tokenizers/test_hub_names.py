@@ -4,11 +4,11 @@ place of its client stands a folder that lies as one in its cache.
 
 import json
 import sys
-import types
 from fnmatch import fnmatch
 from pathlib import Path
 
 import commands
+import fake_hub
 import preparing
 import pytest
 import tiny
@@ -35,19 +35,7 @@ def hub(tmp_path, monkeypatch, theirs):
     theirs.save(folder)
     (folder / "tokenizer_config.json").write_text('{"model_max_length": 1024}')     # as Hugging Face's says
     (folder / "model.safetensors").write_text("fetched by someone else")
-    asked = []
-
-    def snapshot_download(repo_id, allow_patterns):
-        asked.append((repo_id, allow_patterns))
-        if repo_id == "absent":
-            raise ConnectionError("404: no such thing\nand a page of HTML")
-        return str(folder)
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub",
-                        types.SimpleNamespace(snapshot_download=snapshot_download))
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return asked
+    return fake_hub.stand_in(monkeypatch, tmp_path, folder)
 
 
 def refused(name, *parts):
@@ -63,7 +51,7 @@ def test_a_name_is_fetched_without_weights(hub, theirs, monkeypatch):
     all_files = {*READ, *huggingface.FETCHED, "model-00001-of-00002.safetensors", "pytorch_model.bin"}
     assert {file for file in all_files for pattern in hub[0][1] if fnmatch(file, pattern)} == READ
     refused("absent", "absent is no folder here, and a tokenizer of that name cannot be fetched from Hugging "
-                      "Face's hub: 404: no")
+                      "Face's hub: 404 Client Error.")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refused("gpt2", "gpt2 is no folder here, and fetching a tokenizer of that name from Hugging Face's hub "
                     "takes huggingface_hub: pip install 'npgpt[hub]'")
