@@ -87,9 +87,10 @@ def test_the_model_gives_its_run_a_name_and_a_file_its_settings(capsys):
 
 def test_a_number_in_a_models_name_is_no_ending_and_here_has_a_name_too(folder, monkeypatch):
     monkeypatch.setattr("npgpt.cli.training.train", lambda run, monitor, **how: False)
-    Path("base-2.5").symlink_to("base")
-    assert finetune("base-2.5", "--data", "pairs.jsonl") == 130
-    assert Path("runs/base-2.5-finetuned/config.toml").exists()
+    for name in ("base-2.5", "base-3.gguf"):
+        Path(name).symlink_to("base")
+        assert finetune(name, "--data", "pairs.jsonl") == 130
+        assert Path(f"runs/{name.removesuffix('.gguf')}-finetuned/config.toml").exists()
     monkeypatch.chdir("base")
     assert finetune(".", "--data", "../pairs.jsonl") == 130
     assert Path("runs/base-finetuned/config.toml").exists()
