@@ -24,7 +24,7 @@ from npgpt.training.loading import load_run
 from npgpt.training.loop import sample_text, train
 from npgpt.training.monitor import Monitor, show_sample
 from npgpt.training.run_data import Config
-from npgpt.training.runs import Run, open_run, tokenizer_folder, write_config
+from npgpt.training.runs import Run, discard_run, open_run, tokenizer_folder, write_config
 
 MAY_CHANGE = {   # settings that a resumed run may be given anew
     "dropout", "gradient_checkpointing", "max_iters", "learning_rate", "warmup_iters", "lr_decay_iters",
@@ -42,12 +42,19 @@ def steady_console() -> Console:
 
 
 def go_on(path: Path, command: str, resume: bool, ranks: Ranks, console: Console) -> int:
-    """Trains the run in the folder, until it is done or a signal stops it; returns the exit status."""
+    """Trains the run in the folder, until it is done or a signal stops it; returns the exit status. A new run
+    that fails before its first step is done leaves nothing: by other settings it would be another run.
+    """
     opened = open_run(path)
     console.print(f"run: {path}", markup=False)
     with Monitor(path, opened.config.max_iters, console) as monitor, \
             _stop_on_signals(say=ranks.rank == 0) as stop:
-        finished = train(opened, monitor, resume=resume, stop=stop, processes=ranks)
+        try:
+            finished = train(opened, monitor, resume=resume, stop=stop, processes=ranks)
+        except Exception:
+            if ranks.rank == 0 and not (resume or monitor.done):
+                discard_run(path, opened.config)
+            raise
     if not finished:
         console.print(f"stopped and saved; go on with:  npgpt {command} --resume {shlex.quote(str(path))}",
                       markup=False)

@@ -29,6 +29,7 @@ class Monitor:
         self.console = console or Console(highlight=False, soft_wrap=True)
         self.metrics = run / "metrics.jsonl"
         self.total = total
+        self.done = 0                                                         # the last step that was
         self.live = self.console.is_terminal
         self.shown = {"train": "–", "val": "–", "rate": "–", "lr": "–", "norm": "–"}
         width = self.console.width                                            # all numbers need 80
@@ -69,6 +70,7 @@ class Monitor:
 
     def advance(self, step: int) -> None:
         """`step` updates are done."""
+        self.done = step
         self.progress.update(self.task, completed=step)
 
     def log(self, record: dict[str, Any]) -> None:

@@ -81,6 +81,14 @@ def create_run(path: Path, config: Config, note: Callable[[str], None], start: L
             raise
 
 
+def discard_run(path: Path, config: Config) -> None:
+    """Removes the folder of a run that failed before its first step was done; not what is not the run's."""
+    with lock_run(path):
+        shutil.rmtree(path / "checkpoints", ignore_errors=True)               # the initial values'
+        (path / "metrics.jsonl").unlink(missing_ok=True)
+        _remove(path, config)
+
+
 def open_run(path: Path) -> Run:
     """The run in a folder. Raises TrainingError if there is none; ConfigError, TokenizerError, DataError if
     damaged."""

@@ -21,6 +21,7 @@ from npgpt.cli import training
 from npgpt.cli.main import main
 from npgpt.cli.training import _stop_on_signals
 from npgpt.training.checkpoint import list_checkpoints, step_of
+from npgpt.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -159,6 +160,29 @@ def test_a_second_trainer_is_refused_while_the_first_goes_on(folder, capsys):
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == 130
+
+
+def test_a_run_that_fails_before_its_first_step_is_done_leaves_nothing(folder, monkeypatch, capsys):
+    """As one for which a GPU's memory is too small: what it would be resumed with is what failed."""
+    update = Trainer.update
+
+    def fail_from(step):
+        def step_of_memory(self, at):
+            if at >= step:
+                raise MemoryError
+            return update(self, at)
+        monkeypatch.setattr(Trainer, "update", step_of_memory)
+
+    fail_from(0)
+    command = ["train", "--data", "text.txt", *tiny.FLAGS, "--workers", "1"]
+    refused(capsys, 1, "out of memory", *command)
+    refused(capsys, 1, "out of memory", *command, "--out-dir", "mine/run")
+    assert sorted(path.name for path in folder.rglob("*")) == ["mine", "text.txt"]
+    fail_from(1)
+    refused(capsys, 1, "out of memory", *command)
+    fail_from(0)
+    refused(capsys, 1, "out of memory", "train", "--resume", "runs/quick")
+    assert [step_of(checkpoint) for checkpoint in list_checkpoints(Path("runs/quick"))] == [0]
 
 
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_loads(folder, capsys):
