@@ -14,7 +14,7 @@ from npgpt.inspection.metrics import read_metrics, run_names
 from npgpt.inspection.pictures import picture_format
 from npgpt.inspection.plots import Band, PlottedRun, plot_runs
 from npgpt.inspection.verification import normal_range
-from npgpt.training.runs import run_of
+from npgpt.training.runs import run_meant_by, run_of
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ def run(arguments: list[str]) -> int:
     for folder in folders:
         if run_path := run_of(folder):
             raise DataError(f"{folder} is a checkpoint, and has no curves: use {run_path}")
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not a run's folder: there is no such folder{run_meant_by(folder)}")
     runs    = [PlottedRun(name, read_metrics(folder))
                for name, folder in zip(run_names(folders), folders, strict=True)]
     if options.out:

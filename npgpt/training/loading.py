@@ -16,7 +16,7 @@ from npgpt.tokenizers import load_tokenizer
 from npgpt.tokenizers.files import Tokenizer, assemble_tokenizer
 from npgpt.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_latest, step_of
 from npgpt.training.finetuning import Loaded
-from npgpt.training.runs import new_model, read_config, run_of, tokenizer_folder
+from npgpt.training.runs import new_model, read_config, run_meant_by, run_of, tokenizer_folder
 
 
 def load_model(path: str | Path, which: str, device: str, warn: Callable[[str], None]) -> Loaded:
@@ -54,7 +54,10 @@ def load_any(path_or_name: str | Path, which: str, device: str, warn: Callable[[
         folder = tokenizer_folder(path)
         merge_lora(model)
         return _loaded(model, tokenizer, folder)
-    folder    = find_folder(path_or_name)
+    try:
+        folder = find_folder(path_or_name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{str(error).rstrip('.')}{run_meant_by(path)}") from error
     tokenizer = load_tokenizer(folder)
     kind      = SequenceClassifier if is_classifier(folder) else GPT
     return _loaded(kind.from_pretrained(folder, device), tokenizer, folder)

@@ -8,6 +8,7 @@ without one is not a run yet.
 """
 
 import contextlib
+import difflib
 import os
 import shlex
 import shutil
@@ -113,7 +114,7 @@ def read_config(path: Path) -> Config:
                 f"it is a checkpoint of {run}" if (run := run_of(path)) else
                 "it is a checkpoint away from its run, which has its settings and tokenizer"
                 if (path / "state.json").exists() else
-                "it has no config.toml" if path.is_dir() else "there is no such folder")
+                "it has no config.toml" if path.is_dir() else f"there is no such folder{run_meant_by(path)}")
         raise TrainingError(f"{path} {what}")
     kind = FinetuneConfig if (path / BASE).is_dir() else TrainConfig
     return kind.parse(read_config_file(file), str(file))
@@ -123,6 +124,15 @@ def run_of(folder: Path) -> Path | None:
     """The run of which the folder is a checkpoint, if it is one."""
     run = Path(os.path.normpath(folder / ".." / ".."))
     return run if folder.resolve() in map(Path.resolve, list_checkpoints(run)) else None
+
+
+def run_meant_by(path: Path) -> str:
+    """"; did you mean runs/quick?" of a path that is no folder, where a run beside it or in runs/ is called
+    nearly so, and nothing else."""
+    files = [*Path("runs").glob("*/config.toml"), *path.parent.glob("*/config.toml")]
+    known = {text: file.parent for file in files for text in (file.parent.name, str(file.parent))}
+    near  = difflib.get_close_matches(str(path), known, n=1)
+    return f"; did you mean {known[near[0]]}?" if near else ""
 
 
 def write_config(path: Path, config: Config) -> None:

@@ -3,10 +3,11 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import tiny
-from commands import refused
+from commands import refused, said_by
 
 from npgpt.cli.main import main
 
@@ -51,3 +52,18 @@ def test_that_another_checkpoint_is_taken_is_told(folder, command, capsys, monke
     assert "it is passed over for the one before" in " ".join(capsys.readouterr().err.split())
     main([name, "worse", *more])
     assert "best checkpoint of worse is lost, and its latest is" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("typed", "meant"), [
+    ("quick", "runs/quick"), ("runs/quik", "runs/quick"), ("run/quick", "runs/quick"),
+    ("elsewhere/firts", "elsewhere/first"), ("one", "runs/one"), ("first", None), ("no-runs", None)])
+@pytest.mark.parametrize("command", ["sample", "train --resume", "plot --out loss.png"])
+def test_a_run_that_is_called_nearly_so_is_named(typed, meant, command, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for run in ("runs/quick", "runs/one", "elsewhere/first"):
+        Path(run).mkdir(parents=True)
+        Path(run, "config.toml").touch()
+    Path("runs/no-run").mkdir()
+    said = said_by(capsys, 1, *command.split(), typed)
+    assert said.endswith(f"; did you mean {meant}?\n") if meant else "did you mean" not in said
