@@ -1,11 +1,18 @@
-"""What --help shows: options in sections, what each may be and is by default, on screens of any width."""
+"""What --help shows: the commands; options in sections, what each may be and is by default, on screens of any
+width."""
 
+import ast
+import importlib
+import inspect
 import re
 
 import pytest
-from commands import said_by
+from commands import refused, said_by
 
 from npgpt.cli.main import main
+from npgpt.data.plans import PrepareConfig
+from npgpt.training.config import TrainConfig
+from npgpt.training.finetuning import FinetuneConfig
 
 COMMANDS = ["train", "finetune", "sample", "chat", "evaluate", "export", "prepare", "verify", "plot",
             "inspect", "bench", "gradcheck", "tokenizer train", "tokenizer encode", "tokenizer decode",
@@ -23,6 +30,39 @@ def help_of(capfd, monkeypatch):
         return capfd.readouterr().out
 
     return help_of
+
+
+def test_the_commands_are_listed_and_wrong_ones_refused(capsys):
+    assert main([]) == 2 and main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {command} " in said
+               for command in ("train", "finetune", "sample", "evaluate", "prepare", "verify", "plot",
+                               "inspect", "bench", "gradcheck"))
+    assert main(["--version"]) == 0
+    refused(capsys, 2, "unknown command 'tarin'; did you mean 'train'", "tarin")
+
+
+@pytest.mark.parametrize("command", ["train", "finetune", "sample", "evaluate", "prepare", "verify", "plot",
+                                     "inspect", "bench", "gradcheck"])
+def test_every_option_is_listed_and_documented(command, help_of):
+    def bare(text):
+        return re.sub(r"[│\s]", "", text)                  # the end of the screen breaks lines anywhere
+
+    said = bare(help_of(command, 120))                     # in one column
+    options = importlib.import_module(f"npgpt.cli.{command}").Options
+    assert bare(options.__doc__) in said
+    settings = {"train": TrainConfig, "bench": TrainConfig, "prepare": PrepareConfig,
+                "finetune": FinetuneConfig}
+    texts: dict[str, str] = {}                             # of a field that a subclass changes, the last
+    for kind in [*reversed(settings.get(command, object).__mro__[:-1]), options]:
+        body = ast.parse(inspect.getsource(kind)).body[0].body
+        for field, text in zip(body, [*body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign):
+                texts[field.target.id] = text and isinstance(text, ast.Expr) and text.value.value
+    for name in texts.keys() - {"settings", "model", "names", "paths", "runs", "run"}:
+        assert texts[name], f"{name} has no text"
+        assert f"--{name.replace('_', '-')}" in said
+        assert bare(texts[name]) in said
 
 
 def first_and_last(said):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 
 from npgpt.cli.main import main
 
@@ -18,7 +19,7 @@ def shell(command, **variables):
                           timeout=60, env=environment | variables)
 
 
-@pytest.mark.parametrize("command", ["--help", "--version", "sample --help"])
+@pytest.mark.parametrize("command", ["--help", "--version", "sample --help", "gradcheck relu"])
 def test_an_output_that_fails_is_one_sentence_or_none(command):
     done = shell(f"{NPGPT} {command} > /dev/full")
     assert (done.returncode, done.stderr) == (1, "npgpt: No space left on device: standard output\n")
@@ -65,3 +66,36 @@ def test_windows_is_one_sentence_and_the_library_is_there_to_import(capsys, monk
     lacking = "fcntl", "resource", "termios", "pwd", "grp"
     code = f"import sys; sys.modules.update(dict.fromkeys({lacking})); import npgpt.cli.main, npgpt.testing"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("error, status, sentence", [
+    (KeyboardInterrupt(), 130, "npgpt: interrupted"),
+    (MemoryError(), 1, "npgpt: out of memory: use a smaller model or batch"),
+    (OSError(28, "No space left on device", "runs/x"), 1, "npgpt: No space left on device: runs/x"),
+])
+def test_what_befalls_a_command_is_one_sentence(error, status, sentence, capsys, monkeypatch):
+    def fail(arguments):
+        raise error
+
+    monkeypatch.setattr("npgpt.cli.sample.run", fail)
+    assert main(["sample"]) == status
+    assert capsys.readouterr().err == sentence + "\n"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = tiny.new_run(tmp_path_factory.mktemp("runs"), tokenizer="bpe", vocab_size=260, max_iters=1)
+    tiny.train_quietly(run)
+    return run.path
+
+
+@pytest.mark.parametrize(("closed", "status"), [
+    ("gradcheck relu >&-", 0), ("tokenizer encode tokenizer <&-", 0), ("sample absent 2>&-", 1)])
+def test_a_closed_stream_is_one_without_anything(run, closed, status):
+    done = shell(f"cd {run} && {NPGPT} {closed}")
+    assert done.returncode == status and not done.stderr
+
+
+def test_what_an_encoding_cannot_show_is_a_question_mark(run):
+    done = shell(f"{NPGPT} sample {run} --prompt ü😀x", PYTHONIOENCODING="ascii:strict")
+    assert done.returncode == 0 and done.stdout.startswith("??x") and not done.stderr

@@ -1,13 +1,6 @@
-"""The commands as a user types them: what they print, their exit status, one clear sentence for bad input."""
+"""npgpt train: from the first command to a resumed run, settings from everywhere, and what is refused."""
 
-import ast
-import importlib
-import inspect
 import json
-import os
-import re
-import subprocess
-import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +10,9 @@ import tiny
 from commands import refused
 
 from npgpt.cli.main import main
-from npgpt.data.plans import PrepareConfig
 from npgpt.inspection.metrics import read_metrics
-from npgpt.layers import Block
 from npgpt.training.checkpoint import list_checkpoints
 from npgpt.training.config import TrainConfig
-from npgpt.training.finetuning import FinetuneConfig
-from npgpt.training.loading import load_model
 from npgpt.training.runs import read_config
 
 
@@ -60,56 +49,6 @@ def test_train_then_sample_then_resume(folder, capsys):
     assert "going on at step 20" in capsys.readouterr().out
     assert list_checkpoints(Path("runs/quick"))[0].name == "step-000030"
     assert tomllib.loads(Path("runs/quick/config.toml").read_text())["max_iters"] == 30
-
-
-def test_sample_reads_each_position_once_and_every_text_with_a_cache_of_its_own(folder, monkeypatch):
-    assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "run", "--n-layer", "1"]) == 0
-    read, forward = [], Block.forward
-    monkeypatch.setattr(Block, "forward", lambda self, x, *inputs, **options:
-                        read.append(x.shape[1]) or forward(self, x, *inputs, **options))
-    assert main(["sample", "run", "--prompt", "to be", "--max-new-tokens", "4", "--num-samples", "2"]) == 0
-    assert read == 2 * [5, 1, 1, 1]
-
-
-def test_sample_takes_all_settings_of_generation(folder, capsys):
-    """What is written is what the model generates with the settings that the flags name."""
-    assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "run"]) == 0
-    model, tokenizer, *_ = load_model(Path("run"), "best", "cpu", print)
-    letter, word = (tokenizer.encode_ordinary(text) for text in ("e", "e\n"))
-    capsys.readouterr()
-    plain  = {"do_sample": True, "temperature": 0.8, "top_k": 50, "max_new_tokens": 30}
-    beams  = {"do_sample": False, "num_beams": 3, "max_new_tokens": 30}
-    texts = []
-    for flags, settings in (
-            ("", {}), ("--no-use-cache", {}),
-            ("--min-p 0.5", {"min_p": 0.5}), ("--top-p 0.2", {"top_p": 0.2}),
-            ("--repetition-penalty 5", {"repetition_penalty": 5.0}),
-            ("--no-repeat-ngram-size 2", {"no_repeat_ngram_size": 2}),
-            ("--bad-words e e\\n", {"bad_words_ids": [letter, word]}),
-            ("--stop-strings \\n", {"stop_strings": ["\n"], "tokenizer": tokenizer}),
-            ("--num-beams 3", {"num_beams": 3}), ("--no-do-sample --num-beams 3", beams),
-            ("--no-do-sample --num-beams 3 --early-stopping never --length-penalty -9 --stop-strings o",
-             beams | {"early_stopping": "never", "length_penalty": -9.0, "stop_strings": "o",
-                      "tokenizer": tokenizer, "pad_token_id": 0}),
-            ("--no-do-sample --no-repeat-ngram-size 3", {"do_sample": False, "no_repeat_ngram_size": 3})):
-        assert main(["sample", "run", "--prompt", "to be", "--max-new-tokens", "30", *flags.split()]) == 0
-        texts.append(capsys.readouterr().out)
-        ids = tokenizer.encode_ordinary("to be")
-        assert texts[-1] == tokenizer.decode(model.generate([ids], **plain | settings)[0]) + "\n", flags
-    ends = ["--eos-token-id", str(letter[0])]
-    assert main(["sample", "run", "--prompt", "to be", "--max-new-tokens", "30", *ends]) == 0
-    assert capsys.readouterr().out == texts[0][:texts[0].index("e", 5)] + "\n"        # the end is not shown
-    assert texts[0] == texts[1] and len(set(texts)) >= 9 and len(texts[7]) < 36 and len(texts[10]) < 36
-
-    several = ["sample", "run", "--prompt", "to be", "--no-do-sample", "--num-beams", "3", "--num-samples"]
-    assert main([*several, "3"]) == 0
-    best = model.generate([ids], num_beams=3, num_return_sequences=3, max_new_tokens=200)
-    assert capsys.readouterr().out == "\n---\n".join(map(tokenizer.decode, best.tolist())) + "\n"
-    refused(capsys, 1, "num_samples must be at most num_beams = 3 without sampling, not 4", *several, "4")
-    refused(capsys, 1, "min_new_tokens = 300 asks for 300", "sample", "run", "--min-new-tokens", "300")
-    refused(capsys, 1, "repetition_penalty must be above 0", "sample", "run", "--repetition-penalty", "0")
-    refused(capsys, 2, "early-stopping|early_stopping", "sample", "run", "--early-stopping", "perhaps")
-    assert "to be" not in capsys.readouterr().out
 
 
 def test_train_alone_is_the_preset_quick(folder, capsys, monkeypatch):
@@ -222,110 +161,6 @@ def test_a_run_whose_checkpoints_do_not_fit_is_refused(folder, capsys):
     config.write_text(config.read_text().replace("n_embd = 8", "n_embd = 10"))
     for command in (["sample", "run"], ["train", "--resume", "run", "--max-iters", "30"]):
         refused(capsys, 1, r"has shape \(\d+, 8\) in the checkpoint, but \(\d+, 10\) in the model", *command)
-
-
-def test_bad_input_to_sample(folder, capsys):
-    refused(capsys, 1, "absent is no folder here", "sample", "absent")
-    refused(capsys, 2, "RUN|run", "sample")
-    assert main(["train", "--data", "text.txt", *tiny.FLAGS, "--out-dir", "run"]) == 0
-    refused(capsys, 1, "no checkpoint '7'", "sample", "run", "--checkpoint", "7")
-    refused(capsys, 1, "temperature must be above 0", "sample", "run", "--temperature", "0")
-    refused(capsys, 1, "top_p must be above 0", "sample", "run", "--top-p", "1.5")
-    refused(capsys, 1, "max_new_tokens must be at least 0", "sample", "run", "--max-new-tokens", "-1")
-    refused(capsys, 1, "U\\+00A7|§", "sample", "run", "--prompt", "§")
-
-
-def test_the_commands_are_listed_and_wrong_ones_refused(capsys):
-    assert main([]) == 2 and main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"\n  {command} " in said
-               for command in ("train", "finetune", "sample", "evaluate", "prepare", "verify", "plot",
-                               "inspect", "bench", "gradcheck"))
-    assert main(["--version"]) == 0
-    refused(capsys, 2, "unknown command 'tarin'; did you mean 'train'", "tarin")
-
-
-@pytest.mark.parametrize("command", ["train", "finetune", "sample", "evaluate", "prepare", "verify", "plot",
-                                     "inspect", "bench", "gradcheck"])
-def test_every_option_is_listed_and_documented(command, capfd, monkeypatch):
-    def bare(text):
-        return re.sub(r"[│\s]", "", text)                  # the end of the screen breaks lines anywhere
-
-    monkeypatch.setenv("COLUMNS", "120")                   # in one column
-    with pytest.raises(SystemExit) as leaving:
-        main([command, "--help"])
-    assert leaving.value.code == 0
-    said = bare(capfd.readouterr().out)
-    options = importlib.import_module(f"npgpt.cli.{command}").Options
-    assert bare(options.__doc__) in said
-    settings = {"train": TrainConfig, "bench": TrainConfig, "prepare": PrepareConfig,
-                "finetune": FinetuneConfig}
-    texts: dict[str, str] = {}                             # of a field that a subclass changes, the last
-    for kind in [*reversed(settings.get(command, object).__mro__[:-1]), options]:
-        body = ast.parse(inspect.getsource(kind)).body[0].body
-        for field, text in zip(body, [*body[1:], None], strict=True):
-            if isinstance(field, ast.AnnAssign):
-                texts[field.target.id] = text and isinstance(text, ast.Expr) and text.value.value
-    for name in texts.keys() - {"settings", "model", "names", "paths", "runs", "run"}:
-        assert texts[name], f"{name} has no text"
-        assert f"--{name.replace('_', '-')}" in said
-        assert bare(texts[name]) in said
-
-
-def test_gradcheck_shows_a_row_an_example_and_fails_on_a_wrong_gradient(capsys, monkeypatch):
-    refused(capsys, 1, "seed must be at least 0, not -1", "gradcheck", "--seed", "-1")
-    assert main(["gradcheck", "norm", "Relu"]) == 0
-    said = capsys.readouterr().out
-    assert "LayerNorm" in said and "softmax" not in said and " 0 wrong" in said
-    for line in (" kind +name +checked +worst error +1e-06 allowed", r" op +relu +x +\d\.\de-\d\d +right",
-                 r" layer +PostNormBlock +\d\d parameters and"):
-        assert re.search(line, said), line
-    refused(capsys, 1, "no op, layer or model is called like conv: there are linear", "gradcheck", "conv")
-    from npgpt.inspection import examples
-    honest = examples.OPS["relu"]
-
-    def dishonest(*arguments):
-        case = honest(*arguments)
-        return case._replace(backward=lambda dy, saved: case.backward(dy, saved) * 1.0001)
-
-    monkeypatch.setitem(examples.OPS, "relu", dishonest)
-    refused(capsys, 1, "relu: the gradient of x is wrong", "gradcheck", "relu")
-
-
-@pytest.mark.parametrize("error, status, sentence", [
-    (KeyboardInterrupt(), 130, "npgpt: interrupted"),
-    (MemoryError(), 1, "npgpt: out of memory: use a smaller model or batch"),
-    (OSError(28, "No space left on device", "runs/x"), 1, "npgpt: No space left on device: runs/x"),
-])
-def test_what_befalls_a_command_is_one_sentence(error, status, sentence, capsys, monkeypatch):
-    def fail(arguments):
-        raise error
-
-    monkeypatch.setattr("npgpt.cli.sample.run", fail)
-    assert main(["sample"]) == status
-    assert capsys.readouterr().err == sentence + "\n"
-
-
-def test_a_reader_that_goes_away_ends_the_command_quietly(folder):
-    done = subprocess.run(f"{sys.executable} -m npgpt gradcheck | true; echo ${{PIPESTATUS[0]}}", shell=True,
-                          executable="/bin/bash", capture_output=True, text=True, timeout=60)
-    assert done.stdout == "1\n" and done.stderr == ""
-
-
-@pytest.mark.parametrize(("closed", "status"), [
-    ("gradcheck relu >&-", 0), ("tokenizer encode run/tokenizer <&-", 0), ("sample absent 2>&-", 1)])
-def test_a_closed_stream_is_one_without_anything(folder, closed, status):
-    assert main(["train", *tiny.FLAGS, "--out-dir", "run"]) == 0
-    done = subprocess.run(f"{sys.executable} -m npgpt {closed}", shell=True, capture_output=True, text=True)
-    assert done.returncode == status and not done.stderr
-
-
-def test_what_an_encoding_cannot_show_is_a_question_mark(folder):
-    assert main(["train", *tiny.FLAGS, "--tokenizer", "bpe", "--vocab-size", "260", "--out-dir", "run"]) == 0
-    done = subprocess.run([sys.executable, "-m", "npgpt", "sample", "run", "--prompt", "ü😀x"], text=True,
-                          capture_output=True, encoding="ascii",
-                          env=os.environ | {"PYTHONIOENCODING": "ascii:strict"})
-    assert done.returncode == 0 and done.stdout.startswith("??x") and not done.stderr
 
 
 def test_a_folder_with_a_space_in_its_name_is_quoted_where_it_is_to_be_typed(folder, capsys, monkeypatch):
