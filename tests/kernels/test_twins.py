@@ -55,8 +55,8 @@ def assert_same(actual, expected, tolerance):
         assert a.shape == b.shape and a.dtype == b.dtype
         infinite = np.isinf(b)                                                # lse of a row that sees nothing
         assert np.array_equal(a[infinite], b[infinite])
-        a, b = np.where(infinite, 0, a), np.where(infinite, 0, b)
-        assert largest(a.astype("f8") - b) <= tolerance * max(largest(b), 1)
+        a, b = (np.where(infinite, 0, array.astype("f8")) for array in (a, b))
+        assert largest(a - b) <= tolerance * max(largest(b), 1)
 
 
 def of_parameters(label):
