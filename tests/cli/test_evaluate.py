@@ -44,6 +44,7 @@ def test_a_run_is_measured_on_its_own_validation_tokens(capsys):
         "first_token_follows": None, "bootstrap_units": "stretches of 8 tokens",
         "bootstrap_number": -(-(len(val) - 1) // 8), "confidence": 0.95}
     assert (result["task"], result["npgpt"]) == ("language-modelling", npgpt.__version__)
+    assert result["model"]["path"] == "run"
     assert result["data"] == {"source": "run/data/val.bin", "kind": "run",
                               "sha256": hashlib.sha256(Path("run/data/val.bin").read_bytes()).hexdigest()}
     assert result["settings"]["stride"] == 1 and result["settings"]["seed"] == 0
@@ -102,6 +103,7 @@ def test_limit_context_batch_size_and_seed(capsys):
     assert "5 resamples, seed 1" in capsys.readouterr().out
     assert again == whole
     assert other["numbers"] == whole["numbers"] and other["intervals"] != whole["intervals"]
+    assert evaluate("run", "--context", 1)["protocol"]["stride"] == 1          # of which there is no half
     threes = evaluate("run", "--batch-size", 3)
     assert threes["numbers"]["loss"] == pytest.approx(whole["numbers"]["loss"], rel=1e-6)
 

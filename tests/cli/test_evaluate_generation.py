@@ -1,7 +1,9 @@
 """npgpt evaluate on pairs and conversations: what the model writes, and the loss on the answers alone."""
 
 import hashlib
+import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -236,6 +238,25 @@ def test_of_a_conversation_the_answer_alone_is_scored():
                                        {"role": "assistant", "content": "b"}]})
     told = evaluate("talker", "--data", data)["protocol"]
     assert (told["scored"], told["records"]) == ("answers", 1) and told["bytes"] < len("what is it?")
+
+
+def test_a_conversation_is_written_and_ended_as_the_model_has_it(capsys):
+    pytest.importorskip("jinja2")
+    shutil.copytree("model", "talks")
+    b, = load_tokenizer("model").encode("b")
+    Path("talks/generation_config.json").write_text(json.dumps({"eos_token_id": b}))
+    Path("talks/chat_template.jinja").write_text(
+        "{% for message in messages %}{{ message.role[0] }}>{{ message.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}a>{% endif %}")
+    talk = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "yb"}]}
+    told = evaluate("talks", "--data", write_records(talk))["protocol"]
+    assert (told["tokens"], told["masked_ratio"], told["end"]) == (2, 6 / 8, b)        # u>x<|endoftext|>a>yb
+    assert "and the b that ends them" in capsys.readouterr().out
+
+
+def test_texts_beside_prompts_are_answers():
+    told = evaluate("run-bpe", "--data", write_records(PAIRS[0], {"text": "that"}))["protocol"]
+    assert (told["scored"], told["records"]) == ("answers", 2)
 
 
 def test_records_that_are_texts_are_documents():

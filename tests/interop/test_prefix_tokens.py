@@ -156,7 +156,8 @@ def test_what_is_learned_begins_with_the_token(folder):
     texts = run("texts", [{"text": "aa"}] * 9, block_size=8, max_iters=1)
     train_quietly(texts)
     assert texts.train.tolist() == 9 * [BEGIN, *a, END]            # <|endoftext|> is no token of this model
-    assert evaluating.evaluate("texts", "--stride", "8")["protocol"]["documents"] == 9
+    protocol = evaluating.evaluate("texts", "--stride", "8")["protocol"]
+    assert (protocol["documents"], protocol["tokens"]) == (9, 9 * len(a))          # not what ends each
 
 
 def test_a_classifier_reads_the_token_in_evaluation_as_in_training(folder):
