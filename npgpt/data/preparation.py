@@ -200,7 +200,7 @@ def _write_side(side: str, parts: Sequence[Part], encoded: Sequence[EncodeTask],
     tasks = shard_tasks(out_dir, side, files, config.shard_tokens, vocab_size, config.format)
     entries: list[dict[str, Any]] = []
     done = 0
-    if tasks:
+    if total:
         progress(f"{side} shards", 0, itemsize * total)        # when they begin
     with contextlib.closing(each(write_one_shard, tasks, workers)) as written:
         for entry in written:

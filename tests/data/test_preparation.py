@@ -217,7 +217,10 @@ def test_too_few_documents_to_hold_one_back_are_cut(tmp_path, count):
     assert [a + b for a, b in zip(train, val, strict=True)] == texts
     assert all(len(b) == pytest.approx(0.01 * len(a + b), abs=1) for a, b in zip(train, val, strict=True))
     assert manifest["val"]["characters"] == sum(map(len, val))
-    manifest = preparing.run(tmp_path / "texts", tmp_path / "none", vocab_size=257, val_fraction=0.0)
+    told = []
+    manifest = preparing.run(tmp_path / "texts", tmp_path / "none", vocab_size=257, val_fraction=0.0,
+                             progress=lambda step, *numbers: told.append(step))
+    assert "train shards" in told and "val shards" not in told  # a bar without an end
     assert documents(tmp_path / "none", "train") == texts and manifest["val"]["shards"] == []
     assert manifest["split"] == "by document"
 
