@@ -230,7 +230,6 @@ def tokenizer_hash(path: Path) -> str:
 
 def _compare(out_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises DataError, naming the first difference, unless the plans are one."""
-    now = json.loads(json.dumps(now))
     for name, entry in before.items():
         if entry == now.get(name):
             continue

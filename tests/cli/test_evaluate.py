@@ -103,6 +103,7 @@ def test_limit_context_batch_size_and_seed(capsys):
     assert "5 resamples, seed 1" in capsys.readouterr().out
     assert again == whole
     assert other["numbers"] == whole["numbers"] and other["intervals"] != whole["intervals"]
+    assert evaluate("run", "--seed", 2**64 - 1)["numbers"] == whole["numbers"]
     assert evaluate("run", "--context", 1)["protocol"]["stride"] == 1          # of which there is no half
     threes = evaluate("run", "--batch-size", 3)
     assert threes["numbers"]["loss"] == pytest.approx(whole["numbers"]["loss"], rel=1e-6)
@@ -145,6 +146,7 @@ def test_a_single_unit_has_no_interval(capsys):
     (1, "model is not a run's folder, so it has no validation tokens.*--data", ["model"]),
     (1, "stride must be 1 to the context of 8 tokens, not 9", ["run", "--stride", "9"]),
     (1, "stride must be at least 1", ["run", "--stride", "0"]),
+    (1, "context must be at least 1", ["run", "--context", "0"]),
     (1, "context must be at most the model's block_size of 8, not 9", ["run", "--context", "9"]),
     (1, "limit must be at least 1", ["run", "--limit", "0"]),
     (1, "batch_size must be at least 1", ["run", "--batch-size", "0"]),
