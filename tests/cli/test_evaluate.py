@@ -1,6 +1,7 @@
 """npgpt evaluate as a user types it: the numbers on the screen and in the files, and what is refused."""
 
 import hashlib
+import io
 import json
 import math
 import shutil
@@ -10,11 +11,14 @@ import evaluating
 import numpy as np
 import pytest
 from evaluating import evaluate, nats, refused
+from rich.console import Console
 
 import npgpt
-from npgpt import GPT, GPTConfig
+from npgpt import GPT, BPETokenizer, GPTConfig
+from npgpt.cli.tasks.report import numbers_table
 from npgpt.layers import Block
 from npgpt.tokenizers import load_tokenizer
+from npgpt.tokenizers.byte_pair_tables import default_vocabulary
 from npgpt.training.loading import load_model
 from npgpt.training.runs import open_run
 
@@ -122,6 +126,28 @@ def test_a_text_follows_the_end_of_a_text_and_not_what_ends_an_answer():
     assert load_model(Path("answers"), "best", "cpu", print).eos_token_ids == (65,)
     protocol = evaluate("answers", "--data", "texts/a.txt")["protocol"]
     assert protocol["first_token_follows"] == load_tokenizer("model").eos_token_id
+
+
+@pytest.mark.parametrize(("name", "id"), [("<|endoftext|>", 0), ("<|end|>", 256)])
+def test_what_ends_a_text_may_have_any_name_and_number(capsys, name, id):
+    """As in SmolLM 0, and as in Qwen another than <|endoftext|>, which the model alone knows."""
+    bytes_ = {n + (id == 0): byte for n, byte in default_vocabulary(()).items()}
+    GPT(GPTConfig(vocab_size=257, block_size=8, n_layer=1, n_head=1, n_embd=2)).save_pretrained(f"ends-{id}")
+    BPETokenizer((), {name: id}, vocabulary=bytes_).save(f"ends-{id}")
+    Path(f"ends-{id}/generation_config.json").write_text(json.dumps({"eos_token_id": id}))
+    assert evaluate(f"ends-{id}", "--data", "texts/a.txt")["protocol"]["first_token_follows"] == id
+    data = evaluating.write_records({"prompt": "to", "completion": "be"})
+    assert evaluate(f"ends-{id}", "--data", data)["protocol"]["end"] == id
+    said = capsys.readouterr().out
+    assert f"the first of a document follows {name}\n" in said and f"and the {name} that ends them" in said
+
+
+def test_a_number_of_0_and_none_at_all_are_told_apart():
+    console = Console(file=io.StringIO(), width=80)
+    console.print(numbers_table({"acc": "", "bits": ""}, {"acc": 0.0, "bits": None},
+                                {"acc": (0.0, 0.0), "bits": None}))
+    rows = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["acc", "0.0000", "0.0000", "to", "0.0000"] in rows and ["bits", "–", "–"] in rows
 
 
 def test_bootstrap_and_batch_size(monkeypatch):
