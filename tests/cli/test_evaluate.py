@@ -144,10 +144,12 @@ def test_what_ends_a_text_may_have_any_name_and_number(capsys, name, id):
 
 def test_a_number_of_0_and_none_at_all_are_told_apart():
     console = Console(file=io.StringIO(), width=80)
-    console.print(numbers_table({"acc": "", "bits": ""}, {"acc": 0.0, "bits": None},
-                                {"acc": (0.0, 0.0), "bits": None}))
+    numbers, intervals = {"acc": 0.0, "bits": None, "perplexity": 1e4}, {"acc": (0, 0), "bits": None,
+                                                                         "perplexity": (1e3, 1e5)}
+    console.print(numbers_table(dict.fromkeys(numbers, ""), numbers, intervals))
     rows = [line.split() for line in console.file.getvalue().splitlines()]
     assert ["acc", "0.0000", "0.0000", "to", "0.0000"] in rows and ["bits", "–", "–"] in rows
+    assert ["perplexity", "10,000.0000", "1,000.0000", "to", "100,000.0000"] in rows
 
 
 def test_bootstrap_and_batch_size(monkeypatch):

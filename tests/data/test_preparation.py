@@ -207,15 +207,15 @@ def test_what_was_one_document_lies_on_one_side(tmp_path, monkeypatch):
         preparing.run(tmp_path / "texts", tmp_path / "short", max_characters=45)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_too_few_documents_to_hold_one_back_are_cut(tmp_path, count):
+@pytest.mark.parametrize(("count", "fraction"), [(1, 0.01), (3, 0.01), (3, 0.99)])
+def test_too_few_documents_for_both_sides_are_cut(tmp_path, count, fraction):
     texts = different(count)
     write_texts(tmp_path / "texts", texts)
-    manifest = preparing.run(tmp_path / "texts", tmp_path / "out", vocab_size=257, val_fraction=0.01)
+    manifest = preparing.run(tmp_path / "texts", tmp_path / "out", vocab_size=257, val_fraction=fraction)
     train, val = (documents(tmp_path / "out", side) for side in ("train", "val"))
     assert manifest["split"] == "each document cut" and len(train) == len(val) == count
     assert [a + b for a, b in zip(train, val, strict=True)] == texts
-    assert all(len(b) == pytest.approx(0.01 * len(a + b), abs=1) for a, b in zip(train, val, strict=True))
+    assert all(len(b) == pytest.approx(fraction * len(a + b), abs=1) for a, b in zip(train, val, strict=True))
     assert manifest["val"]["characters"] == sum(map(len, val))
     told = []
     manifest = preparing.run(tmp_path / "texts", tmp_path / "none", vocab_size=257, val_fraction=0.0,
