@@ -180,7 +180,7 @@ class EncodeTask(NamedTuple):
 def encode_tasks(part: Part, tokenizer: Path, version: str) -> list[EncodeTask]:
     """The part in runs of about 4 MB of text, however long it is."""
     ends   = np.cumsum(part.records()["bytes"], dtype=np.int64)                     # of the texts, in bytes
-    cuts   = np.searchsorted(ends, np.arange(_RUN, part.text_bytes(), _RUN)) + 1
+    cuts   = np.searchsorted(ends, np.arange(_RUN, part.text_bytes(), _RUN))
     tasks  = []
     for first, stop in pairwise(sorted({0, *cuts.tolist(), len(ends)})):
         start = int(ends[first - 1]) if first else 0

@@ -147,7 +147,8 @@ def test_a_shard_is_told_of_the_files_that_it_reads_alone():
         found = [[(path, place) for path, count in task.files for place in range(count)][task.start:task.stop]
                  for task in tasks]
         assert found == [ids[start:start + size] for start in range(0, 14, size)]
-        assert sum(sum(count > 0 for _, count in task.files) for task in tasks) <= len(tasks) + 3
+        assert all(task.start < task.files[0][1] and task.stop > sum(count for _, count in task.files[:-1])
+                   for task in tasks)
     assert not list(parts.shard_tasks(Path("out"), "val", [], 5, 300, "npgpt"))
     assert not list(parts.shard_tasks(Path("out"), "val", files[1:2], 5, 300, "npgpt"))
 
@@ -238,6 +239,24 @@ def test_duplicates_stay_where_they_are_asked_to(tmp_path):
         assert {row["rule"] for row in manifest["rules"] if "duplicate" in row["rule"]} == on
         sides = [set(documents(out, side)) for side in ("train", "val")]
         assert not sides[0] & sides[1]                                              # copies share their side
+
+
+def test_what_mending_makes_alike_lies_on_one_side(tmp_path):
+    texts = different(20)
+    write_texts(tmp_path / "texts", [text + end for text in texts for end in ("\n", "\r\n")])
+    preparing.run(tmp_path / "texts", tmp_path / "out", vocab_size=257, newlines=True,
+                  exact_duplicates=False, near_duplicates=None)
+    train, val = (documents(tmp_path / "out", side) for side in ("train", "val"))
+    assert len(train) + len(val) == 40 and train and val and not set(train) & set(val)
+
+
+def test_lines_have_their_text_in_the_field_that_is_named(tmp_path):
+    (tmp_path / "texts").mkdir()
+    texts = different(20)
+    (tmp_path / "texts/a.jsonl").write_text("".join(
+        json.dumps({"text": "another", "body": text}) + "\n" for text in texts))
+    preparing.run(tmp_path / "texts", tmp_path / "out", text_field="body", vocab_size=257)
+    assert sorted(documents(tmp_path / "out", "train") + documents(tmp_path / "out", "val")) == sorted(texts)
 
 
 def test_bpe_learns_from_the_training_documents_alone_and_from_a_sample_of_many(tmp_path, texts):

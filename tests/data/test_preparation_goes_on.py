@@ -55,6 +55,27 @@ def test_stopped_at_every_step_it_goes_on_and_ends_in_the_same_bytes(tmp_path, t
         shutil.rmtree(tmp_path / "out")
 
 
+def test_stopped_between_the_files_of_a_part_it_goes_on(tmp_path, texts, monkeypatch):
+    preparing.run(tmp_path / "texts", tmp_path / "quiet")
+    replace = Path.replace
+
+    class Stop(Exception):
+        pass
+
+    for kind in "text", "records", "signatures", "counts", "train.0", "val.0":
+        def stop(aside, path, name=f"00000.{kind}"):
+            replace(aside, path)
+            if path.name == name:
+                raise Stop
+
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            patch.setattr(Path, "replace", stop)
+            preparing.run(tmp_path / "texts", tmp_path / "out")
+        preparing.run(tmp_path / "texts", tmp_path / "out")
+        assert preparing.contents(tmp_path / "out") == preparing.contents(tmp_path / "quiet")
+        shutil.rmtree(tmp_path / "out")
+
+
 def test_killed_at_fifty_random_moments(tmp_path, texts):
     done = subprocess.run([sys.executable, HERE / "preparation_worker.py", tmp_path, "50"], text=True,
                           capture_output=True, timeout=100, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
