@@ -96,6 +96,7 @@ BAD = [
 def test_bad_input(folder, capsys, status, sentence, arguments):
     Path("words").write_bytes(b"\xff")
     refused(capsys, status, sentence, *arguments)
+    assert not Path("x").exists() or "no document is left" in sentence           # nothing was begun
 
 
 def test_duplicates_can_be_kept(folder, capsys):

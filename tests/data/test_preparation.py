@@ -97,6 +97,7 @@ def test_the_manifest_is_true(tmp_path, texts):
     assert list(told) == ["reading", "merges", "encoding", "train shards", "val shards"]
     assert all(done == total > 0 for done, total in (steps[-1] for steps in told.values()))
     assert manifest["options"]["shard_tokens"] == 4000 and manifest["versions"]["numpy"] == np.__version__
+    assert list(manifest["versions"]) == ["npgpt", "python", "unicode", "numpy", "regex"]
     assert manifest["tokenizer"]["vocab_size"] == 280 and manifest["tokenizer"]["end_of_text"] == 279
 
 
@@ -124,6 +125,27 @@ def test_workers_and_parts_do_not_change_a_byte(tmp_path, texts, monkeypatch):
     one = preparing.contents(tmp_path / "one")
     assert all(preparing.contents(tmp_path / name) == one
                for name in ("two", "runs of 1", "runs of 700", "runs of 1000000"))
+
+
+def test_the_order_in_which_workers_are_done_changes_nothing(tmp_path, texts, monkeypatch):
+    preparing.run(tmp_path / "texts", tmp_path / "one")
+    monkeypatch.setattr("npgpt.data.preparation.each", lambda function, tasks, workers:
+                        (function(task) for task in reversed(list(tasks))))
+    preparing.run(tmp_path / "texts", tmp_path / "other")
+    assert preparing.contents(tmp_path / "other") == preparing.contents(tmp_path / "one")
+
+
+def test_what_mends_texts_is_one_of_the_versions(tmp_path):
+    ftfy = pytest.importorskip("ftfy")
+    write_texts(tmp_path / "texts", different(12))
+    manifest = preparing.run(tmp_path / "texts", tmp_path / "out", repair=True, tokenizer="character")
+    assert manifest["versions"]["ftfy"] == ftfy.__version__
+
+
+def test_what_is_prepared_where_nothing_is_asked_for_stays_what_it_was():
+    config = PrepareConfig()
+    assert (config.val_fraction, config.near_duplicates, config.vocab_size, config.tokenizer_characters,
+            config.shard_tokens) == (0.1, 0.8, 8192, 50_000_000, 100_000_000)
 
 
 def test_a_corpus_may_have_more_parts_than_a_process_may_open_files(tmp_path, monkeypatch):

@@ -71,6 +71,8 @@ def test_stopped_between_the_files_of_a_part_it_goes_on(tmp_path, texts, monkeyp
         with monkeypatch.context() as patch, pytest.raises(Stop):
             patch.setattr(Path, "replace", stop)
             preparing.run(tmp_path / "texts", tmp_path / "out")
+        (tmp_path / "out/unfinished/tokenizer").mkdir()                       # killed while it was written
+        (tmp_path / "out/unfinished/tokenizer/.merges.txt.77.partial").touch()
         preparing.run(tmp_path / "texts", tmp_path / "out")
         assert preparing.contents(tmp_path / "out") == preparing.contents(tmp_path / "quiet")
         shutil.rmtree(tmp_path / "out")
@@ -141,7 +143,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path, texts):
         from npgpt.data.prepared import is_prepared
         is_prepared(tmp_path / "out")
     with (tmp_path / "out/unfinished/lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH)
         refused("another process is preparing .*out: wait")
     source = tmp_path / "texts/a/00.txt"
     times, content = source.stat(), source.read_bytes()
@@ -154,6 +156,9 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path, texts):
     source.write_bytes(content + b"x")
     refused("another preparation: its bytes is")
     source.write_bytes(content)
+    source.rename(renamed := source.with_name("00a.txt"))                     # still before 01.txt
+    refused("another preparation: its names and sizes is")
+    renamed.rename(source)
     (tmp_path / "out/manifest.json").write_text("{")
     refused("cannot read .*manifest.json")
 
