@@ -7,7 +7,7 @@ import tomllib
 import pytest
 
 from npgpt.errors import ConfigError
-from npgpt.training.config import TrainConfig, preset_names, read_config_file, read_preset
+from npgpt.training.config import TrainConfig, preset_names, read_config_file, read_preset, read_settings
 
 
 def test_every_preset_is_valid_and_those_promised_are_there():
@@ -50,6 +50,7 @@ def test_hyphens_are_underscores_and_whole_numbers_are_numbers():
     ({"dropout": "0"}, "dropout must be of type float, not '0'"),
     ({"min_lr": "0"}, "min_lr must be of type float, not '0'"),
     ({"data": ["a"]}, "data must be of type str"),
+    ({"learning_rate": True}, "learning_rate must be of type float, not True"),
     ({"n_layer": 0}, "n_layer must be at least 1, not 0"),
     ({"n_embd": 63}, "n_embd must be a multiple of n_head"),
     ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
@@ -58,8 +59,10 @@ def test_hyphens_are_underscores_and_whole_numbers_are_numbers():
     ({"min_lr": 1.0}, "min_lr must be at least 0 and at most learning_rate, not 1.0"),
     ({"beta2": 1.0}, "beta2 must be at least 0 and below 1, not 1.0"),
     ({"val_fraction": 0.0}, "val_fraction must be above 0 and below 1, not 0.0"),
-    ({"max_iters": 0}, "max_iters must be at least 1, not 0"),
-    ({"seed": -1}, "seed must be at least 0"),
+    ({"seed": 2**64}, "seed must be at least 0 and below 2⁶⁴, not 18446744073709551616"),
+    ({"workers": 0}, "workers must be 1 to 16, a sequence of the step for each, not 0"),
+    ({"workers": 17}, "workers must be 1 to 16, a sequence of the step for each, not 17"),
+    ({"workers": 2, "device": "cuda"}, "workers must be 1 on a GPU, not 2"),
     ({"dtype": "float16"}, "dtype must be float32 or float64 on the CPU, not 'float16'"),
     ({"tf32": True}, "tf32 must be false but in float32 on a GPU, not True"),
     ({"tf32": True, "device": "cuda", "dtype": "bfloat16"}, "tf32 must be false"),
@@ -70,6 +73,29 @@ def test_what_cannot_be_is_refused_in_one_sentence(settings, sentence):
     with pytest.raises(ConfigError) as caught:
         TrainConfig.parse(settings, "mine.toml")
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("least, names", [
+    (0, "learning_rate warmup_iters weight_decay grad_clip l1 l2 sample_tokens early_stopping_patience seed"),
+    (1, "batch_size gradient_accumulation_steps max_iters lr_decay_iters eval_interval eval_iters "
+        "log_interval")])
+def test_the_least_of_a_number_may_be(least, names):
+    for name in names.split():
+        assert getattr(TrainConfig(**{name: least}), name) == least
+        with pytest.raises(ConfigError, match=f"{name} must be at least {least}.*, not {least - 1}"):
+            TrainConfig(**{name: least - 1})
+
+
+@pytest.mark.parametrize("settings", [
+    {"workers": 16}, {"workers": 1, "device": "cuda"}, {"min_lr": 3e-3}, {"beta1": 0.0}, {"seed": 2**64 - 1}])
+def test_the_most_of_a_number_may_be(settings):
+    TrainConfig(**settings)
+
+
+def test_a_file_goes_over_a_preset(tmp_path):
+    (tmp_path / "mine.toml").write_text("n_layer = 2\n")
+    config = read_settings("shakespeare-char-cpu", str(tmp_path / "mine.toml"))
+    assert (config.n_layer, config.block_size, config.max_iters) == (2, 64, 2000)
 
 
 def test_files_that_are_no_configuration_are_refused(tmp_path):

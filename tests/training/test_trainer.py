@@ -9,6 +9,7 @@ import strict_cupy
 import tiny
 
 from npgpt.data.batches import Batch
+from npgpt.data.examples import Examples
 from npgpt.errors import CheckpointError
 from npgpt.models import GPT, GPTConfig
 from npgpt.ops import penalty_forward
@@ -143,6 +144,24 @@ def test_evaluation_is_the_mean_over_the_validation_windows():
     assert abs(trainer.evaluate() - np.mean(losses)) < 1e-13
 
 
+def test_an_evaluation_has_so_many_batches_at_most():
+    trainer, sizes = trainer_on_random_tokens(eval_iters=2), []
+    loss = trainer.model.loss
+    trainer.model.loss = lambda tokens, *others: sizes.append(len(tokens)) or loss(tokens, *others)
+    trainer.evaluate()
+    assert sizes == [3, 3]
+
+
+@pytest.mark.parametrize("packing, read", [(True, 36), (False, 18)])
+def test_examples_share_rows_where_they_may_and_padding_is_no_token_that_is_read(packing, read):
+    """Six rows of block_size 8, and examples of which the model reads three tokens."""
+    counted  = np.arange(40) % 4 > 0
+    examples = Examples(np.arange(40, dtype=np.int32) % 11, counted, np.arange(0, 41, 4), np.empty(0, int))
+    config   = TrainConfig(**tiny.SETTINGS | {"packing": packing})
+    trainer  = Trainer(config, GPT(config.model(11)), examples, examples)
+    assert trainer.update(0).tokens == read
+
+
 def test_penalties_add_their_gradient_on_matrices_only():
     plain, penalised = trainer_on_random_tokens(), trainer_on_random_tokens(l1=0.3, l2=0.7)
     before = {name: parameter.data.copy() for name, parameter in plain.model.parameters.items()}
@@ -160,8 +179,9 @@ def test_penalties_add_their_gradient_on_matrices_only():
 
 
 def test_updates_are_clip_then_adamw_at_the_scheduled_rate():
-    trainer, other = trainer_on_random_tokens(grad_clip=0.01), trainer_on_random_tokens(grad_clip=0.01)
-    optimizer = AdamW(other.model, betas=(0.9, 0.99), weight_decay=0.1)
+    settings = {"grad_clip": 0.01, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.3}
+    trainer, other = trainer_on_random_tokens(**settings), trainer_on_random_tokens(**settings)
+    optimizer = AdamW(other.model, betas=(0.8, 0.95), weight_decay=0.3)
     for step in (2, 3):                                                       # one cannot tell the betas
         found = trainer.update(step)
         loss = other.loss_and_gradients(step, other.batches.at(step))
@@ -180,13 +200,14 @@ def test_by_default_the_rate_falls_to_a_tenth_over_the_run():
     trainer = trainer_on_random_tokens(lr_decay_iters=10, min_lr=0.004)
     assert trainer.update(7).lr == learning_rate(7, 1e-2, 5, 10, 0.004)
     assert trainer.update(10).lr == 0.004
+    assert trainer_on_random_tokens(min_lr=0.0).update(20).lr == 0
 
 
 def test_a_norm_limit_of_zero_leaves_gradients_unclipped():
-    clipped, free = trainer_on_random_tokens(grad_clip=1e-9), trainer_on_random_tokens(grad_clip=0.0)
-    for trainer in (clipped, free):
-        trainer.update(0)
-    assert np.linalg.norm(clipped.optimizer.exp_avg) < 1e-9 < 1e-2 < np.linalg.norm(free.optimizer.exp_avg)
+    for limit, longest in (1e-9, 1e-9), (0.0, math.inf):
+        trainer = trainer_on_random_tokens(grad_clip=limit)
+        norm    = trainer.update(0).norm
+        assert np.linalg.norm(trainer.optimizer.exp_avg) == pytest.approx(0.1 * min(norm, longest), rel=1e-5)
 
 
 def test_one_batch_overfits():
