@@ -76,11 +76,12 @@ def test_what_cannot_be_is_refused_in_one_sentence(settings, sentence):
 
 
 @pytest.mark.parametrize("least, names", [
-    (0, "learning_rate warmup_iters weight_decay grad_clip l1 l2 sample_tokens early_stopping_patience seed"),
-    (1, "batch_size gradient_accumulation_steps max_iters lr_decay_iters eval_interval eval_iters "
-        "log_interval")])
+    (0, ["learning_rate", "warmup_iters", "weight_decay", "grad_clip", "l1", "l2", "sample_tokens",
+         "early_stopping_patience", "seed"]),
+    (1, ["batch_size", "gradient_accumulation_steps", "max_iters", "lr_decay_iters", "eval_interval",
+         "eval_iters", "log_interval"])])
 def test_the_least_of_a_number_may_be(least, names):
-    for name in names.split():
+    for name in names:
         assert getattr(TrainConfig(**{name: least}), name) == least
         with pytest.raises(ConfigError, match=f"{name} must be at least {least}.*, not {least - 1}"):
             TrainConfig(**{name: least - 1})

@@ -10,6 +10,7 @@ import preparing
 import pytest
 import tiny
 
+from npgpt import GPT
 from npgpt.data.corpora import split_documents
 from npgpt.data.examples import split_records
 from npgpt.data.prepared import open_prepared
@@ -163,17 +164,44 @@ def test_a_tokenizer_with_gaps_is_trained_with_and_sampled_from(tmp_path):
     assert len(text.encode(errors="replace")) >= 1
 
 
-def test_a_run_that_cannot_be_created_leaves_nothing(tmp_path):
+def test_a_new_model_has_the_seed_and_the_type_of_its_run(tmp_path):
+    config     = TrainConfig(**tiny.SETTINGS | {"seed": 5, "dtype": "float64"})
+    model, own = new_model(tmp_path, config, 11), GPT(config.model(11), 5, dtype="float64")
+    assert model.flat.data.dtype == np.float64 and np.array_equal(model.flat.data, own.flat.data)
+
+
+def test_a_run_that_cannot_be_created_leaves_nothing(tmp_path, monkeypatch):
     config = TrainConfig(**tiny.SETTINGS | {"data": str(tiny.write_text(tmp_path, 60))})
     with pytest.raises(Exception, match="tokens"):
         create_run(tmp_path / "run", config, print)
     assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(runs, "open_run", lambda path: next(iter(())))               # at the very last
+    with pytest.raises(StopIteration):
+        tiny.new_run(tmp_path)
+    assert not (tmp_path / "run").exists()
 
 
-def test_tokens_of_another_tokenizer_are_refused(tmp_path):
+def test_a_text_without_any_token_is_no_prepared_folder(tmp_path):
+    (tmp_path / "none.jsonl").write_text('{"text": ""}\n')
+    with pytest.raises(DataError, match="the validation text has 0 tokens, but one window"):
+        tiny.new_run(tmp_path, val_data=str(tmp_path / "none.jsonl"))
+
+
+def test_an_answer_learned_from_nothing_has_its_end(tmp_path):
+    pytest.importorskip("jinja2")
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (talks := tmp_path / "talks.jsonl").write_text(f"{json.dumps({'messages': talk})}\n" * 9)
+    config = TrainConfig(**tiny.SETTINGS | {"data": str(talks), "val_data": str(talks), "tokenizer": "bpe",
+                                            "vocab_size": 257, "block_size": 32})
+    run = create_run(tmp_path / "run", config, note=lambda text: None)
+    assert run.tokenizer.decode(run.val.tokens[run.val.counted].tolist()) == " b<|endoftext|>" * 9
+
+
+@pytest.mark.parametrize("vocab_size", [3, 99])
+def test_tokens_of_another_tokenizer_are_refused(tmp_path, vocab_size):
     run = tiny.new_run(tmp_path)
-    write_shard(run.path / "data" / "val.bin", [np.arange(9)], vocab_size=99)
-    with pytest.raises(DataError, match="val.bin was made with a vocabulary of 99, but the tokenizer"):
+    write_shard(run.path / "data" / "val.bin", [np.arange(9) % 3], vocab_size)
+    with pytest.raises(DataError, match=f"val.bin was made with a vocabulary of {vocab_size}, but the tok"):
         open_run(run.path)
 
 
