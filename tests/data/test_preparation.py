@@ -233,7 +233,7 @@ def test_what_was_one_document_lies_on_one_side(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("count", "fraction"), [(1, 0.01), (3, 0.01), (3, 0.99)])
 def test_too_few_documents_for_both_sides_are_cut(tmp_path, count, fraction):
     texts = different(count)
-    write_texts(tmp_path / "texts", texts)
+    write_texts(tmp_path / "texts", [*texts, texts[0]])
     manifest = preparing.run(tmp_path / "texts", tmp_path / "out", vocab_size=257, val_fraction=fraction)
     train, val = (documents(tmp_path / "out", side) for side in ("train", "val"))
     assert manifest["split"] == "each document cut" and len(train) == len(val) == count
@@ -279,6 +279,15 @@ def test_lines_have_their_text_in_the_field_that_is_named(tmp_path):
         json.dumps({"text": "another", "body": text}) + "\n" for text in texts))
     preparing.run(tmp_path / "texts", tmp_path / "out", text_field="body", vocab_size=257)
     assert sorted(documents(tmp_path / "out", "train") + documents(tmp_path / "out", "val")) == sorted(texts)
+
+
+def test_how_alike_documents_may_be_is_as_is_asked(tmp_path):
+    texts = different(20)
+    write_texts(tmp_path / "texts", [*texts, texts[0][:120]])                       # of 179 characters
+    for least, kept in (0.5, 20), (0.8, 21):
+        manifest = preparing.run(tmp_path / "texts", tmp_path / f"{least}", vocab_size=257,
+                                 near_duplicates=least)
+        assert manifest["train"]["documents"] + manifest["val"]["documents"] == kept
 
 
 def test_bpe_learns_from_the_training_documents_alone_and_from_a_sample_of_many(tmp_path, texts):
@@ -339,6 +348,9 @@ def test_of_gpt2s_two_files_either_makes_another_tokenizer(tmp_path, texts):
 def test_ids_of_a_large_vocabulary_have_four_bytes_from_the_text_to_the_shard(tmp_path, texts):
     stays, _ = texts
     BPETokenizer((), {"<|endoftext|>": 70_000}).save(tmp_path / "large")
+    with pytest.raises(DataError, match="two bytes an id"):                            # before any work
+        preparing.run(tmp_path / "texts", tmp_path / "out", tokenizer=str(tmp_path / "large"), format="llm.c")
+    assert not (tmp_path / "out").exists()
     manifest = preparing.run(tmp_path / "texts", tmp_path / "out", tokenizer=str(tmp_path / "large"))
     assert len(manifest["train"]["shards"]) > 1
     assert all(shard["bytes"] == 40 + 4 * shard["tokens"] for shard in manifest["train"]["shards"])
