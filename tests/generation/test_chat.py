@@ -82,10 +82,20 @@ def test_the_oldest_is_forgotten_when_the_context_is_full_and_the_system_message
     ("{{ bos_token }}{{ messages[0].content }}", {"bos_token": "<|im_start|>"}, "<|im_start|>a"),
     ("{{ messages[0].content }}", None, "a")])
 def test_a_template_is_told_of_the_tokens_by_default_of_the_first_that_ends(template, named, written):
-    model = Parrot("x<|im_end|>")
+    model = Parrot("x<|endoftext|>")                                         # the other end
     talk  = Conversation(model, TOKENIZER, 400, template, named_tokens=named,
                          eos_token_id=[END, TOKENIZER.special_tokens["<|endoftext|>"]])
     assert "".join(talk.answer("a")) == "x" and TOKENIZER.decode(model.read[0]) == written
+
+
+def test_a_conversation_may_leave_just_the_room_of_its_answer():
+    text   = chat_template(CHATML)([{"role": "user", "content": "a"}])
+    prompt = TOKENIZER.encode(text, allowed_special="all")
+    model, talk = conversation("xyz", block_size=len(prompt) + 3, max_new_tokens=3)
+    assert "".join(talk.answer("a")) == "xyz" and model.read == [prompt]
+    _, talk = conversation("xyz", block_size=len(prompt) + 2, max_new_tokens=3)
+    with pytest.raises(NpgptError, match=f"too long: with it the conversation has {len(prompt)} tokens"):
+        list(talk.answer("a"))
 
 
 def test_a_template_that_writes_nothing_is_told():

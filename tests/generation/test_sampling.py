@@ -110,6 +110,8 @@ def test_what_must_stay_stays():
         assert np.isfinite(narrowed(logits, **settings, least=3)).tolist() == [[True, True, True, False]]
         assert np.isfinite(narrowed(logits, **settings)).sum() == 1
         assert np.isfinite(narrowed(logits, **settings, least=9)).all()       # of more than there are, all
+    many = FIRST_GUESS + 20
+    assert np.isfinite(keep_top_p(np.arange(2.0 * many)[None], 1e-9, many)).sum() == many
 
 
 def test_where_nothing_is_left_it_says_so():
