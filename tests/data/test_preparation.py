@@ -405,6 +405,9 @@ def test_nothing_left_is_one_sentence_that_says_why(tmp_path):
     with pytest.raises(DataError, match="no document is left.*; nul left out 1, min_characters left out 3"):
         preparing.run(tmp_path / "texts", tmp_path / "out", min_characters=5)
     assert not list((tmp_path / "out").glob("*.bin"))
+    write_texts(tmp_path / "letter", ["a"])                          # of which a half is nothing
+    with pytest.raises(DataError, match="no document is left to train on"):
+        preparing.run(tmp_path / "letter", tmp_path / "none", val_fraction=0.5)
 
 
 def test_what_was_mended_is_noted(tmp_path):

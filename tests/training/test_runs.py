@@ -37,7 +37,8 @@ def folder_of_documents(tmp_path):
 
 def test_bpe_learns_from_the_training_part_alone_and_documents_end_with_the_end_of_text(tmp_path):
     folder, documents = folder_of_documents(tmp_path)
-    config = TrainConfig(**tiny.SETTINGS | {"data": str(folder), "tokenizer": "bpe", "vocab_size": 320})
+    config = TrainConfig(**tiny.SETTINGS | {"data": str(folder), "tokenizer": "bpe", "vocab_size": 320,
+                                            "seed": 7})
     create_run(tmp_path / "run", config, note=lambda text: None)
     run = open_run(tmp_path / "run")
     train, val = split_documents(documents, config.val_fraction, config.seed)
@@ -55,11 +56,12 @@ def test_bpe_learns_from_the_training_examples_alone(tmp_path):
             for n in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = TrainConfig(**tiny.SETTINGS | {"data": str(tmp_path / "rows.jsonl"), "tokenizer": "bpe",
-                                            "vocab_size": 320, "block_size": 200})
+                                            "vocab_size": 320, "block_size": 200, "seed": 7,
+                                            "val_fraction": 0.25})
     run     = create_run(tmp_path / "run", config, note=lambda text: None)
     records = read_records(tmp_path / "rows.jsonl")
     train, _ = split_records(records, config.val_fraction, config.seed)
-    assert (len(run.train), len(run.val)) == (11, 1)
+    assert (len(run.train), len(run.val)) == (9, 3)
     assert run.tokenizer.merges == BPETokenizer.train(list(texts_of(train)), 320).merges
     assert run.tokenizer.merges != BPETokenizer.train(list(texts_of(records)), 320).merges
 
