@@ -67,6 +67,7 @@ class Never:
     ({"num_return_sequences": 2}, "the same text every time: set do_sample=True, or num_beams"),
     ({"num_return_sequences": 3, "num_beams": 2}, "must be at most num_beams = 2, not 3"),
     ({"output_scores": True}, "need return_dict_in_generate=True"),
+    ({"output_logits": True}, "need return_dict_in_generate=True"),
     ({"num_beams": 2, "streamer": object()}, "beam search has no token to stream"),
     ({"temprature": 1.0}, "no setting 'temprature'; did you mean 'temperature'"),
     ({"xyz": 1.0}, "no setting 'xyz'$"),
@@ -75,6 +76,14 @@ def test_what_cannot_be_is_refused_before_the_model_is_asked(settings, words):
     with pytest.raises(ConfigError, match=words) as caught:
         generate(Never(), [[1, 2]], **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("settings", [
+    {"temperature": 1e-30}, {"temperature": 1e30}, {"repetition_penalty": 1e-30},
+    {"repetition_penalty": 1e30}, {"length_penalty": -50}, {"length_penalty": 50}, {"top_p": 1},
+    {"min_p": 0}, {"min_p": 1}, {"seed": 2**64 - 1}, {"num_beams": 10**6, "num_return_sequences": 10**6}])
+def test_the_least_and_the_most_of_a_number_may_be(settings):
+    GenerationSettings(**settings)
 
 
 @pytest.mark.parametrize(("settings", "words"), [
