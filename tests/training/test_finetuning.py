@@ -283,6 +283,9 @@ def test_epochs_and_ten_evaluations_are_the_default(tmp_path, base):
     assert some.resolved(rows=7).max_iters == 2
     assert (run.config.max_iters, run.config.eval_interval) == (updates, updates // 10)
     assert run.config.block_size == 24
+    labelled = [{"text": str(n), "label": "ab"[n % 2]} for n in range(40)]   # which never share a row
+    run = finetuning(tmp_path, base, labelled, "labels", max_iters=0, epochs=2.0, val_fraction=0.2)
+    assert run.config.max_iters == 2 * 32 // 4
 
 
 def test_an_overfitting_model_is_told_stops_early_and_the_best_is_kept(tmp_path, base, capsys):
