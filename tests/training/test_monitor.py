@@ -55,6 +55,17 @@ def test_elsewhere_a_line_says_how_long_it_takes_from_here(tmp_path, step, secon
                     f"left {left}\n")
 
 
-def test_a_sample_has_a_margin(tmp_path):
-    said = said_by(tmp_path, lambda monitor: monitor.sample("to\nbe", " [or]\nnot"))
-    assert said == "    | to\n    | be [or]\n    | not\n"
+@pytest.mark.parametrize(("best", "end"), [(True, "  best so far\n"), (False, "\n")])
+def test_an_evaluation_says_whether_it_is_the_best(tmp_path, best, end):
+    said = said_by(tmp_path, lambda monitor: monitor.evaluation({"step": 40000, "val_loss": 4.503}, best))
+    assert said == f"step  40000/80000  validation loss 4.5030{end}"
+
+
+def test_a_warning_is_told_as_it_is(tmp_path):
+    assert said_by(tmp_path, lambda monitor: monitor.warn("no [red] run")) == "warning: no [red] run\n"
+
+
+def test_a_sample_has_a_margin_and_steers_no_terminal(tmp_path):
+    said = said_by(tmp_path, lambda monitor: monitor.sample("to\nbe\x1b[2J", " [or]\nnot\x1b[2J"))
+    assert "\x1b" not in said
+    assert re.fullmatch(r"    \| to\n    \| be.\[2J \[or\]\n    \| not.\[2J\n", said)

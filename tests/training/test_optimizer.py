@@ -55,6 +55,21 @@ def test_vectors_are_not_decayed_and_matrices_are():
         np.testing.assert_allclose(parameter.data, before[name] * factor, rtol=1e-14, atol=0)
 
 
+def test_at_a_rate_of_0_nothing_is_updated_and_by_default_it_is_the_optimisers():
+    model  = model_with_gradients()
+    before = model.flat.data.copy()
+    AdamW(model, lr=0.1).step(lr=0.0)
+    assert np.array_equal(model.flat.data, before)
+    AdamW(model, lr=0.1).step()
+    assert abs(model.flat.data - before).max() == pytest.approx(0.1, rel=0.1)
+
+
+def test_the_numbers_where_nobody_says():
+    optimizer = AdamW(model_with_gradients())
+    assert (optimizer.lr, optimizer.betas, optimizer.eps, optimizer.weight_decay) == (
+        1e-3, (0.9, 0.95), 1e-8, 0.1)
+
+
 def test_clipping_scales_long_gradients_and_leaves_short_ones():
     model = model_with_gradients()
     before = model.flat.grad.copy()

@@ -182,6 +182,7 @@ def test_updates_are_clip_then_adamw_at_the_scheduled_rate():
     settings = {"grad_clip": 0.01, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.3}
     trainer, other = trainer_on_random_tokens(**settings), trainer_on_random_tokens(**settings)
     optimizer = AdamW(other.model, betas=(0.8, 0.95), weight_decay=0.3)
+    assert trainer.optimizer.seed == trainer.config.seed
     for step in (2, 3):                                                       # one cannot tell the betas
         found = trainer.update(step)
         loss = other.loss_and_gradients(step, other.batches.at(step))
