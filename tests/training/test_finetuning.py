@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from npgpt import GPT
+from npgpt import GPT, BPETokenizer, GPTConfig
 from npgpt.cli.main import main
 from npgpt.data.examples import Examples, open_examples, prompts_and_answers, save_examples
 from npgpt.errors import ConfigError, DataError
@@ -249,6 +249,16 @@ def test_conversations_teach_a_template_that_chat_then_uses(tmp_path, base):
         "User: 0\nAssistant: yes<|endoftext|>\nUser: 7\nAssistant:"
     written = chat_template(template, "<|endoftext|>")(rows[0]["messages"], False)
     assert written == "User: 0\nAssistant: yes<|endoftext|>\n"
+
+
+def test_of_a_long_context_a_part_is_taken_and_answers_may_end_otherwise_than_texts(tmp_path):
+    model = tmp_path / "model"
+    GPT(GPTConfig(vocab_size=257, block_size=1030, n_layer=1, n_head=1, n_embd=2)).save_pretrained(model)
+    BPETokenizer(()).save(model)
+    (model / "generation_config.json").write_text('{"eos_token_id": 65}')
+    answers = finetuning(tmp_path, model, pairs(20), "answers", block_size=0)
+    texts   = finetuning(tmp_path, model, [{"text": "a text"}] * 9, "texts", block_size=8)
+    assert (answers.config.block_size, answers.train.tokens[-1], texts.train[-1]) == (1024, 65, 256)
 
 
 def test_what_is_left_out_is_told(tmp_path, base):
