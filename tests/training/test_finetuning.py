@@ -231,6 +231,13 @@ def test_labels_that_are_one_number_are_in_an_order_too(tmp_path, base):
     assert model.labels == tuple("0" * n for n in range(1, 13))
 
 
+def test_a_classifiers_head_is_drawn_by_the_seed(tmp_path, base):
+    rows  = [{"text": str(n), "label": "ab"[n % 2]} for n in range(12)]
+    heads = [new_model(run.path, run.config, 257).parameters["score.weight"].data for run in (
+        finetuning(tmp_path, base, rows, f"run{n}", seed=seed) for n, seed in enumerate((5, 5, 6)))]
+    assert np.array_equal(heads[0], heads[1]) and not np.array_equal(heads[0], heads[2])
+
+
 def test_conversations_teach_a_template_that_chat_then_uses(tmp_path, base):
     pytest.importorskip("jinja2")
     rows = [{"messages": [{"role": "user", "content": str(n)}, {"role": "assistant", "content": "yes"}]}
@@ -255,10 +262,13 @@ def test_of_a_long_context_a_part_is_taken_and_answers_may_end_otherwise_than_te
     model = tmp_path / "model"
     GPT(GPTConfig(vocab_size=257, block_size=1030, n_layer=1, n_head=1, n_embd=2)).save_pretrained(model)
     BPETokenizer(()).save(model)
-    (model / "generation_config.json").write_text('{"eos_token_id": 65}')
+    (model / "generation_config.json").write_text('{"eos_token_id": 65, "temperature": 0.5}')
     answers = finetuning(tmp_path, model, pairs(20), "answers", block_size=0)
     texts   = finetuning(tmp_path, model, [{"text": "a text"}] * 9, "texts", block_size=8)
     assert (answers.config.block_size, answers.train.tokens[-1], texts.train[-1]) == (1024, 65, 256)
+    base = texts.path / "base"                             # takes along what the model's files say further
+    assert json.loads((base / "generation_config.json").read_text())["temperature"] == 0.5
+    assert json.loads((base / "config.json").read_text())["bos_token_id"] == 256           # GPT-2's
 
 
 def test_what_is_left_out_is_told(tmp_path, base):
