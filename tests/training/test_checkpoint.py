@@ -218,6 +218,8 @@ def test_pruning_keeps_what_it_is_told_and_sweeps_leftovers(tmp_path):
     prune_checkpoints(tmp_path, {2, 4, 77})
     assert names(tmp_path) == ["step-000002", "step-000004", "step-000007.damaged"]
     assert load_latest(tmp_path, no_warning).step == 4
+    prune_checkpoints(tmp_path, {2})                                          # and none that is newer
+    assert names(tmp_path) == ["step-000002", "step-000007.damaged"]
 
 
 def test_links_and_files_in_the_place_of_folders_are_removed_and_not_followed(tmp_path):
