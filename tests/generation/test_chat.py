@@ -1,5 +1,7 @@
 """Conversations: how they are written for the model, what of them is kept, and where an answer ends."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -160,6 +162,12 @@ def test_an_answer_has_at_most_so_many_tokens_and_half_the_context_at_most():
 def test_a_template_that_cannot_be_or_reaches_beyond_its_sandbox_is_refused(template, words):
     with pytest.raises(ConfigError, match=words):
         chat_template(template)([{"role": "user", "content": "a"}])
+
+
+def test_without_jinja_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ConfigError, match=r"need the package jinja2: pip install 'npgpt\[chat\]'"):
+        chat_template(CHATML)
 
 
 def test_templates_have_what_those_of_transformers_use():

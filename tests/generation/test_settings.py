@@ -124,6 +124,17 @@ def test_prompts_and_masks_that_cannot_be_are_refused(prompts, mask, words):
         generate(Never(), prompts, attention_mask=mask)
 
 
+def test_what_lies_under_a_mask_may_be_anything():
+    new = [generate(Hashed(11), [[padding, 3]], attention_mask=[[0, 1]], max_new_tokens=3)[:, 2:].tolist()
+           for padding in (-100, 0)]
+    assert new[0] == new[1]
+
+
+def test_an_end_may_come_though_it_is_a_bad_word_but_not_at_the_end_of_one():
+    settings = GenerationSettings(bad_words_ids=[[5], [2, 5], [5, 2]], eos_token_id=5)
+    assert settings.bad_words == ((2, 5), (5, 2))
+
+
 def test_an_empty_prompt_among_others_is_refused():
     with pytest.raises(ConfigError, match="every prompt must have at least one token"):
         generate(Never(), [[1, 2], []], pad_token_id=0)
