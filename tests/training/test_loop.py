@@ -167,6 +167,14 @@ def test_the_latest_two_and_the_best_checkpoints_are_kept(tmp_path, monkeypatch)
         load_run(run.path, "7", "cpu", print)
 
 
+def test_a_run_stops_early_after_evaluations_in_a_row_that_are_no_better(tmp_path, monkeypatch):
+    losses = iter([3.0, 4.0, 2.0, 5.0, 1.0, 1.5, 1.2])                        # of steps 0, 10, …, 60
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: next(losses))
+    run = tiny.new_run(tmp_path, max_iters=80, early_stopping_patience=2, workers=1)
+    assert tiny.train_quietly(run)
+    assert load_latest(run.path, pytest.fail).step == 60
+
+
 def test_a_run_evaluated_where_it_was_stopped_keeps_its_best_checkpoint(tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 1.0, 4.0])                                       # of steps 0, 10, 12, 20
     monkeypatch.setattr(Trainer, "evaluate", lambda self: next(losses))

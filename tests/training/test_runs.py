@@ -162,7 +162,9 @@ def test_a_tokenizer_with_gaps_is_trained_with_and_sampled_from(tmp_path):
     run   = tiny.new_run(tmp_path, tokenizer=str(tmp_path / "gaps"))
     model = new_model(run.path, run.config, run.tokenizer.vocab_size)
     assert model.config.vocab_size == 3001
-    _, text = sample_text(run, model, 40)
+    prompt, text = sample_text(run, model, 40)
+    assert prompt == run.tokenizer.decode(run.val[:16].tolist())
+    assert not np.array_equal(run.val[:16], run.train[:16])
     assert len(text.encode(errors="replace")) >= 1
 
 
