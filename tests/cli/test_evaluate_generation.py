@@ -218,7 +218,7 @@ def test_answers_alone_are_scored(capsys):
     for shown in ("only answers are scored, and the <|endoftext|> that ends them: 2 records",
                   f"masked ratio {masked / (masked + len(alone)):.4f}",
                   "left out: 1 record longer than the context", "left out: 1 record without an answer",
-                  "bootstrap over 2 records"):
+                  "bootstrap over 2 records", f" {result['numbers']['loss']:.4f} "):
         assert shown in said, shown
     bits = [row["bits"] for row in lines_of("surprisal.jsonl")]
     assert bits == pytest.approx(np.array(alone) / math.log(2), rel=1e-4)
