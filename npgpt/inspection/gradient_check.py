@@ -48,11 +48,12 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
                     seed: int = 0) -> dict[str, float]:
     """Checks backward against central differences of forward, in float64.
 
-    forward(*inputs) → (y, saved)      y: one array
+    forward(*inputs) → (y, saved)      y: one array of float64, to which several outputs are joined
     backward(dy, saved) → the gradients of the float arrays among the inputs, in order: one array, a tuple,
         or None where there are no such inputs
     parameters: name → npgpt.layers.Parameter (a module's `.parameters`), whose gradients backward adds to
-    `.grad`; frozen ones have none, and are passed over. Without them the inputs alone are checked.
+    `.grad`; frozen ones have none, and are passed over. By default those of the module whose method forward
+        is; {} checks the inputs alone.
     directions: pairs of v and dy to try, at least 1.
 
         check_gradients(layer.forward, layer.backward, x, parameters=layer.parameters)
@@ -63,8 +64,9 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
 
     Returns, for each input (by its name in forward) and parameter, the worst error on a scale on which
     TOLERANCE is allowed: relative to the gradient, less what is rounding. Raises GradientError, which names
-    the first gradient that is wrong and an element where it is; also if an input is not float64, if an input
-    or dy is modified, a parameter's gradient set instead of added to, or y not finite.
+    the first gradient that is wrong, an element where it is, and others that are: backward comes from the
+    end, so the fault is where the last of them is, or next to it. Also if an input or y is not float64, if an
+    input or dy is modified, a parameter's gradient set instead of added to, or y not finite.
     """
     for name, given in (("forward", forward), ("backward", backward)):
         if not callable(given):
@@ -72,10 +74,12 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
                                 f"{type(given).__name__}")
     if directions < 1:
         raise GradientError(f"directions must be at least 1, not {directions}")
-    if not isinstance(parameters or {}, Mapping):
+    if parameters is None:
+        parameters = getattr(getattr(forward, "__self__", None), "parameters", {})
+    if not isinstance(parameters, Mapping):
         raise GradientError(f"parameters must be name → Parameter, a module's .parameters, and not a "
                             f"{type(parameters).__name__}")
-    parameters = {name: p for name, p in (parameters or {}).items() if not p.frozen}
+    parameters = {name: p for name, p in parameters.items() if not p.frozen}
     rng = np.random.default_rng(seed)
     inputs = _apart(inputs)
     variables = _variables(forward, inputs, parameters)
@@ -83,8 +87,10 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
                and not any(value is array for array in variables.values())} | variables
     before = {name: array.copy() for name, array in watched.items()}
     y = _call(forward, inputs)[0]
+    _check_unmodified(watched, before, "forward")
     if not _same(y, _call(forward, inputs)[0]):
-        raise GradientError("forward gives another y each time: let what is random depend on a seed or key")
+        raise GradientError("forward gives another y each time: let what is random depend on a seed or key, "
+                            "and nothing on the calls before")
     errors = dict.fromkeys(variables, 0.0)
     for direction in range(directions):
         dy = _like(rng.standard_normal(y.shape), y)
@@ -92,19 +98,21 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
             dy = dy.T.copy().T                                # the same values, not C-contiguous
         given = dy.copy(order="K")
         gradients = _gradients(forward, backward, inputs, parameters, variables, given)
-        for name, x in watched.items():                       # all of them before any is measured
-            if not _same(x, before[name]):
-                raise GradientError(f"forward or backward modified {name}, which it was only given to read")
+        _check_unmodified(watched, before, "backward")        # all of them before any is measured
         if not _same(given, dy):
             raise GradientError("backward modified dy, which it was only given to read")
+        wrong = {}
         for name, x in variables.items():
             v = _direction(x, rng)
             error, allowed = _error(forward, inputs, y, dy, x, v, gradients[name], STEP)
             if not error <= allowed:                          # by backward, or because forward bends?
                 error, allowed = _error(forward, inputs, y, dy, x, v, gradients[name], STEP / 16)
             if not error <= allowed < math.inf:               # NaN and Inf are errors too
-                raise GradientError(_describe(name, forward, inputs, dy, x, gradients[name], error, allowed))
+                wrong[name] = error, allowed
             errors[name] = max(errors[name], TOLERANCE * error / (allowed or 1))   # none allowed: it is 0
+        for name, off in wrong.items():
+            raise GradientError(_describe(name, forward, inputs, dy, variables[name], gradients[name], *off)
+                                + _listed([*wrong][1:]))
         if not direction and parameters:
             _check_adding(forward, backward, inputs, parameters, dy)
     return errors
@@ -114,6 +122,7 @@ def _apart(inputs: tuple) -> tuple:
     """The inputs, those copied that cannot be moved, or of which another would be moved with them."""
     apart: list[Any] = []
     for value in inputs:
+        value = np.asarray(value) if isinstance(value, np.floating) else value
         if getattr(getattr(value, "dtype", None), "kind", "") == "f":
             others = [other for other in apart if hasattr(other, "dtype")]
             if not getattr(value.flags, "writeable", True) or any(
@@ -121,6 +130,12 @@ def _apart(inputs: tuple) -> tuple:
                 value = value.copy()
         apart.append(value)
     return tuple(apart)
+
+
+def _check_unmodified(watched: Mapping[str, Any], before: Mapping[str, Any], by: str) -> None:
+    for name, x in watched.items():
+        if not _same(x, before[name]):
+            raise GradientError(f"{by} modified {name}, which it was only given to read")
 
 
 def _same(one, other) -> bool:
@@ -134,7 +149,12 @@ def _call(forward: Callable, inputs: tuple) -> tuple[Any, Any]:
     if not (isinstance(result, tuple) and len(result) == 2):
         raise GradientError("forward must return two things: y, and the tuple saved that backward is given")
     y, saved = result
-    return y if hasattr(y, "shape") else np.asarray(y), saved
+    y = np.asarray(y) if isinstance(y, float) else y
+    kind = getattr(y, "dtype", type(y).__name__)
+    if str(kind) != "float64":
+        raise GradientError(f"forward gives {kind} for y, which must be one array of float64: compute in no "
+                            "coarser type, and join several outputs by concatenate")
+    return y, saved
 
 
 def _variables(forward: Callable, inputs: tuple, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +192,7 @@ def _gradients(forward, backward, inputs, parameters, variables, dy) -> dict[str
     names = [name for name in variables if name not in parameters]
     if len(returned) != len(names):
         raise GradientError(f"backward returns {len(returned)} gradients for {len(names)} inputs "
-                            f"({', '.join(names) or 'none'})")
+                            f"({', '.join(names) or 'none: only arrays of floats have one'})")
     gradients = dict(zip(names, returned, strict=True))
     gradients |= {name: parameter.grad.copy() for name, parameter in parameters.items()}
     for name, gradient in gradients.items():
@@ -245,6 +265,12 @@ def _describe(name, forward, inputs, dy, x, gradient, error, allowed) -> str:
     _, index, measured, claimed = worst
     return (f"{text}; {'for one' if x.size > LOCATED else 'worst'} at {name}{list(index)}: "
             f"backward says {claimed:.6g}, measured {measured:.6g}")
+
+
+def _listed(others: list[str]) -> str:
+    """The other gradients that are wrong, at most four of them, and always the last."""
+    shown = others if len(others) <= 4 else [*others[:2], f"{len(others) - 3} more", others[-1]]
+    return f"; wrong as well: {', '.join(shown)}" if others else ""
 
 
 def _off_along(forward, inputs, dy, x, gradient, places, rng) -> float:

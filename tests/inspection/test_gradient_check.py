@@ -99,6 +99,16 @@ def test_parameters_are_checked_by_their_names():
     assert list(errors) == ["x", "weight", "bias"]
 
 
+def test_the_parameters_of_the_layer_whose_forward_is_given_are_checked():
+    class Forgetful(Linear):
+        def backward(self, dy, saved):
+            return dy @ self.weight.data.T
+
+    layer = Forgetful(3, 2).initialise(dtype="float64")
+    assert "the gradient of weight is wrong" in message_of(layer.forward, layer.backward, normal(4, 3))
+    assert list(check_gradients(layer.forward, layer.backward, normal(4, 3), parameters={})) == ["x"]
+
+
 class Named(Module):
     """Has a parameter of the name of its input."""
 
@@ -161,6 +171,14 @@ def test_a_forward_that_modifies_its_input_is_caught():
     assert "modified x" in message_of(relu_in_place, ops.relu_backward, normal(3, 4))
 
 
+def test_a_forward_that_modifies_its_input_is_not_taken_for_one_that_is_random():
+    def forward(x):
+        x *= 0.5
+        return x + 1, ()
+    assert message_of(forward, lambda dy, saved: dy / 2, normal(3)) \
+        == "forward modified x, which it was only given to read"
+
+
 def test_a_backward_that_modifies_its_input_is_caught():
     def backward(dy, saved):
         _, weight, _ = saved
@@ -216,6 +234,10 @@ def test_a_gradient_may_be_a_plain_number():
     assert "has shape" in message_of(lambda x: (2 * x, ()), lambda dy, saved: 2.0, normal(3))
 
 
+def test_an_input_may_be_a_number_of_numpys():
+    assert list(check_gradients(lambda x: (x * x, x), lambda dy, x: 2 * x * dy, np.float64(3.0))) == ["x"]
+
+
 def test_without_a_direction_nothing_would_be_checked():
     assert message_of(ops.relu_forward, lambda dy, saved: 3 * dy, 1 + abs(normal(3)), directions=0) \
         == "directions must be at least 1, not 0"
@@ -237,6 +259,13 @@ def test_a_float32_parameter_is_refused():
     linear = Linear(3, 2).initialise()
     assert "weight is float32" in message_of(linear.forward, linear.backward, normal(2, 3),
                                              parameters=linear.parameters)
+
+
+def test_a_y_that_is_coarser_or_is_several_arrays_is_told():
+    text = message_of(lambda x: (x.astype("float32"), ()), lambda dy, saved: dy, normal(3))
+    assert text.startswith("forward gives float32 for y, which must be one array of float64")
+    text = message_of(lambda x: ((x, x.sum()), ()), lambda dy, saved: dy, normal(3))
+    assert text.startswith("forward gives tuple for y") and "join several outputs by concatenate" in text
 
 
 def test_a_wrong_number_of_gradients_is_refused():

@@ -98,6 +98,21 @@ def test_the_message_tells_where_and_by_how_much():
     assert re.search(r"worst at x\[1, 2\]: backward says 7, measured \S+$", text)
 
 
+@pytest.mark.parametrize("number, told", [
+    (1, ""), (2, "; wrong as well: b"), (5, "; wrong as well: b, c, d, e"),
+    (8, "; wrong as well: b, c, 4 more, h")])
+def test_what_is_wrong_besides_is_told_up_to_the_last_of_it(number, told):
+    """Backward comes from the end: a fault within a model is next to the last that it makes wrong."""
+    def forward(a, b, c, d, e, f, g, h, i):
+        return a + b + c + d + e + f + g + h + i, ()
+
+    def backward(dy, saved):
+        return number * [2 * dy] + (9 - number) * [dy]
+    text = message_of(forward, backward, *(normal(3, seed=n) for n in range(9)))
+    assert text.startswith("the gradient of a is wrong")
+    assert re.search(r"measured -?[0-9.]+(.*)", text)[1] == told
+
+
 def test_a_wrong_small_gradient_is_not_hidden_by_a_large_one():
     """The bias's gradient is a millionth of the weight's."""
     x, weight, bias = 1e6 * normal(3, 4), normal(4, 2), normal(2)
