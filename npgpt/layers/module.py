@@ -7,6 +7,8 @@ how the caller says:
 
     layer = Linear(3, 5).initialise(seed=0, device="cpu", dtype="float64")
 
+A layer with a parameter of its own makes it, self.scale = Parameter(n_embd, constant=1.0), reads
+self.scale.data in forward, and calls self.scale.add_grad(dscale) in backward.
 Forward changes nothing of a layer, backward only adds to the gradients of its parameters: one that is used in
 two places, or for two batches, gets the sum of both.
 """
@@ -79,6 +81,12 @@ class Parameter:
             self._grad[...] = 0
             self.unset = False
         return self._grad
+
+    @grad.setter
+    def grad(self, changed) -> None:
+        if changed is not self._grad:                       # as it is after p.grad *= 0.5
+            raise ConfigError("a gradient stays where it is: write into it, grad[...] = …, or in a layer's "
+                              "backward add to it by add_grad(…)")
 
     @property
     def unwritten_grad(self):

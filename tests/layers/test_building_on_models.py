@@ -83,6 +83,17 @@ def test_what_is_assigned_to_a_parameter_is_written_into_its_place():
         model.parameters["wte.weight"].data = np.ones((17, 9))
 
 
+def test_a_gradient_is_changed_in_its_place_and_no_other_is_put_there():
+    layer = Linear(3, 2).initialise()
+    layer.weight.add_grad(np.ones((3, 2), "float32"))
+    layer.weight.grad *= 3
+    layer.weight.grad += 1
+    assert (layer.flat.grad[:6] == 4).all()
+    with pytest.raises(ConfigError, match=r"in a layer's backward add to it by add_grad"):
+        layer.weight.grad = np.ones((3, 2), "float32")
+    assert (layer.flat.grad[:6] == 4).all()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_what_is_built_on_a_model_keeps_its_values_and_learns_with_it(dtype):
     body   = GPT(CONFIG, seed=5)
