@@ -96,16 +96,19 @@ class Decoder(Module):
 
         instead: what else to do, for the ConfigError that is raised.
         """
-        plain = Decoder(self.config)                                          # shapes, no arrays
-        made  = {name: parameter.shape for name, parameter in plain.parameters.items()}
+        made  = {name: parameter.shape for name, parameter in Decoder(self.config).parameters.items()}
         made |= self._head_shapes()
         own   = {name: parameter.shape for name, parameter in self.parameters.items()
                  if not name.endswith(ADDED)}
         odd   = [f"there is {which} parameter {name} of shape {shape}"
                  for which, these, those in (("a", own, made), ("no", made, own))
                  for name, shape in sorted(these.items() - those.items())]
-        if found := _foreign_part("", plain, self) or "".join(odd[:1]):
+        if found := self.own_part() or "".join(odd[:1]):
             raise ConfigError(f"the model's configuration does not tell that {found}: {instead}")
+
+    def own_part(self) -> str:
+        """The first part of another kind than the configuration makes, up to LoRA, in words; "" if none."""
+        return _foreign_part("", Decoder(self.config), self)                  # of shapes, without arrays
 
     def save_adapter(self, path: str | Path, base_model: str | None = None) -> None:
         """Writes the model's LoRA, and a classifier's head, into a folder that PEFT reads: `write_adapter`.

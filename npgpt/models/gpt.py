@@ -8,7 +8,9 @@ All but the head is npgpt/models/decoder.py. wte is read at both ends, and its t
 from dataclasses import asdict
 from pathlib import Path
 
-from npgpt.errors import DataError
+import numpy as np
+
+from npgpt.errors import ConfigError, DataError
 from npgpt.generation import decoding
 from npgpt.generation.kv_cache import KVCache
 from npgpt.interop.huggingface import find_folder, read_model
@@ -127,8 +129,27 @@ class GPT(Decoder):
         return to_numpy(logits)[:, 0]
 
     def new_cache(self, max_length: int) -> KVCache:
-        """An empty cache for a batch of sequences of up to max_length tokens, and at most block_size."""
-        return KVCache(self.config.n_layer, min(max_length, self.config.block_size))
+        """An empty cache for a batch of sequences of up to max_length tokens, and at most block_size.
+
+        Raises ConfigError where a part of yours would compute something else with it than without.
+        """
+        length = min(max_length, self.config.block_size)
+        if length > 1 and self.own_part():
+            self._check_cached(length)
+        return KVCache(self.config.n_layer, length)
+
+    def _check_cached(self, length: int) -> None:
+        """With a cache a layer is shown the last token alone. Attention finds the others there; a convolution
+        or a recurrence would take that token for the first, and nobody would notice.
+        """
+        cache, tokens = KVCache(self.config.n_layer, length), np.arange(length)[None] % self.config.vocab_size
+        self.next_logits(tokens[:, :-1], cache)
+        if all(layer.length == cache.layers[0].length for layer in cache.layers):
+            cached, whole = self.next_logits(tokens, cache), self.next_logits(tokens)
+            if not abs(cached - whole).max() > (0.1 if whole.itemsize == 2 else 1e-3) * abs(whole).max():
+                return
+        raise ConfigError("a part of yours looks at other places than its own, and does not keep what it saw "
+                          "there in the KV cache: generate with use_cache=False")
 
     def generate(self, tokens, max_new_tokens: int | None = None, **settings):
         """tokens: (B, T), or B lists of ids of different lengths  →  (B, T + new): prompts and continuations

@@ -27,6 +27,21 @@ class Gate(Module):
         return dy * self.gate.data
 
 
+class Shifted(Gate):
+    """Sees the place before its own, too."""
+
+    def forward(self, x, key=None):
+        before = np.concatenate([np.zeros_like(x[:, :1]), x[:, :-1]], 1)
+        return super().forward(x + before)
+
+
+class Recurrent(Gate):
+    """In attention's place, without a thought of the cache."""
+
+    def forward(self, x, key=None, **context):
+        return super().forward(np.cumsum(x, 1))
+
+
 class Averaging(SelfAttention):
     """Has the parameters of SelfAttention, and may compute otherwise."""
 
@@ -183,3 +198,29 @@ def test_what_was_frozen_in_a_part_is_learned_once_that_lies_in_a_larger_module(
     add_lora(body, 2, 4.0, ["c_attn"])
     probe = Probe(body).initialise(dtype="float64")
     assert not any(parameter.frozen for parameter in probe.parameters.values())
+
+
+@pytest.mark.parametrize(("name", "part", "blocks", "told"), [
+    ("mlp", Shifted, [1], True), ("attn", Recurrent, [1], True), ("attn", Recurrent, [0, 1, 2], False),
+    ("mlp", Gate, [1], False), ("attn", lambda n_embd: Averaging(n_embd, 2), [1], False)])
+def test_a_part_that_does_not_keep_what_it_saw_is_not_generated_from_with_a_cache(name, part, blocks, told):
+    model = gpt()
+    for n in blocks:
+        setattr(model.h[n], name, part(8))
+    model.initialise()
+    model.flat.data[...] += 0.3 * np.random.default_rng(0).standard_normal(model.flat.size)
+    settings = {"max_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True}
+    without = model.generate(tokens()[:, :4], use_cache=False, **settings)
+    if told:
+        with pytest.raises(ConfigError, match="a part of yours looks at other places .* use_cache=False"):
+            model.generate(tokens()[:, :4], **settings)
+    else:
+        cached = model.generate(tokens()[:, :4], **settings)
+        np.testing.assert_allclose(cached.logits, without.logits, atol=1e-9)
+
+
+def test_a_context_of_one_token_has_no_other_places():
+    model = gpt(block_size=1)
+    model.h[1].mlp = Shifted(8)
+    model.initialise()
+    assert model.generate(tokens()[:, :1], max_new_tokens=2).shape == (3, 3)
