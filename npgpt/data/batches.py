@@ -49,7 +49,7 @@ class Batches:
     """The training batches of a token array or memory map: `Batches(tokens, T, B, seed).at(step)`."""
 
     def __init__(self, tokens: np.ndarray, block_size: int, batch_size: int, seed: int):
-        _check_length(tokens, block_size)
+        _check(tokens, block_size)
         self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
         self.windows = max(1, len(tokens) // block_size - 1)
         self._last_epoch = (-1, np.empty(0, np.int64))  # for speed alone; one tuple, as threads may share it
@@ -100,7 +100,12 @@ def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
     return Batch(np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:]))
 
 
-def _check_length(tokens: np.ndarray, block_size: int) -> None:
+def _check(tokens: np.ndarray, block_size: int) -> None:
+    if getattr(tokens, "ndim", None) != 1 or tokens.dtype.kind not in "iu":
+        what = f"{tokens.dtype} of shape {tokens.shape}" if hasattr(tokens, "dtype") else \
+            f"a {type(tokens).__name__}"
+        raise DataError("the data must be one row of token ids, an array, or make batches of its own by "
+                        f"at(step) and evaluation(batch_size, max_batches), and not be {what}")
     if len(tokens) < block_size + 1:
         raise DataError(f"the data has {len(tokens)} tokens, and one window of block_size {block_size} needs "
                         f"{block_size + 1}; give more text or a smaller block_size")

@@ -11,6 +11,7 @@ import numpy as np
 from npgpt.data.batches import Batch, Batches
 from npgpt.data.examples import Examples
 from npgpt.data.packing import ExampleBatches
+from npgpt.errors import DataError
 from npgpt.layers import Module
 from npgpt.models.decoder import IGNORE_INDEX
 from npgpt.ops.penalty import penalty_backward
@@ -40,6 +41,7 @@ class Trainer:
     train, val: tokens, Examples, or what makes its own batches (npgpt.data.batches.Batch): with `at(step)`,
     all sequences of a step at once, and `evaluation(batch_size, max_batches)`, an iterator.
     `optimizer` is AdamW, until another with `step(lr, grad_scale)` is put in its place.
+    The learning rate is config.rate(step): a subclass of TrainConfig may have a schedule of its own.
     ranks: each of several has a Trainer, and all call the same methods; each works on its share of the
     sequences, and what they return is of all.
     """
@@ -47,7 +49,7 @@ class Trainer:
     def __init__(self, config: Config, model: Any, train: Any, val: Any, ranks: Ranks | None = None):
         self.config, self.model, self.val, self.ranks = config, model, val, ranks or Ranks()
         self.batches   = self._batches(train)
-        self.scale     = LossScale(config.dtype)
+        self.scale     = LossScale(model.flat.data.dtype.name)
         self.optimizer = AdamW(model, config.learning_rate, (config.beta1, config.beta2),
                                weight_decay=config.weight_decay, ranks=self.ranks, seed=config.seed)
 
@@ -116,7 +118,9 @@ class Trainer:
         flat.grad[part] += penalty_backward(dy, (flat.data[part], c.l1, c.l2))
 
     def evaluate(self) -> float:
-        """Mean loss over the validation data's counted targets, in nats; dropout is off."""
+        """Mean loss over the validation data's counted targets, in nats; dropout is off. Raises DataError if
+        there are none.
+        """
         c, total, count = self.config, 0.0, 0
         for batch in self._batches(self.val).evaluation(c.batch_size, c.eval_iters):
             mine = self.ranks.part(len(batch.tokens))
@@ -126,6 +130,8 @@ class Trainer:
                 total += float(to_numpy(loss))
                 count += int((part.targets != IGNORE_INDEX).sum())
         total, count = self.ranks.all_reduce(total, count)
+        if not count:
+            raise DataError("the validation data has no target that counts: there is nothing to evaluate on")
         return total / count
 
     def _batches(self, tokens: Any) -> Any:

@@ -10,7 +10,7 @@ import tiny
 
 from npgpt.data.batches import Batch
 from npgpt.data.examples import Examples
-from npgpt.errors import CheckpointError
+from npgpt.errors import CheckpointError, DataError
 from npgpt.models import GPT, GPTConfig
 from npgpt.ops import penalty_forward
 from npgpt.tensor import Key, to_numpy
@@ -121,6 +121,49 @@ def test_batches_and_an_optimiser_of_ones_own_take_the_place_of_npgpts():
     assert losses[2] < losses[1] < losses[0] and len(trainer.optimizer.given) == 3
     own = [float(model.loss(*Counting().at(n)[:2])[0]) for n in (1, 3)]
     assert trainer.evaluate() == pytest.approx(sum(own) / 2, rel=1e-12)
+
+
+class Steps(TrainConfig):
+    """A schedule of one's own."""
+
+    def rate(self, step):
+        return 0.25 / (1 + step)
+
+
+def test_a_schedule_of_ones_own_takes_the_place_of_npgpts():
+    config  = Steps(**tiny.SETTINGS | {"dtype": "float64"})
+    model   = GPT(config.model(11), 0, dtype="float64")
+    trainer = Trainer(config, model, Counting(), Counting())
+    trainer.optimizer = SignDescent(model)
+    assert [trainer.update(step).lr for step in (1, 4)] == [0.125, 0.05]
+    assert [lr for lr, _ in trainer.optimizer.given] == [0.125, 0.05]
+
+
+@pytest.mark.parametrize(("data", "told"), [
+    (iter([]), "a list_iterator"), ([0, 1, 2] * 9, "a list"), (None, "a NoneType"),
+    (np.zeros((9, 9), int), r"int64 of shape \(9, 9\)"), (np.zeros(99), r"float64 of shape \(99,\)")])
+def test_what_are_no_tokens_and_makes_no_batches_is_told(data, told):
+    config = TrainConfig(**tiny.SETTINGS)
+    with pytest.raises(DataError, match=rf"by at\(step\) and evaluation\(.*\), and not be {told}$"):
+        Trainer(config, GPT(config.model(11)), data, data)
+
+
+@pytest.mark.parametrize("batches", [[], [Batch(np.zeros((2, 8), int), np.full((2, 8), -100))]])
+def test_an_evaluation_without_a_target_that_counts_is_told(batches):
+    class Nothing(Counting):
+        def evaluation(self, batch_size, max_batches):
+            return iter(batches)
+    config = TrainConfig(**tiny.SETTINGS)
+    with pytest.raises(DataError, match="no target that counts"):
+        Trainer(config, GPT(config.model(11)), Nothing(), Nothing()).evaluate()
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("float16", 2.0**16), ("bfloat16", 1.0), ("float32", 1.0)])
+def test_the_loss_is_scaled_as_the_model_needs_it_whatever_the_settings_say(monkeypatch, dtype, scale):
+    strict_cupy.install(monkeypatch)
+    config = TrainConfig(**tiny.SETTINGS)
+    trainer = Trainer(config, GPT(config.model(11), 0, "cuda", dtype), Counting(), Counting())
+    assert trainer.scale.value == scale
 
 
 def test_dropout_is_on_in_training_and_differs_by_step_and_off_in_evaluation():
