@@ -1,10 +1,11 @@
-"""What a model is taught or measured by, one record a line of a JSONL file:
+"""What a model is taught or measured by, one record a line of a .jsonl file, or all in one list of a .json:
 
     {"text": "…"}                                                   a text
     {"prompt": "…", "completion": "…"}                              a text and how it goes on
     {"messages": [{"role": "user", "content": "…"}, …]}             a conversation
     {"prompt": [{"role": …}, …], "completion": [{"role": …}, …]}    one of which only the latter is learned
-    {"instruction": "…", "input": "…", "output": "…"}               a conversation of two, as Alpaca has it
+    {"conversations": [{"from": "human", "value": "…"}, …]}         a conversation, as ShareGPT has it
+    {"instruction": "…", "input": "…", "output": "…"}               one of two, as Alpaca has it
     {"text": "…", "label": "…"}                                     a text and its class
 
 The names are those of Hugging Face's datasets. A prompt with several right completions has
@@ -20,6 +21,9 @@ from typing import Any, NamedTuple
 from npgpt.errors import DataError, shown
 
 Message = dict[str, str]        # role, content
+
+FILES    = (".jsonl", ".json")  # how the names of files with records end
+SPEAKERS = {"human": "user", "gpt": "assistant"}                              # ShareGPT's
 
 
 class Text(NamedTuple):
@@ -49,16 +53,20 @@ Record = Text | Pair | Dialogue | Labelled
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a JSONL file. Raises DataError, naming the line, for one that is none of the above, or
-    where only some have a label."""
+    """The records of a file. Raises DataError, naming the line, for one that is none of the above, or where
+    only some have a label."""
     try:
-        lines = path.read_bytes().decode("utf-8").removeprefix("\ufeff").split("\n")
+        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 at byte {error.start}: convert it to UTF-8") from error
-    records = [_record(line, f"{path}, line {number}")
-               for number, line in enumerate(lines, 1) if line.strip()]
+    if text.lstrip().startswith("["):
+        records = [_record(fields, f"{path}, record {number}")
+                   for number, fields in enumerate(_parsed(text, str(path)), 1)]
+    else:
+        records = [_record(_parsed(line, where := f"{path}, line {number}"), where)
+                   for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not records:
         raise DataError(f"{path} is empty: give it a record a line, such as {_LAYOUTS[1][1]}")
     labelled = sum(isinstance(record, Labelled) for record in records)
@@ -80,11 +88,14 @@ def texts_of(records: Sequence[Record]) -> Iterator[str]:
                 yield record.text
 
 
-def _record(line: str, where: str) -> Record:
+def _parsed(text: str, where: str) -> Any:
     try:
-        fields = json.loads(line)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}") from error
+
+
+def _record(fields: Any, where: str) -> Record:
     if not isinstance(fields, dict):
         raise DataError(f"{where} is no JSON object with fields, such as {_LAYOUTS[1][1]}")
     for names, _, make in _LAYOUTS:
@@ -125,6 +136,14 @@ def _alpaca(fields: dict[str, Any], where: str) -> Dialogue:
                      {"role": "assistant", "content": _text(fields, "output", where)}))
 
 
+def _sharegpt(fields: dict[str, Any], where: str) -> Dialogue:
+    said = fields["conversations"]
+    if isinstance(said, list):
+        said = [{"role": SPEAKERS.get(one["from"], one["from"]), "content": one.get("value")}
+                if isinstance(one, dict) and isinstance(one.get("from"), str) else one for one in said]
+    return Dialogue(_messages(said, where))
+
+
 def _messages(messages: Any, where: str) -> tuple[Message, ...]:
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: its messages must be a list of at least one, not {shown(messages)}")
@@ -133,6 +152,9 @@ def _messages(messages: Any, where: str) -> tuple[Message, ...]:
                                                     for name in ("role", "content")):
             raise DataError(f"{where}: a message must have a role and a content, both texts, not "
                             f"{shown(message)}")
+        if message.get("weight") == 0:                     # OpenAI's: an answer that is not to be learned
+            raise DataError(f"{where}: a message has the weight 0: what is not to be learned goes into a "
+                            "prompt, a list of messages, and what is into a completion")
     return tuple({"role": message["role"], "content": message["content"]} for message in messages)
 
 
@@ -147,6 +169,7 @@ _LAYOUTS: list[tuple[set[str], str, Callable[[dict[str, Any], str], Record]]] = 
      lambda fields, where: Dialogue(_messages(fields["messages"], where))),
     ({"prompt", "completion"}, '{"prompt": "…", "completion": "…"}', _pair),
     ({"prompt", "completions"}, '{"prompt": "…", "completions": ["…", …]}', _pair_of_several),
+    ({"conversations"}, '{"conversations": [{"from": "human", "value": "…"}, …]}', _sharegpt),
     ({"instruction", "output"}, '{"instruction": "…", "output": "…"}', _alpaca),
     ({"text", "label"}, '{"text": "…", "label": "…"}', _labelled),
     ({"text"}, '{"text": "…"}', lambda fields, where: Text(_text(fields, "text", where))),

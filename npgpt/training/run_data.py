@@ -13,7 +13,7 @@ from npgpt.data.corpora import read_documents, split_documents
 from npgpt.data.examples import Examples, encode_records, save_examples, split_records
 from npgpt.data.packing import pack
 from npgpt.data.prepared import is_prepared, open_prepared
-from npgpt.data.records import Dialogue, Labelled, Record, Text, read_records, texts_of
+from npgpt.data.records import FILES, Dialogue, Labelled, Record, Text, read_records, texts_of
 from npgpt.data.shards import check_uncut, write_shard
 from npgpt.errors import ConfigError, DataError
 from npgpt.generation.chat import chat_template, transcript
@@ -43,7 +43,7 @@ def write_data(path: Path, config: Config, note: Note, start: Loaded | None) -> 
         if config.block_size > most:
             raise ConfigError(f"block_size must be at most the model's {most}, not {config.block_size}")
     (path / "data").mkdir(exist_ok=True)
-    sides = [read_records(Path(name)) for name in (config.data, config.val_data) if name.endswith(".jsonl")]
+    sides = [read_records(Path(name)) for name in (config.data, config.val_data) if name.endswith(FILES)]
     if config.val_data and is_prepared(Path(config.val_data)):
         raise ConfigError(f"val_data cannot be a prepared folder, as {config.val_data} is: one given as data "
                           "brings its own validation tokens")
@@ -98,7 +98,7 @@ def _encode_examples(path: Path, config: Config, note: Note, start: Loaded | Non
                      sides: list[list[Record]]) -> int:
     """From records; returns how many rows there are to train on."""
     if config.val_data and len(sides) < 2:
-        raise ConfigError("data and val_data must be of one kind: both .jsonl files, or neither")
+        raise ConfigError("data and val_data must be of one kind: both files of records, or neither")
     train, val = sides if config.val_data else split_records(sides[0], config.val_fraction, config.seed)
     records    = [*train, *val]
     labels     = _labels(records)
@@ -147,7 +147,7 @@ def _labels(records: Sequence[Record]) -> list[str]:
 
 
 def _documents(source: str) -> list[str]:
-    if not source.endswith(".jsonl"):
+    if not source.endswith(FILES):
         return read_documents(source)
     return [text for text in texts_of(read_records(Path(source))) if text]
 

@@ -223,6 +223,8 @@ def test_answers_alone_are_scored(capsys):
     bits = [row["bits"] for row in lines_of("surprisal.jsonl")]
     assert bits == pytest.approx(np.array(alone) / math.log(2), rel=1e-4)
     assert evaluate("run-bpe", "--data", data, "--limit", 1)["protocol"]["records"] == 1
+    Path("list.json").write_text("[" + ",".join(Path(data).read_text().splitlines()) + "]")
+    assert evaluate("run-bpe", "--data", "list.json")["numbers"] == result["numbers"]
     narrow = evaluate("run-bpe", "--data", data, "--context", 4)["protocol"]
     assert (narrow["context"], narrow["left_out"]["longer than the context"]) == (4, 2)
     refused(capsys, 1, "stride is of texts", "run-bpe", "--data", data, "--stride", "2")

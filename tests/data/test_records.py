@@ -25,6 +25,11 @@ def written(folder, *rows):
     ({"messages": [USER | {"name": "x"}], "prompt": "a", "completion": "b"}, Dialogue((USER,))),
     ({"prompt": [USER], "completion": [ANSWER]}, Dialogue((USER, ANSWER), given=1)),
     ({"prompt": [USER, ANSWER, USER], "completion": [ANSWER]}, Dialogue((USER, ANSWER) * 2, given=3)),
+    ({"messages": [USER, ANSWER | {"weight": 1}]}, Dialogue((USER, ANSWER))),
+    ({"conversations": [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}], "id": "1"},
+     Dialogue((USER, ANSWER))),
+    ({"conversations": [{"from": "system", "value": "c"}, USER]},
+     Dialogue(({"role": "system", "content": "c"}, USER))),
     ({"instruction": "a?", "input": "", "output": "b"}, Dialogue((USER, ANSWER))),
     ({"instruction": "a?", "input": "c", "output": "b", "text": "no"},
      Dialogue(({"role": "user", "content": "a?\n\nc"}, ANSWER))),
@@ -54,6 +59,10 @@ def test_a_byte_order_mark_and_line_ends_of_windows_do_no_harm(tmp_path):
     ({"messages": [{"role": "user"}]}, "line 2: a message must have a role and a content"),
     ({"messages": [{"role": "user", "content": [1] * 99}]}, r"line 2: a message must have .*…"),
     ({"messages": ["hello"]}, "line 2: a message must have a role and a content"),
+    ({"messages": [USER, ANSWER | {"weight": 0}]}, "line 2: a message has the weight 0: what is not to be"),
+    ({"conversations": "a"}, "line 2: its messages must be a list"),
+    ({"conversations": ["a", {"from": ["human"], "value": "b"}]}, "line 2: a message must have a role"),
+    ({"conversations": [{"from": "human", "text": "b"}]}, "line 2: a message must have a role and a content"),
     ({"instruction": "a", "output": None}, "line 2: its output must be a text"),
     ({"text": "a", "label": 1.5}, "line 2: its label must be a text or a whole number"),
     ({"text": "a", "label": [1] * 99}, r"line 2: its label must be .*, not .{79}…$"),
@@ -63,6 +72,20 @@ def test_a_byte_order_mark_and_line_ends_of_windows_do_no_harm(tmp_path):
 def test_what_is_no_record_is_refused_by_its_line(tmp_path, row, words):
     with pytest.raises(DataError, match=words):
         read_records(written(tmp_path, {"text": "fine"}, row))
+
+
+def test_a_json_file_has_a_list_of_records_or_one_a_line(tmp_path):
+    path = tmp_path / "alpaca.json"
+    path.write_text(json.dumps([{"text": "a"}, {"text": "b"}], indent=1))
+    assert read_records(path) == [Text("a"), Text("b")]
+    path.write_text('{"text": "a"}\n{"text": "b"}')
+    assert read_records(path) == [Text("a"), Text("b")]
+    for text, words in [('[{"text": "a"}, 3]', "alpaca.json, record 2 is no JSON object"),
+                        ("[", "alpaca.json is not JSON"), ("[]", "is empty"),
+                        ('{\n"text": "a"}', "line 1 is not JSON")]:
+        path.write_text(text)
+        with pytest.raises(DataError, match=words):
+            read_records(path)
 
 
 def test_a_file_that_is_empty_missing_or_not_utf8_is_refused(tmp_path):

@@ -20,7 +20,7 @@ from npgpt.cli.tasks.report import (
     write_out,
 )
 from npgpt.data.examples import Examples, encode_records
-from npgpt.data.records import Dialogue, Pair, Record, read_records, texts_of
+from npgpt.data.records import FILES, Dialogue, Pair, Record, read_records, texts_of
 from npgpt.errors import ConfigError
 from npgpt.evaluation import documents, language_modelling
 from npgpt.evaluation.answers import answers_of
@@ -38,7 +38,7 @@ UNITS = {"loss": "nats a token", "perplexity": "", "bits_per_byte": ""}
 
 def run(options: Options, console: Console) -> None:
     loaded  = load_model(options.model, options.checkpoint, options.device, warn)
-    records = read_records(Path(options.data)) if options.data.endswith(".jsonl") else []
+    records = read_records(Path(options.data)) if options.data.endswith(FILES) else []
     if any(isinstance(record, Pair | Dialogue) for record in records):
         _answers(options, loaded, records, console)
     else:
