@@ -104,8 +104,11 @@ def assemble_tokenizer(path: Path, tokens: Mapping[str, int], special_tokens: Ma
 
 
 def _is_own(path: Path) -> bool:
-    """Whether npgpt saved it: Hugging Face's tokenizer_config.json has neither of these entries."""
+    """Whether npgpt saved it: Hugging Face's tokenizer_config.json has neither of these entries, or, where
+    transformers read npgpt's and saved it again, one that npgpt's has not.
+    """
     if not (path / CONFIG).exists():
         return False
     config = from_json(path / CONFIG, read_text(path / CONFIG))
-    return not isinstance(config, dict) or "kind" in config or "sha256" in config
+    return not isinstance(config, dict) or (bool({"kind", "sha256"} & config.keys())
+                                            and not {"backend", "added_tokens_decoder"} & config.keys())

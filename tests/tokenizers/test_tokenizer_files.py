@@ -101,6 +101,33 @@ def test_hugging_face_gives_special_tokens_their_ids_wherever_they_stand(tmp_pat
     assert load_tokenizer(tmp_path / HUGGING_FACE).special_tokens == ours.special_tokens
 
 
+@pytest.mark.parametrize("where", ["there", "elsewhere"])
+def test_what_transformers_read_and_saved_again_is_read_again(where, tmp_path):
+    """It takes npgpt's own entries along, and writes other files."""
+    transformers = pytest.importorskip("transformers")
+    ours = BPETokenizer.train([TEXT], 290)
+    ours.save(tmp_path / "there")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "there")
+    theirs.add_special_tokens({"pad_token": "<pad>"})
+    theirs.save_pretrained(tmp_path / where)
+    assert json.loads((tmp_path / where / CONFIG).read_text())["kind"] == "bpe"
+    again = load_tokenizer(tmp_path / where)
+    assert again.special_tokens == {"<|endoftext|>": ours.eos_token_id, "<pad>": ours.vocab_size}
+    assert again.encode(TEXT) == ours.encode(TEXT) == theirs.encode(TEXT)
+
+
+@pytest.mark.parametrize("entry", [{"backend": "tokenizers"}, {"added_tokens_decoder": {}}])
+def test_transformers_is_known_by_what_its_versions_write(entry, tmp_path):
+    ours = BPETokenizer.train([TEXT], 290)
+    ours.save(tmp_path)
+    for name in (VOCABULARY, MERGES):
+        (tmp_path / name).unlink()
+    with pytest.raises(errors.TokenizerError, match="vocab.json is missing"):
+        load_tokenizer(tmp_path)
+    (tmp_path / CONFIG).write_bytes(change_json(**entry)((tmp_path / CONFIG).read_bytes()))
+    assert load_tokenizer(tmp_path).encode(TEXT) == ours.encode(TEXT)
+
+
 # Damage
 
 def change_json(**changes):
