@@ -17,6 +17,7 @@ from npgpt.data.records import FILES, Dialogue, Labelled, Record, Text, read_rec
 from npgpt.data.shards import check_uncut, write_shard
 from npgpt.errors import ConfigError, DataError
 from npgpt.generation.chat import chat_template, transcript
+from npgpt.interop.beside_models import TOKENIZER_CONFIG
 from npgpt.interop.classifiers import Labels
 from npgpt.interop.huggingface_writing import write_model, write_tokenizer
 from npgpt.models import SequenceClassifier
@@ -177,17 +178,21 @@ def _save_tokenizer(path: Path, tokenizer: Tokenizer, start: Loaded | None, temp
     """Into tokenizer/, or into base/ with the model that is fine-tuned."""
     def beside(folder: Path) -> None:
         assert start
-        write_tokenizer(folder, tokenizer, start.named_tokens, template or start.chat_template, start.carried)
+        write_tokenizer(folder, tokenizer, named, template or start.chat_template, start.carried)
 
     if not start:
         write_tokenizer(path / "tokenizer", tokenizer, {}, template)
         return
     model  = SequenceClassifier.from_gpt(start.model, labels, seed) if labels else start.model
     arrays = {name: parameter.data for name, parameter in model.parameters.items()}
-    first  = start.eos_token_ids[0] if start.eos_token_ids else None
+    padded = start.carried.get(TOKENIZER_CONFIG, {}).get("pad_token", "")     # by what the tokenizer fills up
+    pad    = tokenizer.special_tokens.get(padded, next(iter(start.eos_token_ids), None))
+    named  = dict(start.named_tokens)
+    if labels and pad is not None and pad in tokenizer:
+        named["pad_token"] = tokenizer.decode([pad])
     write_model(path / BASE, asdict(model.config), arrays, eos_token_ids=start.eos_token_ids,
                 bos_token_id=start.bos_token_id, beside=beside,
-                labels=Labels(tuple(labels), first) if labels else None, carried=start.carried)
+                labels=Labels(tuple(labels), pad) if labels else None, carried=start.carried)
 
 
 def _save_tokens(path: Path, config: Config, tokenizer: Tokenizer, train: Iterable[np.ndarray],

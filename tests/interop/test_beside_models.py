@@ -121,6 +121,20 @@ def test_transformers_reads_special_tokens_map_too(written):
         "bos_token": theirs.bos_token, "eos_token": theirs.eos_token}
 
 
+@pytest.mark.parametrize(("entries", "pad"), [({"pad_token": "<|pad|>"}, 258), ({}, 257)])
+def test_of_a_classifier_padding_is_what_its_tokenizer_fills_up_with(written, entries, pad):
+    """transformers reads the last token that is not config.json's pad_token_id."""
+    write_folder(entries | {"eos_token": "<|end|>"}, GENERATION, {"pad_token_id": 258}, **LLAMA)
+    Path("labels.jsonl").write_text("".join(f'{{"text": "{n}", "label": {n % 2}}}\n' for n in range(8)))
+    config = FinetuneConfig(model="model", data="labels.jsonl", batch_size=1)
+    create_run(Path("sorter"), config, str, load_model(Path("model"), "best", "cpu", print))
+    assert main(["export", "sorter/base", "--out-dir", "sorting"]) == 0
+    for folder in (Path("sorter/base"), Path("sorting")):
+        assert read(folder, "config")["pad_token_id"] == pad
+        text = read(folder, "tokenizer_config")["pad_token"]
+        assert {"<|pad|>": 258, "<|end|>": 257}[text] == pad
+
+
 def test_transformers_finds_again_what_it_wrote(written):
     transformers = pytest.importorskip("transformers")
     write_folder({"eos_token": "<|end|>", "pad_token": "<|pad|>"}, GENERATION, **LLAMA)
