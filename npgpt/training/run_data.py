@@ -31,6 +31,7 @@ Tokens = np.ndarray | Examples
 Note   = Callable[[str], None]
 
 CHUNK  = 1 << 20        # token ids of a prepared shard that are copied at once
+LABELS_TOLD = 10        # with how many records each has, the most first
 
 
 def write_data(path: Path, config: Config, note: Note, start: Loaded | None) -> Config:
@@ -117,6 +118,10 @@ def _encode_examples(path: Path, config: Config, note: Note, start: Loaded | Non
     _save_tokenizer(path, tokenizer, start, template, labels, config.seed)
     note(f"{config.data}: {len(records):,} records; tokenizer: {_name(config)}, "
          f"{tokenizer.vocab_size:,} tokens")
+    if labels:
+        counts = Counter(record.label for record in records if isinstance(record, Labelled)).most_common()
+        note("labels: " + ", ".join(f"{label!r} {count:,}" for label, count in counts[:LABELS_TOLD])
+             + f", and {len(counts) - LABELS_TOLD:,} more" * (len(counts) > LABELS_TOLD))
     rows = []
     for name, what, side in (("train", "to train on", train), ("val", "to validate", val)):
         examples, left_out = encode_records(side, tokenizer, config.block_size, end, render, labels)

@@ -238,6 +238,20 @@ def test_a_classifiers_head_is_drawn_by_the_seed(tmp_path, base):
     assert np.array_equal(heads[0], heads[1]) and not np.array_equal(heads[0], heads[2])
 
 
+@pytest.mark.parametrize(("kinds", "told"), [
+    (2, "labels: 'a' 2, '\\x1b' 1"),
+    (10, "labels: 'a' 10, '\\x1b' 9, 'c' 8, 'd' 7, 'e' 6, 'f' 5, 'g' 4, 'h' 3, 'i' 2, 'j' 1"),
+    (12, "labels: 'a' 12, '\\x1b' 11, 'c' 10, 'd' 9, 'e' 8, 'f' 7, 'g' 6, 'h' 5, 'i' 4, 'j' 3, and 2 more")])
+def test_how_many_records_have_a_label_is_told_the_most_first(tmp_path, base, kinds, told):
+    said = []
+    rows = [{"text": f"{n} {m}", "label": "a\x1bcdefghijkl"[n]} for n in range(kinds)
+            for m in range(kinds - n)]
+    finetuning(tmp_path, base, rows[::-1], note=said.append)
+    assert told in said
+    finetuning(tmp_path, base, pairs(20), "pairs", note=(none := []).append)
+    assert not any("labels" in line for line in none)
+
+
 def test_conversations_teach_a_template_that_chat_then_uses(tmp_path, base):
     pytest.importorskip("jinja2")
     rows = [{"messages": [{"role": "user", "content": str(n)}, {"role": "assistant", "content": "yes"}]}
