@@ -22,7 +22,7 @@ from npgpt.errors import DataError, shown
 
 Message = dict[str, str]        # role, content
 
-FILES    = (".jsonl", ".json")  # how the names of files with records end
+FILES    = (".jsonl", ".ndjson", ".json")                                    # how names of such files end
 SPEAKERS = {"human": "user", "gpt": "assistant"}                              # ShareGPT's
 
 

@@ -285,13 +285,14 @@ def test_of_a_long_context_a_part_is_taken_and_answers_may_end_otherwise_than_te
     assert json.loads((base / "config.json").read_text())["bos_token_id"] == 256           # GPT-2's
 
 
-def test_conversations_may_be_sharegpts_in_one_list(tmp_path, base):
+@pytest.mark.parametrize("name", ["talks.json", "talks.ndjson"])
+def test_conversations_may_be_sharegpts_in_one_list(tmp_path, base, name):
     def talks(field, who, said, names):
         return [{field: [{who: name, said: text} for name, text in zip(names, f"{n}y", strict=True)]}
                 for n in range(8)]
     ours = finetuning(tmp_path, base, talks("messages", "role", "content", ("user", "assistant")),
                       block_size=24)
-    path = tmp_path / "talks.json"
+    path = tmp_path / name
     path.write_text(json.dumps(talks("conversations", "from", "value", ("human", "gpt"))))
     theirs = finetuning(tmp_path, base, [], "theirs", data=str(path), block_size=24)
     for one, other in ((ours.train, theirs.train), (ours.val, theirs.val)):
