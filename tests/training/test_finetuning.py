@@ -287,6 +287,7 @@ def test_of_a_long_context_a_part_is_taken_and_answers_may_end_otherwise_than_te
 
 @pytest.mark.parametrize("name", ["talks.json", "talks.ndjson"])
 def test_conversations_may_be_sharegpts_in_one_list(tmp_path, base, name):
+    pytest.importorskip("jinja2")
     def talks(field, who, said, names):
         return [{field: [{who: name, said: text} for name, text in zip(names, f"{n}y", strict=True)]}
                 for n in range(8)]
