@@ -20,6 +20,8 @@ from npgpt.models.config import GPTConfig
 from npgpt.models.decoder import CACHED, SAVE_INSTEAD, Decoder, take
 from npgpt.tensor import array_module, to_numpy
 
+PROBED = 256        # tokens, by which it is found out whether a part of one's own keeps to the KV cache
+
 
 class GPT(Decoder):
     """tokens: integers (B, T), T ≤ block_size.  `forward` gives logits, `loss` their cross-entropy.
@@ -135,7 +137,7 @@ class GPT(Decoder):
         """
         length = min(max_length, self.config.block_size)
         if length > 1 and self.own_part():
-            self._check_cached(length)
+            self._check_cached(min(length, PROBED))
         return KVCache(self.config.n_layer, length)
 
     def _check_cached(self, length: int) -> None:

@@ -224,3 +224,15 @@ def test_a_context_of_one_token_has_no_other_places():
     model.h[1].mlp = Shifted(8)
     model.initialise()
     assert model.generate(tokens()[:, :1], max_new_tokens=2).shape == (3, 3)
+
+
+def test_what_a_part_does_with_a_cache_is_found_out_by_few_tokens_of_a_long_context(monkeypatch):
+    """Three passes over as many tokens as the context has would take longer than what is generated."""
+    read, model = [], gpt(block_size=3000)
+    model.h[1].mlp = Gate(8)
+    model.initialise()
+    forward = Gate.forward
+    monkeypatch.setattr(Gate, "forward",
+                        lambda self, x, key=None: read.append(x.shape[1]) or forward(self, x))
+    model.new_cache(3000)
+    assert read == [255, 1, 256]
