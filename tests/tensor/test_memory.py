@@ -11,7 +11,7 @@ from npgpt.tensor import keep_freed_blocks
 from npgpt.tensor.memory import shared
 
 # Pages faulted in by each of four training steps, all but the first in a thread of its own. NumPy is imported
-# before the platform is changed for npgpt.
+# before the platform is changed for npgpt, and what it sets up for the first thread, once, is not a step's.
 STEPS = """
 import resource, sys, threading
 import numpy as np
@@ -20,6 +20,8 @@ from npgpt import GPT, GPTConfig
 
 model  = GPT(GPTConfig(vocab_size=512, block_size=64, n_layer=2, n_head=4, n_embd=128))
 tokens = np.random.default_rng(0).integers(0, 512, (8, 64))
+other  = threading.Thread(target=np.matmul, args=2 * [np.ones((256, 256), "f")])
+other.start(), other.join()
 faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
 def step():
     model.zero_grad()
