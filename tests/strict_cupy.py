@@ -210,6 +210,10 @@ class ndarray:
             _operand(self)[index] = _operand(value)
         machine.count("assign", value, self._host[index])
 
+    def __getattr__(self, name):
+        raise AttributeError(f"the stand-in's arrays have no {name}: add it if CuPy's have it and a formula "
+                             "needs it")
+
     def __matmul__(self, other):
         return matmul(self, other)
 

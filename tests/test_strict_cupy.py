@@ -235,3 +235,9 @@ def test_cupy_has_everything_that_the_stand_in_offers():
         assert private or name in ("__dict__", "__weakref__") or hasattr(cupy.ndarray, name), name
     assert cupy.add.at and cupy.cuda.Device(0).use and cupy.cuda.runtime.getDeviceCount
     assert issubclass(cupy.cuda.memory.OutOfMemoryError, MemoryError)
+
+
+def test_what_the_stand_in_does_not_have_is_told_with_what_to_do(cupy, x):
+    for asked in (lambda: cupy.hypot(x, x), lambda: x.trace()):
+        with pytest.raises(AttributeError, match=r"^the stand-in.* no (cupy\.hypot|trace): add it if"):
+            asked()

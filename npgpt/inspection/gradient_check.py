@@ -33,6 +33,7 @@ import numpy as np
 
 from npgpt.errors import NpgptError
 from npgpt.tensor import array_module, to_numpy
+from npgpt.tensor.precision import map_arrays
 
 STEP = 1e-5             # h, relative to ‖x‖
 TOLERANCE = 1e-6        # relative to the larger of the measured number and ‖gradient‖/√n
@@ -66,7 +67,8 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
     TOLERANCE is allowed: relative to the gradient, less what is rounding. Raises GradientError, which names
     the first gradient that is wrong, an element where it is, and others that are: backward comes from the
     end, so the fault is where the last of them is, or next to it. Also if an input or y is not float64, if an
-    input or dy is modified, a parameter's gradient set instead of added to, or y not finite.
+    input or dy is modified, a parameter's gradient set instead of added to, what a later forward left
+    used, or y not finite.
     """
     for name, given in (("forward", forward), ("backward", backward)):
         if not callable(given):
@@ -113,8 +115,8 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
         for name, off in wrong.items():
             raise GradientError(_describe(name, forward, inputs, dy, variables[name], gradients[name], *off)
                                 + _listed([*wrong][1:]))
-        if not direction and parameters:
-            _check_adding(forward, backward, inputs, parameters, dy)
+        if not direction:
+            _check_again(forward, backward, inputs, parameters, gradients, dy)
     return errors
 
 
@@ -185,10 +187,7 @@ def _gradients(forward, backward, inputs, parameters, variables, dy) -> dict[str
     y, saved = _call(forward, inputs)
     if not bool(array_module(y).isfinite(y).all()):
         raise GradientError("forward gives NaN or Inf for these inputs")
-    returned = backward(dy, saved)
-    returned = list(returned) if isinstance(returned, (tuple, list)) else [returned]
-    returned = [gradient if hasattr(gradient, "shape") else np.asarray(gradient)
-                for gradient in returned if gradient is not None]
+    returned = _returned(backward(dy, saved))
     names = [name for name in variables if name not in parameters]
     if len(returned) != len(names):
         raise GradientError(f"backward returns {len(returned)} gradients for {len(names)} inputs "
@@ -202,14 +201,26 @@ def _gradients(forward, backward, inputs, parameters, variables, dy) -> dict[str
     return gradients
 
 
-def _check_adding(forward, backward, inputs, parameters, dy) -> None:
-    """Another backward must add the same once more to each parameter's gradient."""
-    once = {name: parameter.grad.copy() for name, parameter in parameters.items()}
-    backward(dy.copy(order="K"), _call(forward, inputs)[1])
-    for name, parameter in parameters.items():
-        if not _norm(parameter.grad - 2 * once[name]) <= 1e-9 * _norm(once[name]):
+def _returned(gradients) -> list[Any]:
+    """The arrays among what backward returned."""
+    gradients = gradients if isinstance(gradients, (tuple, list)) else [gradients]
+    return [gradient if hasattr(gradient, "shape") else np.asarray(gradient)
+            for gradient in gradients if gradient is not None]
+
+
+def _check_again(forward, backward, inputs, parameters, gradients, dy) -> None:
+    """Another backward returns and adds the same, though forward was called before it with other inputs."""
+    saved = _call(forward, inputs)[1]
+    _call(forward, map_arrays(lambda x: (1 + STEP) * x if x.dtype.kind == "f" else x, inputs))
+    returned = _returned(backward(dy.copy(order="K"), saved))
+    for name, gradient in gradients.items():
+        again = parameters[name].grad - gradient if name in parameters else returned.pop(0)
+        if name in parameters and _norm(again) <= 1e-9 * _norm(gradient) > 0:
             raise GradientError(f"backward sets the gradient of {name} and does not add to it: called twice, "
                                 "it does not leave twice as much")
+        if not _norm(again - gradient) <= 1e-9 * _norm(gradient):
+            raise GradientError(f"the gradient of {name} is another where forward was called again before "
+                                "backward: read all that it depends on from saved, and nothing from self")
 
 
 def _direction(x, rng) -> Any:

@@ -186,6 +186,31 @@ def test_a_gradient_that_is_set_instead_of_added_to_is_caught_and_named():
     assert "backward sets the gradient of scale and does not add to it" in text
 
 
+class Remembering(Module):
+    """Right, as long as backward follows upon its own forward."""
+
+    def __init__(self, where):
+        self.scale, self.where = Parameter(4, constant=1.0), where
+
+    def forward(self, x):
+        self.x = x
+        return x * x * self.scale.data, x
+
+    def backward(self, dy, x):
+        self.scale.add_grad((dy * (self.x if self.where == "scale" else x) ** 2).sum(0))
+        return 2 * dy * (self.x if self.where == "x" else x) * self.scale.data
+
+
+@pytest.mark.parametrize("where", ["x", "scale", ""])
+def test_what_backward_takes_from_a_later_forward_instead_of_saved_is_caught_and_named(where):
+    layer = Remembering(where).initialise(dtype="float64")
+    if not where:
+        check_gradients(layer.forward, layer.backward, normal(3, 4))
+    else:
+        text = message_of(layer.forward, layer.backward, normal(3, 4), parameters=layer.parameters)
+        assert f"the gradient of {where} is another where forward was called again" in text
+
+
 def test_forgotten_accumulation_is_caught_and_named():
     for accumulates in (True, False):
         layer = Twice(accumulates).initialise(dtype="float64")

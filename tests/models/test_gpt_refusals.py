@@ -41,7 +41,7 @@ from npgpt.errors import ConfigError, DataError, DeviceError
     ({"logit_softcap": float("inf")}, "logit_softcap must be at least 0"),
     ({"norm_eps": float("inf")}, "norm_eps must be above 0"),
     ({"norm_eps": 10**400}, "norm_eps must be above 0 and finite, not 1000"),
-    ({"activation": "swish"}, "gelu_tanh or gelu_erf or relu or swiglu, not 'swish'"),
+    ({"activation": "none"}, "gelu_tanh or gelu_erf or relu or "),
     ({"position": "alibi"}, "learned or sinusoidal or rotary or none, not 'alibi'"),
 ])
 def test_a_configuration_that_cannot_be_is_refused(options, words):
