@@ -123,10 +123,13 @@ def _read_hugging_face(path: Path) -> BytePair:
 
 
 def _plain_tokens(path: Path, added: list[dict[str, Any]], normalizer: str | None) -> set[str]:
-    """Those of the added tokens that are not special. They are found in every text just as they are."""
+    """Those of the added tokens that are not special. They are found in every text just as they are, as
+    special ones are where they are allowed.
+    """
     plain = [token for token in added if token.get("special") is False]
-    for token in plain:
-        for flag in ("lstrip", "rstrip", "single_word", *["normalized"] * (normalizer is not None)):
+    for token in added:
+        changes = ["normalized"] if token in plain and normalizer else []
+        for flag in ("lstrip", "rstrip", "single_word", *changes):
             if token.get(flag):
                 raise refused(path, f"its added token {shown(token['content'])} asks for {flag}, and npgpt "
                                     "finds added tokens just as they are written")
@@ -174,10 +177,15 @@ def _hugging_face_prefix(path: Path, processor: Any, own: Mapping[str, int]) -> 
     before: list[tuple[str, Any]] = []
     try:
         for step in _steps(processor, "processors"):
-            if step.get("type") == "TemplateProcessing":
+            kind = step.get("type")
+            if kind in ("BertProcessing", "RobertaProcessing"):
+                before.append((step["cls"][0], [step["cls"][1]]))
+            elif kind == "TemplateProcessing":
                 names   = [piece["SpecialToken"]["id"]
                            for piece in takewhile(lambda piece: "SpecialToken" in piece, step["single"])]
                 before += [(name, step["special_tokens"][name]["ids"]) for name in names]
+            elif kind != "ByteLevel":                         # which changes no ids
+                raise refused(path, f"npgpt does not know its post_processor {shown(kind)}")
     except (LookupError, TypeError):
         raise refused(path, "its post_processor is no template") from None
     if len(before) > 1 or not all(name in own and ids == [own[name]] for name, ids in before):

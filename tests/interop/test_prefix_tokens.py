@@ -92,7 +92,10 @@ def test_what_a_tokenizer_json_puts_before_a_text_is_the_prefix(single, folder):
     theirs = tokenizers.Tokenizer.from_file("tokenizer/tokenizer.json")
     pieces, template = tokenizers.processors.ByteLevel(trim_offsets=False), \
         tokenizers.processors.TemplateProcessing(single, None, [("<|begin|>", BEGIN), ("<|end|>", END)])
-    for processor in (template, tokenizers.processors.Sequence([pieces, template])):
+    classic = [kind(("<|end|>", END), ("<|begin|>", BEGIN)) for kind in (
+        tokenizers.processors.BertProcessing, tokenizers.processors.RobertaProcessing)]
+    for processor in (template, tokenizers.processors.Sequence([pieces, template]),
+                      *classic * (single == "<|begin|>:0 $A:0 <|end|>:0")):
         theirs.post_processor = processor
         theirs.save("tokenizer.json")
         ours = load_tokenizer("tokenizer.json")
