@@ -143,6 +143,8 @@ def _settings(path: Path, entries: dict[str, Any], tensors: Iterable[str]) -> di
         raise refused(path, "it scales its rotary rates, which npgpt does not read from GGUF files")
     theirs = {name: _rounded(entries[f"llama.{entry}"]) for entry, name in ENTRIES.items()
               if f"llama.{entry}" in entries}
+    if "rms_norm_eps" not in theirs:                        # which llama.cpp demands, too
+        raise refused(path, "it has no llama.attention.layer_norm_rms_epsilon")
     theirs |= {"vocab_size": len(entries.get("tokenizer.ggml.tokens", [])),
                "tie_word_embeddings": "output.weight" not in tensors}
     names  = {name: f"llama.{entry}" for entry, name in ENTRIES.items()}
@@ -197,6 +199,9 @@ def _tokenizer(path: Path, entries: dict[str, Any]) -> GGUFTokenizer:
     merges  = [(left, right) for left, _, right in (merge.partition(" ") for merge in entry("merges", []))]
     begin   = entry("bos_token_id") if entry("add_bos_token", entry("pre") == BEGIN) else None
     prefix  = next((token for token, id in (special | added).items() if id == begin), None)
+    if begin is not None and prefix is None:
+        raise refused(path, f"it begins every text with token {begin}, which its tokenizer.ggml.token_type "
+                            "has among its ordinary ones")
     plain   = {token: id for token, id in tokens.items() if token not in special and token not in added}
     return GGUFTokenizer(plain, special, added, merges, PATTERNS[entry("pre")], entry("eos_token_id"),
                          entry("bos_token_id"), prefix, entries.get("tokenizer.chat_template"))
