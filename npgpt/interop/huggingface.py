@@ -33,9 +33,9 @@ from npgpt.interop.layouts import Assembled, Piece, Place
 from npgpt.interop.safetensors_files import FLOATS, INDEX, MODEL, Tensor, open_folder
 from npgpt.interop.untrusted import member, read_json, refused
 
-CONFIG = "config.json"
-FETCHED = (CONFIG, "generation_config.json", MODEL, INDEX, "model-*-of-*.safetensors", "tokenizer.json",
-           "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+FETCHED = (CONFIG, ADAPTER_CONFIG, "generation_config.json", MODEL, INDEX, "model-*-of-*.safetensors",
+           "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
            "chat_template.jinja")
 OWN, OWN_SETTINGS = "npgpt", "npgpt_config"
 EMBEDDING = "wte.weight"
@@ -93,6 +93,9 @@ def read_classifier(folder: Path, make_config: Callable[..., C]) -> tuple[C, Lab
 def _read(folder: Path, entries: Entries, make_config: Callable[..., C],
           labels: Labels | None) -> tuple[C, dict[str, Assembled]]:
     """labels: of a classifier, None for a language model."""
+    if (folder / ADAPTER_CONFIG).exists():
+        raise CheckpointError(f"{folder} has an adapter beside its model ({ADAPTER_CONFIG}), which "
+                              "transformers puts on it and npgpt does not: let PEFT merge them, or move it")
     if entries.get("model_type") == OWN:
         _check_own_kind(entries, labels)
         own     = entries.inside(OWN_SETTINGS)

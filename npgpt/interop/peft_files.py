@@ -18,11 +18,12 @@ from npgpt.errors import CheckpointError, ConfigError
 from npgpt.files import atomic_folder
 from npgpt.interop.classifiers import SCORE
 from npgpt.interop.families import FAMILIES, Family, Settings, family_for
+from npgpt.interop.huggingface import ADAPTER_CONFIG
 from npgpt.interop.huggingface_writing import write_file, write_json
 from npgpt.interop.layouts import taken_apart
 from npgpt.interop.safetensors_files import safetensors_pieces
 
-ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER = "adapter_model.safetensors"
 
 
 def write_adapter(path: str | Path, settings: Settings, arrays: Mapping[str, Any], alpha: float,

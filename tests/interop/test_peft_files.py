@@ -168,3 +168,15 @@ def test_a_folder_that_holds_an_adapter_is_not_written_over(tmp_path):
         with_lora(("c_attn",)).save_adapter(tmp_path / "x")
     assert (tmp_path / "x" / "adapter_model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("classifier", [False, True])
+def test_an_adapter_beside_a_model_is_not_passed_over(classifier, tmp_path):
+    """transformers puts it on the model of that folder."""
+    model = SequenceClassifier.from_gpt(gpt("float32"), ("a", "b")) if classifier else gpt("float32")
+    model.save_pretrained(tmp_path / "model")
+    kind = type(model)
+    kind.from_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"has an adapter beside its model .* let PEFT merge them"):
+        kind.from_pretrained(tmp_path / "model")
