@@ -1,8 +1,11 @@
-"""One check that a number which was set is one that can be, and one wording of what it must be."""
+"""The checks that a setting is of its type, and a number one that can be, in one wording."""
 
+import dataclasses
 import operator
 import sys
 from typing import Any
+
+import numpy as np
 
 from npgpt.errors import ConfigError
 
@@ -17,7 +20,30 @@ def check_range(name: str, value: Any, *, least: Any = None, above: Any = None, 
     bounds = [(words, holds, bound) for words, holds, bound in (
         ("at least", operator.ge, least), ("above", operator.gt, above), ("at most", operator.le, most),
         ("below", operator.lt, below)) if bound is not None]
-    if not all(holds(value, bound) for _, holds, bound in bounds):
+    if isinstance(value, np.generic):                       # float32's would have the bounds rounded to it
+        value = value.item()
+    try:
+        within = all(holds(value, bound) for _, holds, bound in bounds)
+    except (TypeError, ValueError):                         # a text, None, an array of several
+        raise ConfigError(f"{name} must be a number, not {value!r}") from None
+    if not within:
         shown = {2**64: "below 2⁶⁴", FINITE: "finite"}
         needed = " and ".join(shown.get(bound, f"{words} {bound}") for words, _, bound in bounds)
         raise ConfigError(f"{name} must be {needed}, not {value}")
+
+
+def check_types(settings: Any) -> None:
+    """Of a frozen dataclass whose fields are a bool, int, float, str, or that or None: raises ConfigError for
+    one of another type. NumPy's numbers become Python's, which a file can hold, and whole ones floats.
+    """
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        kinds: tuple = getattr(field.type, "__args__", None) or (field.type,)          # of float | None both
+        if isinstance(value, np.generic):
+            value = value.item()
+        if float in kinds and type(value) is int and abs(value) < 2**1000:
+            value = float(value)
+        if type(value) not in kinds:
+            kind = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+            raise ConfigError(f"{field.name} must be of type {kind}, not {value!r}")
+        object.__setattr__(settings, field.name, value)

@@ -1,12 +1,11 @@
 """The shape of a GPT, and the options by which its descendants differ from it."""
 
 from dataclasses import dataclass
-from numbers import Integral
 
 from npgpt.errors import ConfigError
 from npgpt.layers.feed_forward import ACTIVATIONS
 from npgpt.layers.position import ROPE_SCALINGS
-from npgpt.ranges import FINITE, check_range
+from npgpt.ranges import FINITE, check_range, check_types
 
 ALLOWED = {
     "norm": ("layernorm", "rmsnorm"),
@@ -15,6 +14,8 @@ ALLOWED = {
     "position": ("learned", "sinusoidal", "rotary", "none"),
     "rope_scaling": ROPE_SCALINGS,
 }
+
+DEEPEST = 10_000            # blocks: more would fill memory one by one, before any array is too large
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,12 @@ class GPTConfig:
     gradient_checkpointing: bool = False    # keep each block's input only: less memory, a third more work
 
     def __post_init__(self):
+        check_types(self)
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head", "head_dim",
                      "n_inner", "rope_original_block_size"):
-            value = getattr(self, name)
-            if value is None and name in ("n_kv_head", "head_dim", "n_inner"):
-                continue
-            if not isinstance(value, Integral):
-                raise ConfigError(f"{name} must be a whole number, not {value!r}")
-            check_range(name, value, least=1)
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), least=1)
+        check_range("n_layer", self.n_layer, most=DEEPEST)
         for name in ("norm_eps", "rope_theta", "rope_factor"):
             check_range(name, getattr(self, name), above=0, most=FINITE)
         for name in ("dropout", "attention_dropout"):

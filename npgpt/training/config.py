@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from npgpt.errors import ConfigError
 from npgpt.models import GPTConfig
-from npgpt.ranges import check_range
+from npgpt.ranges import check_range, check_types
 from npgpt.tensor.precision import NARROW
 from npgpt.tokenizers.checks import has_surrogates
 from npgpt.training.schedule import learning_rate
@@ -23,28 +23,32 @@ from npgpt.training.schedule import learning_rate
 class Settings:
     """Settings that a TOML file holds."""
 
+    def __post_init__(self):
+        """Raises ConfigError for a value of the wrong type, or a text that can be no name."""
+        check_types(self)
+        for name, value in vars(self).items():
+            if isinstance(value, str) and "\0" in value:
+                raise ConfigError(f"{name} has a zero byte, which no name may have: {value!r}")
+
     @classmethod
     def parse(cls, settings: Mapping[str, Any], source: str, base: Self | None = None) -> Self:
         """`base` (by default the defaults) with these settings over it; `source` is named in errors.
 
         `-` in a name counts as `_`. Raises ConfigError for an unknown name, which tells the nearest known
-        one, and for a value of the wrong type.
+        one, and for a value that cannot be.
         """
-        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        fields  = {field.name for field in dataclasses.fields(cls)}
         changes = {}
         for key, value in settings.items():
             name = key.replace("-", "_")
             if name not in fields:
                 near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
                 raise ConfigError(f"{source}: unknown setting {key!r}; the nearest known one is {near[0]!r}")
-            if fields[name] in (float, float | None) and type(value) is int and abs(value) < 2**1000:
-                value = float(value)
-            kinds: tuple = getattr(fields[name], "__args__", None) or (fields[name],)  # of float | None both
-            if type(value) not in kinds:
-                kind = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
-                raise ConfigError(f"{source}: {name} must be of type {kind}, not {value!r}")
             changes[name] = value
-        return dataclasses.replace(base or cls(), **changes)
+        try:
+            return dataclasses.replace(base or cls(), **changes)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from error
 
     def to_toml(self) -> str:
         """One line a setting; what is None is left out. Raises ConfigError for a text that is not UTF-8."""
@@ -216,12 +220,14 @@ class StepSettings(Settings):
 
     def __post_init__(self):
         """Raises ConfigError for a value that cannot be."""
+        super().__post_init__()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{field.name} must be a finite number, not {value}")
         for name in ("batch_size", "gradient_accumulation_steps", "eval_iters", "log_interval"):
             check_range(name, getattr(self, name), least=1)
+        check_range("batch_size", self.batch_size, most=2**31 - 1)
         for name in ("learning_rate", "warmup_iters", "weight_decay", "grad_clip", "l1", "l2",
                      "sample_tokens", "early_stopping_patience"):
             check_range(name, getattr(self, name), least=0)

@@ -119,9 +119,10 @@ def clip_grad_norm(model: Module, max_norm: float):
 
     norm: √ of the sum of squares of all gradients, before scaling. Where it is NaN or Inf the gradients are
     left as they are, so that the tensor at fault can be found: look at the norm before updating.
-    Raises ConfigError for what is no model, or lies in a larger one.
+    Raises ConfigError for what is no model, or lies in a larger one, and a max_norm below 0.
     """
     flat = _flat(model, "clip_grad_norm")
+    check_range("max_norm", max_norm, least=0)
     if name := flat.strayed():
         raise ConfigError(f"the parameter {name} lies in the arrays of a larger module: clip the gradients "
                           "of that")

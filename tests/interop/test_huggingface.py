@@ -161,7 +161,8 @@ WRONG = {
     "no layer": (GPT2, {"n_layer": 0}, "n_layer is 0"),
     "layers below none": (GPT2, {"n_layer": -1}, "n_layer is -1"),
     "layers are true": (GPT2, {"n_layer": True}, "n_layer is True"),
-    "a billion layers": (GPT2, {"n_layer": 10**9}, "no tensor transformer.h.2.ln_1.weight"),
+    "ten thousand layers": (GPT2, {"n_layer": 10_000}, "no tensor transformer.h.2.ln_1.weight"),
+    "a billion layers": (GPT2, {"n_layer": 10**9}, "n_layer must be at most 10000"),
     "layers without end": (GPT2, {"n_layer": 10**30}, "n_layer is 1000"),
     "a billion tokens": (GPT2, {"vocab_size": 10**9}, "transformer.wte.weight has shape (11, 4)"),
     "a billion channels": (LLAMA, {"hidden_size": 10**9}, "model.embed_tokens.weight has shape (11, 4)"),
@@ -218,7 +219,7 @@ WRONG = {
     "own, unknown setting": (GPT2, {"model_type": "npgpt", "npgpt_config": {"n_layers": 2}}, "n_layers"),
     "own, text for a number": (GPT2, {"model_type": "npgpt", "npgpt_config": {"n_layer": "2"}},
                                "cannot be used"),
-    "own, other layers": (GPT2, {"model_type": "npgpt", "npgpt_config": {"n_layer": 10**9}},
+    "own, other layers": (GPT2, {"model_type": "npgpt", "npgpt_config": {"n_layer": 10_000}},
                           "there are tensors of"),
 }
 

@@ -4,10 +4,12 @@ import dataclasses
 import os
 import tomllib
 
+import numpy as np
 import pytest
 
 from npgpt.errors import ConfigError
 from npgpt.training.config import TrainConfig, preset_names, read_config_file, read_preset, read_settings
+from npgpt.training.finetuning import FinetuneConfig
 
 
 def test_every_preset_is_valid_and_those_promised_are_there():
@@ -51,7 +53,9 @@ def test_hyphens_are_underscores_and_whole_numbers_are_numbers():
     ({"min_lr": "0"}, "min_lr must be of type float, not '0'"),
     ({"data": ["a"]}, "data must be of type str"),
     ({"learning_rate": True}, "learning_rate must be of type float, not True"),
-    ({"n_layer": 0}, "n_layer must be at least 1, not 0"),
+    ({"n_layer": 0}, "mine.toml: n_layer must be at least 1, not 0"),
+    ({"batch_size": 10**20}, "batch_size must be at most 2147483647, not 1000"),
+    ({"tokenizer": "a\0b"}, r"tokenizer has a zero byte, which no name may have: 'a\x00b'"),
     ({"n_embd": 63}, "n_embd must be a multiple of n_head"),
     ({"dropout": 1.0}, "dropout must be at least 0 and below 1, not 1.0"),
     ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),
@@ -73,6 +77,27 @@ def test_what_cannot_be_is_refused_in_one_sentence(settings, sentence):
     with pytest.raises(ConfigError) as caught:
         TrainConfig.parse(settings, "mine.toml")
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make, settings, sentence", [
+    (TrainConfig, {"batch_size": "8"}, "batch_size must be of type int, not '8'"),
+    (TrainConfig, {"max_iters": 8.0}, "max_iters must be of type int, not 8.0"),
+    (TrainConfig, {"workers": True}, "workers must be of type int, not True"),
+    (TrainConfig, {"min_lr": "0"}, "min_lr must be of type float, not '0'"),
+    (FinetuneConfig, {"epochs": "3"}, "epochs must be of type float, not '3'"),
+    (FinetuneConfig, {"lora_targets": ["c_attn"]}, "lora_targets must be of type str, not ['c_attn']"),
+])
+def test_in_python_too_a_setting_is_of_its_type(make, settings, sentence):
+    with pytest.raises(ConfigError) as caught:
+        make(**settings)
+    assert str(caught.value) == sentence
+
+
+def test_numpys_numbers_become_pythons_and_can_be_kept():
+    config = TrainConfig(n_layer=np.int64(2), learning_rate=np.float32(0.25), dropout=0, bias=np.False_)
+    kinds  = [type(getattr(config, name)) for name in ("n_layer", "learning_rate", "dropout", "bias")]
+    assert kinds == [int, float, float, bool]
+    assert TrainConfig.parse(tomllib.loads(config.to_toml()), "file") == config
 
 
 @pytest.mark.parametrize("least, names", [

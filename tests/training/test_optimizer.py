@@ -98,6 +98,21 @@ def test_numbers_that_cannot_be_are_refused_as_pytorch_refuses_them(settings):
     AdamW(model_with_gradients(), lr=0, betas=(0, 0), eps=0, weight_decay=0)
 
 
+@pytest.mark.parametrize("wrong", ["1e-3", None, np.array([1.0, 2.0])])
+def test_what_is_no_number_is_refused_by_name(wrong):
+    with pytest.raises(ConfigError, match="^lr must be a number, not "):
+        AdamW(model_with_gradients(), lr=wrong)
+    with pytest.raises(ConfigError, match="^max_norm must be a number, not "):
+        clip_grad_norm(model_with_gradients(), wrong)
+
+
+def test_a_number_of_numpys_is_one_and_gradients_are_not_clipped_the_wrong_way_round():
+    AdamW(model_with_gradients(), lr=np.float32(1e-3))     # compared as it is, not the bounds as float32
+    clip_grad_norm(model_with_gradients(), math.inf)       # measures alone
+    with pytest.raises(ConfigError, match="max_norm must be at least 0, not -1"):
+        clip_grad_norm(model_with_gradients(), -1)
+
+
 def test_what_is_no_model_is_refused():
     model = model_with_gradients()
     for function in (AdamW, lambda wrong: clip_grad_norm(wrong, 1.0)):
