@@ -42,7 +42,7 @@ class FlatParameters:
         for parameter, data, grad in zip(self.parameters.values(), self.views(self.data).values(),
                                          self.views(self._grad).values(), strict=True):
             parameter._data, parameter.flat_grad, parameter._grad = data, grad, None if first else grad
-            parameter.unset, parameter.frozen = True, False
+            parameter.unset, parameter._frozen = True, False
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_parts": {}}

@@ -38,7 +38,7 @@ class Parameter:
     Raises ConfigError for a shape that is none, and where there is no array yet.
     """
 
-    frozen = False
+    _frozen = False
     _data: Any = None
     flat_grad: Any = None   # the gradient's place in the flat array, a view
     _grad: Any = None       # what backward adds to: that, or a replica's own array, None before it is made
@@ -54,6 +54,25 @@ class Parameter:
         if self.std is None:
             return np.full(self.shape, self.constant)
         return initial_normal(seed, name, self.shape, self.std)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is not learned. PyTorch's `requires_grad` is the opposite; neither is set here."""
+        return self._frozen
+
+    @frozen.setter
+    def frozen(self, wanted: bool) -> None:
+        if wanted != self._frozen:
+            raise ConfigError("what is learned is said of all parameters at once, before the optimiser is "
+                              "made: model.freeze(lambda name: …), true of the names of those that learn")
+
+    @property
+    def requires_grad(self) -> bool:
+        return not self._frozen
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        self.frozen = not wanted
 
     @property
     def data(self):
@@ -235,7 +254,7 @@ class Module:
                               "leave at least one to be trained")
         values = {name: parameter.data for name, parameter in learned.items()}
         for parameter in parameters.values():
-            parameter.frozen, parameter.flat_grad, parameter._grad = True, None, None
+            parameter._frozen, parameter.flat_grad, parameter._grad = True, None, None
         self.flat = FlatParameters(learned, old.device, str(old.data.dtype))
         for name, parameter in learned.items():
             parameter.data[...] = values[name]

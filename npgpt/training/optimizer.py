@@ -50,9 +50,8 @@ class AdamW:
         if not learned:
             raise ConfigError("the model has no parameter that is learned, and so nothing to optimise")
         for name in learned.keys() ^ self.flat.parameters.keys():
-            raise ConfigError(f"the parameter {name} came, went or was frozen after the model was "
-                              "initialised: do that again, which keeps all values, and say by freeze() what "
-                              "is learned")
+            raise ConfigError(f"the parameter {name} came or went after the model was initialised: do "
+                              "that again, which keeps all values, and say by freeze() what is learned")
         for name, parameter in learned.items():
             if not array_module(parameter.data).may_share_memory(parameter.data, self.flat.data):
                 raise ConfigError(f"the parameter {name} lies in the arrays of a larger module: make the "

@@ -159,12 +159,8 @@ def test_an_optimiser_of_what_is_not_the_models_own_is_refused():
     probe = Probe(GPT(CONFIG)).initialise()
     probe.head = Linear(8, 4)
     probe.other = Linear(2, 2)
-    with pytest.raises(ConfigError, match=r"other\.(weight|bias) came, went or was frozen after"):
+    with pytest.raises(ConfigError, match=r"other\.(weight|bias) came or went after .* say by freeze\(\)"):
         npgpt.AdamW(probe)
-    model = GPT(CONFIG)
-    model.parameters["wpe.weight"].frozen = True
-    with pytest.raises(ConfigError, match=r"wpe\.weight came, .* say by freeze\(\) what is learned"):
-        npgpt.AdamW(model)
 
     class Empty(Module):
         pass

@@ -151,7 +151,7 @@ def test_a_linear_map_makes_no_gradient_that_nobody_wants(learned):
     if any(learned):
         linear.freeze(lambda name: learned[name == "bias"])
     else:
-        linear.weight.frozen = linear.bias.frozen = True
+        linear.weight._frozen = linear.bias._frozen = True
     returned = []
     with mock.patch("npgpt.layers.linear.linear_backward",
                     lambda *arguments: returned.append(ops.linear_backward(*arguments)) or returned[0]):
@@ -272,3 +272,17 @@ def test_ranks_on_threads_train_what_is_learned(choice):
     for name in alone:
         assert np.allclose(alone[name], together[name], rtol=0, atol=1e-9), name
         assert np.array_equal(alone[name], start[name].data) is not CHOICES[choice](name), name
+
+
+def test_what_is_learned_is_not_said_of_a_parameter_by_itself():
+    """As in PyTorch, which was passed over; and frozen by hand one went on by the gradient it had before."""
+    model = gpt()
+    model.freeze(CHOICES["the last norm"])
+    learned, frozen = model.parameters["ln_f.weight"], model.parameters["wte.weight"]
+    assert learned.requires_grad and not frozen.requires_grad
+    for wrong in (lambda: setattr(learned, "requires_grad", False), lambda: setattr(learned, "frozen", True),
+                  lambda: setattr(frozen, "requires_grad", True)):
+        with pytest.raises(ConfigError, match=r"model.freeze\(lambda name: …\), true of the names of those"):
+            wrong()
+    learned.requires_grad, frozen.frozen = True, True                        # as they are
+    assert not learned.frozen and frozen.frozen
