@@ -74,8 +74,8 @@ def is_foreign(path: Path) -> bool:
 
 
 def _read_gpt2(folder: Path) -> BytePair:
-    vocabulary, merges = next(((folder / v, folder / m) for v, m in GPT2_FILES if (folder / v).exists()),
-                              (folder / GPT2_FILES[1][0], folder / GPT2_FILES[1][1]))
+    vocabulary, merges = max(((folder / v, folder / m) for v, m in GPT2_FILES),
+                             key=lambda two: (two[0].exists(), two[1].exists()))
     ids   = checked_ids(vocabulary, from_json(vocabulary, read_text(vocabulary)))
     lines = list(merge_lines(merges, read_text(merges)))
     made  = {left + right for _, left, right in lines}

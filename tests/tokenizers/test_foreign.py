@@ -52,6 +52,9 @@ def test_gpt2s_files_are_read_under_both_their_names(names, trained, tmp_path):
     assert load_tokenizer(tmp_path, special_tokens={"<s>": 901}).special_tokens == {"<s>": 901}
     if names[1] == "vocab.bpe":
         assert load_tokenizer(tmp_path / names[1]).encode(MIXED) == read.encode(MIXED)
+    (tmp_path / names[0]).rename(tmp_path / "away")
+    with pytest.raises(errors.TokenizerError, match=f"{names[0]} is missing"):
+        load_tokenizer(tmp_path)
 
 
 def test_gpt2s_own_files_give_tiktokens_ids(gpt2):
