@@ -28,6 +28,14 @@ TEXT_SUFFIXES = (
 )
 """The files of a folder that are read, in capitals or not. One given by its own name may have any suffix."""
 
+TABLES = {
+    ".csv": "pandas.read_csv({name!r}).to_json({out!r}, orient='records', lines=True)",
+    ".tsv": "pandas.read_table({name!r}).to_json({out!r}, orient='records', lines=True)",
+    ".parquet": "pandas.read_parquet({name!r}).to_json({out!r}, orient='records', lines=True)",
+    ".arrow": "datasets.Dataset.from_file({name!r}).to_json({out!r})",
+}
+"""What, in Python, makes a file of records of a table."""
+
 STREAM = 4
 """The second word of the Philox key; npgpt/tensor/random.py lists what the others are used for."""
 
@@ -124,6 +132,22 @@ def _draw(documents: Sequence[str], fraction: float, seed: int) -> set[str]:
     return drawn
 
 
+def table_to_records(path: Path) -> str | None:
+    """What makes records of the table that a file is by its name, or None."""
+    make = TABLES.get(path.suffix.lower())
+    return make and make.format(name=str(path), out=str(path.with_suffix(".jsonl")))
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
+    """With what to do about it, by the file's name."""
+    advice = "convert it to UTF-8 (iconv -t utf-8) or leave it out"
+    if path.suffix.lower() in (".gz", ".zst"):
+        advice = "it is packed: unpack it, or have npgpt prepare read it"
+    elif make := table_to_records(path):
+        advice = f"in Python, {make} makes records of its rows"
+    return DataError(f"{path} is not UTF-8 at byte {error.start}; {advice}")
+
+
 def _python_docs() -> list[str]:
     try:
         from pydoc_data.topics import topics
@@ -139,5 +163,4 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}; "
-                        "convert it to UTF-8 (iconv -t utf-8) or leave it out") from error
+        raise not_utf8(path, error) from error

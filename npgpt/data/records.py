@@ -9,8 +9,9 @@
     {"text": "…", "label": "…"}                                     a text and its class
 
 The names are those of Hugging Face's datasets. A prompt with several right completions has
-{"prompt": "…", "completions": ["…", …]}: the first is learned, each counts as right in evaluation. Other
-fields are left alone. Empty lines are passed over.
+{"prompt": "…", "completions": ["…", …]}: the first is learned, each counts as right in evaluation. A text
+named "system" beside messages, conversations or an instruction is what the system says first. Other fields
+are left alone. Empty lines are passed over.
 """
 
 import json
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from npgpt.data.corpora import not_utf8
 from npgpt.errors import DataError, shown
 
 Message = dict[str, str]        # role, content
@@ -60,7 +62,7 @@ def read_records(path: Path) -> list[Record]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}: convert it to UTF-8") from error
+        raise not_utf8(path, error) from error
     if text.lstrip().startswith("["):
         records = [_record(fields, f"{path}, record {number}")
                    for number, fields in enumerate(_parsed(text, str(path)), 1)]
@@ -132,8 +134,8 @@ def _alpaca(fields: dict[str, Any], where: str) -> Dialogue:
     question = _text(fields, "instruction", where)
     if fields.get("input"):
         question += "\n\n" + _text(fields, "input", where)
-    return Dialogue(({"role": "user", "content": question},
-                     {"role": "assistant", "content": _text(fields, "output", where)}))
+    return _dialogue(fields, [{"role": "user", "content": question},
+                              {"role": "assistant", "content": _text(fields, "output", where)}], where)
 
 
 def _sharegpt(fields: dict[str, Any], where: str) -> Dialogue:
@@ -141,7 +143,15 @@ def _sharegpt(fields: dict[str, Any], where: str) -> Dialogue:
     if isinstance(said, list):
         said = [{"role": SPEAKERS.get(one["from"], one["from"]), "content": one.get("value")}
                 if isinstance(one, dict) and isinstance(one.get("from"), str) else one for one in said]
-    return Dialogue(_messages(said, where))
+    return _dialogue(fields, said, where)
+
+
+def _dialogue(fields: dict[str, Any], messages: Any, where: str) -> Dialogue:
+    """With what the system says in a field of its own, as in exports of LLaMA-Factory's and others'."""
+    found = _messages(messages, where)
+    if fields.get("system") and found[0]["role"] != "system":
+        found = ({"role": "system", "content": _text(fields, "system", where)}, *found)
+    return Dialogue(found)
 
 
 def _messages(messages: Any, where: str) -> tuple[Message, ...]:
@@ -166,7 +176,7 @@ def _text(fields: dict[str, Any], name: str, where: str) -> str:
 
 _LAYOUTS: list[tuple[set[str], str, Callable[[dict[str, Any], str], Record]]] = [
     ({"messages"}, '{"messages": [{"role": "user", "content": "…"}, …]}',
-     lambda fields, where: Dialogue(_messages(fields["messages"], where))),
+     lambda fields, where: _dialogue(fields, fields["messages"], where)),
     ({"prompt", "completion"}, '{"prompt": "…", "completion": "…"}', _pair),
     ({"prompt", "completions"}, '{"prompt": "…", "completions": ["…", …]}', _pair_of_several),
     ({"conversations"}, '{"conversations": [{"from": "human", "value": "…"}, …]}', _sharegpt),

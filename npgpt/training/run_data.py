@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt.data.corpora import read_documents, split_documents
+from npgpt.data.corpora import read_documents, split_documents, table_to_records
 from npgpt.data.examples import Examples, encode_records, save_examples, split_records
 from npgpt.data.packing import pack
 from npgpt.data.prepared import is_prepared, open_prepared
@@ -31,7 +31,7 @@ Tokens = np.ndarray | Examples
 Note   = Callable[[str], None]
 
 CHUNK  = 1 << 20        # token ids of a prepared shard that are copied at once
-LABELS_TOLD = 10        # with how many records each has, the most first
+LABELS_TOLD = 10        # with how many records each has, the most first, or that it has none
 
 
 def write_data(path: Path, config: Config, note: Note, start: Loaded | None) -> Config:
@@ -69,6 +69,8 @@ def _encode_text(path: Path, config: Config, note: Note, start: Loaded | None) -
     documents = _documents(config.data)
     note(f"{config.data}: {len(documents):,} document{'s' * (len(documents) != 1)}, "
          f"{sum(map(len, documents)):,} characters")
+    if make := table_to_records(Path(config.data)):
+        note(f"a table is learned as the text that it is: in Python, {make} makes records of its rows")
     train, val = (documents, _documents(config.val_data)) if config.val_data else \
         split_documents(documents, config.val_fraction, config.seed)
     tokenizer  = _tokenizer(config, start, [*train, *val], train)
@@ -120,14 +122,14 @@ def _encode_examples(path: Path, config: Config, note: Note, start: Loaded | Non
          f"{tokenizer.vocab_size:,} tokens")
     if labels:
         counts = Counter(record.label for record in records if isinstance(record, Labelled)).most_common()
-        note("labels: " + ", ".join(f"{label!r} {count:,}" for label, count in counts[:LABELS_TOLD])
-             + f", and {len(counts) - LABELS_TOLD:,} more" * (len(counts) > LABELS_TOLD))
+        note("labels: " + _first([f"{label!r} {count:,}" for label, count in counts]))
     rows = []
     for name, what, side in (("train", "to train on", train), ("val", "to validate", val)):
         examples, left_out = encode_records(side, tokenizer, config.block_size, end, render, labels)
+        lacking = [repr(label) for n, label in enumerate(labels) if n not in examples.labels]
         note(f"{len(examples):,} examples {what}, of {examples.tokens.size:,} tokens"
              + f", {examples.masked_ratio:.0%} of them given and not learned" * (not labels)
-             + _told(left_out))
+             + _told(left_out) + f"; none has the label {_first(lacking)}" * bool(lacking))
         if not len(examples):
             raise DataError(f"no example is left {what}{_told(left_out)}")
         save_examples(path / "data" / f"{name}.safetensors", examples)
@@ -143,6 +145,11 @@ def _end(tokenizer: Tokenizer, start: Loaded | None) -> int | None:
 
 def _told(left_out: Counter[str]) -> str:
     return "".join(f"; left out: {count:,} {reason}" for reason, count in left_out.most_common())
+
+
+def _first(labels: Sequence[str]) -> str:
+    more = len(labels) - LABELS_TOLD
+    return ", ".join(labels[:LABELS_TOLD]) + f", and {more:,} more" * (more > 0)
 
 
 def _labels(records: Sequence[Record]) -> list[str]:

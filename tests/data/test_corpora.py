@@ -150,6 +150,18 @@ def test_data_that_cannot_be_read(tmp_path, monkeypatch, kind, says):
     assert repr(source)[1:-1] in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("name", "advice"), [
+    ("a.PARQUET", r"in Python, pandas.read_parquet\('a.PARQUET'\).to_json\('a.jsonl', orient='records', lin"),
+    ("b.arrow", r"in Python, datasets.Dataset.from_file\('b.arrow'\).to_json\('b.jsonl'\) makes records"),
+    ("c.txt.zst", "it is packed: unpack it, or have npgpt prepare read it$"),
+    ("d.txt", r"convert it to UTF-8 \(iconv -t utf-8\) or leave it out$")])
+def test_what_to_do_with_what_is_no_text_goes_by_its_name(tmp_path, monkeypatch, name, advice):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(b"PAR1\xff")
+    with pytest.raises(DataError, match=rf"^{name} is not UTF-8 at byte 4; {advice}"):
+        read_documents(name)
+
+
 def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "b.txt").write_text("b")

@@ -1,5 +1,6 @@
 """Records: every layout is read as what it is, and what is none is refused by its line."""
 
+import gzip
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from npgpt.data.records import Dialogue, Labelled, Pair, Text, read_records, tex
 from npgpt.errors import DataError
 
 USER, ANSWER = {"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}
+SYSTEM = {"role": "system", "content": "c"}
 
 
 def written(folder, *rows):
@@ -28,8 +30,12 @@ def written(folder, *rows):
     ({"messages": [USER, ANSWER | {"weight": 1}]}, Dialogue((USER, ANSWER))),
     ({"conversations": [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}], "id": "1"},
      Dialogue((USER, ANSWER))),
-    ({"conversations": [{"from": "system", "value": "c"}, USER]},
-     Dialogue(({"role": "system", "content": "c"}, USER))),
+    ({"conversations": [{"from": "system", "value": "c"}, USER]}, Dialogue((SYSTEM, USER))),
+    ({"conversations": [{"from": "human", "value": "a?"}], "system": "c"}, Dialogue((SYSTEM, USER))),
+    ({"conversations": [{"from": "system", "value": "c"}, USER], "system": "d"}, Dialogue((SYSTEM, USER))),
+    ({"messages": [USER, ANSWER], "system": "c"}, Dialogue((SYSTEM, USER, ANSWER))),
+    ({"messages": [USER, ANSWER], "system": ""}, Dialogue((USER, ANSWER))),
+    ({"instruction": "a?", "output": "b", "system": "c"}, Dialogue((SYSTEM, USER, ANSWER))),
     ({"instruction": "a?", "input": "", "output": "b"}, Dialogue((USER, ANSWER))),
     ({"instruction": "a?", "input": "c", "output": "b", "text": "no"},
      Dialogue(({"role": "user", "content": "a?\n\nc"}, ANSWER))),
@@ -61,6 +67,7 @@ def test_a_byte_order_mark_and_line_ends_of_windows_do_no_harm(tmp_path):
     ({"messages": ["hello"]}, "line 2: a message must have a role and a content"),
     ({"messages": [USER, ANSWER | {"weight": 0}]}, "line 2: a message has the weight 0: what is not to be"),
     ({"conversations": "a"}, "line 2: its messages must be a list"),
+    ({"messages": [USER], "system": ["c"]}, "line 2: its system must be a text, not ..c"),
     ({"conversations": ["a", {"from": ["human"], "value": "b"}]}, "line 2: a message must have a role"),
     ({"conversations": [{"from": "human", "text": "b"}]}, "line 2: a message must have a role and a content"),
     ({"instruction": "a", "output": None}, "line 2: its output must be a text"),
@@ -96,6 +103,9 @@ def test_a_file_that_is_empty_missing_or_not_utf8_is_refused(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "\xe9"}')
     with pytest.raises(DataError, match="is not UTF-8 at byte 10"):
         read_records(tmp_path / "latin.jsonl")
+    (tmp_path / "data.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}'))
+    with pytest.raises(DataError, match="gz is not UTF-8 at byte 1; it is packed: unpack it, or have"):
+        read_records(tmp_path / "data.jsonl.gz")
 
 
 def test_a_tokenizer_is_given_all_text():

@@ -252,6 +252,27 @@ def test_how_many_records_have_a_label_is_told_the_most_first(tmp_path, base, ki
     assert not any("labels" in line for line in none)
 
 
+def test_an_empty_text_gives_no_second_end(tmp_path, base):
+    run = finetuning(tmp_path, base, [{"text": text} for text in ("to be " * 99, "", "or not " * 99)] * 9)
+    end = run.tokenizer.eos_token_id
+    for tokens in (run.train, run.val):
+        assert (tokens == end).any() and not ((tokens[1:] == end) & (tokens[:-1] == end)).any()
+
+
+@pytest.mark.parametrize(("held", "told"), [
+    ([("1", "a"), ("2", "b")], "; none has the label 'c'"),
+    ([("1", "a"), ("2", "c"), ("x" * 400, "b")],
+     "; left out: 1 longer than the context; none has the label 'b'"),
+    ([("1", "a"), ("2", "b"), ("3", "c")], "of 3 tokens")])
+def test_a_label_that_one_side_lacks_is_told(tmp_path, base, held, told):
+    """As it may of a draw, which does not look at labels; what is left out does not count."""
+    rows = [{"text": str(n), "label": "abc"[n % 3]} for n in range(9)]
+    val  = tmp_path / "val.jsonl"
+    val.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in held))
+    finetuning(tmp_path, base, rows, val_data=str(val), note=(said := []).append)
+    assert said[-1].endswith(told) and said[-2].endswith("of 9 tokens")
+
+
 def test_conversations_teach_a_template_that_chat_then_uses(tmp_path, base):
     pytest.importorskip("jinja2")
     rows = [{"messages": [{"role": "user", "content": str(n)}, {"role": "assistant", "content": "yes"}]}
