@@ -117,6 +117,7 @@ def test_wrong_ways_are_told_in_one_sentence(capsys):
     assert "nearest known one is 'epochs'" in refused(capsys, 1, "base", "--config", written("epoch = 2"))
     assert "is no fine-tuning: go on with it by npgpt train" in refused(capsys, 1, "--resume", "base")
     assert "--resume needs the folder of a fine-tuning" in refused(capsys, 2, "--resume", "")
+    assert "--config needs a file" in refused(capsys, 2, "--config=")
     missing  = refused(capsys, 1, "base", "--data", "pairs.jsonl", "--checkpoint", 7)
     assert "base has no checkpoint '7'" in missing
     too_long = refused(capsys, 1, "base", "--data", "pairs.jsonl", "--block-size", 99)

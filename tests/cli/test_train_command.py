@@ -105,6 +105,8 @@ BAD_TRAIN = [
     (2, "surplus", ["surplus"]),
     (2, "--resume .*--preset", ["--resume", "x", "--preset", "quick"]),
     (2, "--resume needs the folder of a run", ["--resume", ""]),
+    (2, "--preset needs a name", ["--preset=", "--data", "absent"]),          # of a variable that is not set
+    (2, "--config needs a file", ["--config", "", "--data", "absent"]),
     (1, "unknown preset 'huge'", ["--preset", "huge"]),
     (1, "broken.toml is not TOML", ["--config", "broken.toml"]),
     (1, "odd.toml: unknown setting 'layers'", ["--config", "odd.toml"]),
