@@ -141,7 +141,7 @@ def _output(tokens, ended: list[list[Ended]], each_step, s: GenerationSettings) 
     for r, one in enumerate(best):
         new[r, :len(one.tokens)], beams[r, :len(one.beams)] = one.tokens, one.beams
     prompts   = np.repeat(tokens, s.num_return_sequences, 0)
-    sequences = np.concatenate([prompts, new.astype(tokens.dtype)], 1)
+    sequences = np.concatenate([prompts, new], 1)
     return GenerationOutput(sequences,
                             tuple(log_p for log_p, _ in each_step) if s.output_scores else None,
                             tuple(logits for _, logits in each_step) if s.output_logits else None,

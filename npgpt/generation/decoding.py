@@ -18,7 +18,7 @@ from npgpt.tensor.random import SAMPLING, Key, uniform
 
 def generate(model: Model, prompts, attention_mask=None, tokenizer: Any = None,
              streamer: Streamer | None = None, **settings) -> Any:
-    """prompts: (B, T)  →  (B · num_return_sequences, T + new): prompts and continuations
+    """prompts: (B, T)  →  int64 (B · num_return_sequences, T + new): prompts and continuations
 
     prompts: an array, or B lists of ids, of different lengths; see sequences.as_one_array.
     settings: those of GenerationSettings.  tokenizer: for stop_strings; and an id that it has no token for
@@ -89,7 +89,7 @@ def _generate(model: Model, tokens, mask, s: GenerationSettings, ending: Ending,
     if streamer is not None:
         streamer.put(columns[0])
     for step in _steps(model, tokens, mask, s, ending):
-        columns.append(step.new[:, None].astype(tokens.dtype))
+        columns.append(step.new[:, None])
         if streamer is not None:
             streamer.put(step.new)
         if s.output_scores:

@@ -62,7 +62,6 @@ class Sequences:
 
     def __init__(self, model: Model, tokens, mask, max_length: int, use_cache: bool):
         self._model    = model
-        tokens = np.asarray(tokens, np.int64)
         self._tokens   = Columns(tokens if mask is None else np.where(mask, tokens, PADDING))
         self._mask     = None if mask is None else Columns(mask)
         self._kv_cache = model.new_cache(max_length) if use_cache else None
@@ -106,7 +105,7 @@ class Sequences:
 
 
 def as_one_array(prompts, attention_mask=None, pad_token_id: int | None = None):
-    """prompts: an array (B, T), or B lists of ids  →  tokens (B, T), mask (B, T) or None
+    """prompts: an array (B, T), or B lists of ids  →  tokens int64 (B, T), mask bool (B, T) or None
 
     Lists of different lengths are filled up on the left with pad_token_id. attention_mask: of an array, 1 for
     tokens and 0 for padding, which must be on the left. The mask is None where there is no padding.
@@ -128,6 +127,7 @@ def as_one_array(prompts, attention_mask=None, pad_token_id: int | None = None):
         raise ConfigError(f"a prompt must have at least one token, in an array (B, T), not {tokens.shape}")
     if not np.issubdtype(tokens.dtype, np.integer):
         raise ConfigError(f"a prompt's tokens must be integers, not {tokens.dtype}")
+    tokens = tokens.astype(np.int64, copy=False)           # what follows may be a larger number than any here
     if attention_mask is None:
         return tokens, None
     mask = np.asarray(attention_mask)

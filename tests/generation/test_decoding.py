@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from generating import Function, Hashed
 
-from npgpt import GPT, GPTConfig
+from npgpt import GPT, CharacterTokenizer, GPTConfig
 from npgpt.errors import CheckpointError, ConfigError, DataError
 from npgpt.generation.decoding import generate, stream
 from npgpt.tensor.random import SAMPLING, Key, uniform
@@ -124,6 +124,18 @@ def test_the_stream_is_what_generate_gathers_and_asks_no_further_than_it_is_read
     assert [call.tolist() for call in calls] == [[[3]], [[3, 4]]]
 
 
+@pytest.mark.parametrize(("prompts", "mask"), [
+    ([[3], [1, 2]], None), (np.ones((2, 3), int), [[0, 1, 1]] * 2)])
+def test_the_stream_of_several_prompts_is_what_generate_gathers(prompts, mask):
+    settings = {"do_sample": True, "num_return_sequences": 2, "eos_token_id": 7, "max_new_tokens": 5}
+    gathered = generate(Hashed(V), prompts, mask, **settings)
+    told     = np.stack(list(stream(Hashed(V), prompts, mask, **settings)), 1)
+    assert np.array_equal(told, gathered[:, max(map(len, prompts)):])
+    with pytest.raises(ConfigError, match="sequences that stop_strings end at different times"):
+        stream(Hashed(V), prompts[:1], do_sample=True, num_return_sequences=2, stop_strings="a",
+               tokenizer=CharacterTokenizer("ab"))
+
+
 def test_the_prompt_is_only_read():
     prompt = np.array([[3]])
     prompt.flags.writeable = False
@@ -199,6 +211,10 @@ def test_scores_and_logits_come_on_request():
         assert scores[0].max() == 10
     plain = generate(counting, [[3]], max_new_tokens=1, return_dict_in_generate=True)
     assert plain.scores is plain.logits is None and plain.sequences.tolist() == [[3, 4]]
+    for dtype, given in (("float16", "float32"), ("float32", "float32"), ("float64", "float64")):
+        output = generate(Hashed(V, dtype=dtype), [[3]], max_new_tokens=1, return_dict_in_generate=True,
+                          output_logits=True)
+        assert output.logits[0].dtype == given
 
 
 @pytest.mark.parametrize("how", [
@@ -226,11 +242,19 @@ def test_a_streamer_gets_the_prompts_then_each_steps_tokens_then_the_end():
     told = Recorder()
     generate(counting, [[3], [6]], max_new_tokens=3, eos_token_id=8, pad_token_id=1, streamer=told)
     assert told == [[[3], [6]], [4, 7], [5, 8], [6, 1], "end"]
+    told.clear()
+    generate(counting, [[3]], max_new_tokens=1, do_sample=True, top_k=1, num_return_sequences=2,
+             streamer=told)
+    assert told == [[[3], [3]], [4, 4], "end"]
 
 
-def test_unsigned_and_narrow_ids_stay_what_they_are():
-    result = generate(counting, np.array([[3]], "uint16"), max_new_tokens=2)
-    assert result.dtype == np.uint16 and result.tolist() == [[3, 4, 5]]
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"attention_mask": [[0, 1]]}], ids=repr)
+def test_after_unsigned_and_narrow_ids_may_come_any(settings):
+    downwards = Function(lambda tokens, kv_cache=None, mask=None: 5.0 * np.eye(300)[tokens[:, -1] - 2])
+    downwards.next_logits = downwards.function             # padding or none
+    for dtype in ("uint8", "int8", "uint16"):
+        result = generate(downwards, np.array([[9, 1]], dtype), max_new_tokens=2, **settings)
+        assert result.dtype == np.int64 and result.tolist() == [[9, 1, 299, 297]]
 
 
 @pytest.mark.parametrize("prompt", [[], [[]], [3], np.zeros((0, 2), int), np.zeros((1, 2, 3), int)])
