@@ -9,6 +9,7 @@ from generating import Hashed, random_gpt
 
 from npgpt.generation.decoding import generate
 from npgpt.generation.kv_cache import KVCache
+from npgpt.generation.sequences import as_one_array
 
 PAD = 10
 PROMPTS = [[3], [1, 2, 4, 5, 7], [9, 3, 3]]
@@ -85,8 +86,10 @@ def test_a_mask_says_what_lists_say_and_what_stands_in_the_padding_does_not_matt
 
 
 def test_lists_are_filled_up_by_the_end_where_nothing_else_is_said():
-    result = generate(Hashed(11), PROMPTS, eos_token_id=[8, 2], max_new_tokens=2)
-    assert result[0, :4].tolist() == [8, 8, 8, 8]
+    for prompts in (PROMPTS, tuple(map(np.array, PROMPTS))):
+        result = generate(Hashed(11), prompts, eos_token_id=[8, 2], max_new_tokens=2)
+        assert result[0, :4].tolist() == [8, 8, 8, 8]
+    assert as_one_array([[3, 1]], [[1, 1]])[1] is None
 
 
 def test_a_drawn_row_is_drawn_by_its_place_in_the_batch_and_not_by_its_padding():
@@ -94,6 +97,10 @@ def test_a_drawn_row_is_drawn_by_its_place_in_the_batch_and_not_by_its_padding()
     together = generate(model, [[3], [1, 2]], pad_token_id=PAD, max_new_tokens=6, do_sample=True, seed=4)
     alone = generate(model, [[3]], max_new_tokens=6, do_sample=True, seed=4)
     assert np.array_equal(together[:1, 2:], alone[:, 1:])
+    end   = together[0, 2]                                 # the first ends at once, the second goes on
+    ended = generate(model, [[3], [1, 2]], pad_token_id=PAD, max_new_tokens=6, do_sample=True, seed=4,
+                     eos_token_id=int(end))
+    assert end not in together[1] and np.array_equal(ended[1], together[1])
 
 
 # ---- rows of a cache ----

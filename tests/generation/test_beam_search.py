@@ -54,11 +54,11 @@ def test_with_enough_beams_it_finds_the_best_of_all(V, most, eos, least, length_
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
 def test_scores_and_beams_are_those_of_the_tokens(early_stopping):
     """Whatever was searched: a result's score is what the model says of it, by the rows it says it was in."""
-    model, eos = Hashed(7, seed=3), 4
+    model, eos = Hashed(7, seed=2), 4
     output = generate(model, PROMPTS, num_beams=4, num_return_sequences=3, eos_token_id=eos, max_new_tokens=9,
                       length_penalty=0.7, early_stopping=early_stopping, return_dict_in_generate=True,
                       output_scores=True, output_logits=True)
-    lengths = set()
+    lengths, last = set(), set()
     for r, (row, beams) in enumerate(zip(output.sequences, output.beam_indices, strict=True)):
         prompt, new = row[:2].tolist(), row[2:].tolist()
         length = new.index(eos) + 1 if eos in new else len(new)
@@ -69,13 +69,16 @@ def test_scores_and_beams_are_those_of_the_tokens(early_stopping):
         by_model = sum(log_p(model, prompt + new[:n])[new[n]] for n in range(length)) / length ** 0.7
         assert abs(score - output.sequences_scores[r]) < 1e-12 and abs(score - by_model) < 1e-12
         lengths.add(length)
-    assert (np.diff(output.sequences_scores.reshape(2, 3)) < 0).all() and len(lengths) > 1
+        last.add(beams[length - 1] % 4)
+    assert (np.diff(output.sequences_scores.reshape(2, 3)) < 0).all() and len(lengths) > 1 < len(last)
 
 
 def test_one_position_a_beam_is_read_at_each_step_and_a_prompt_once():
     model = Hashed(9)
     generate(model, [[1, 2, 3], [4, 5, 6]], num_beams=4, max_new_tokens=4)
     assert model.read == [(2, 3), (8, 1), (8, 1), (8, 1)] and model.room == [7]
+    generate(model, [[1, 2, 3], [4, 5, 6]], num_beams=4, max_new_tokens=4, use_cache=False)
+    assert len(model.read) == 4 and model.room == [7]
 
 
 def test_early_stopping_ends_with_as_many_results_as_beams():
@@ -108,6 +111,7 @@ def test_a_prompt_is_gone_on_with_while_a_beam_may_be_worth_more(early_stopping,
     s     = GenerationSettings(num_beams=3, early_stopping=early_stopping, length_penalty=length_penalty)
     ended = [Ended(score, np.zeros(1), np.zeros(1)) for score in (0.0, -0.0625, worst)]
     assert could_improve(ended, -1.5, 2, 12, s) is goes_on
+    assert not could_improve([], -np.inf, 2, 12, s)        # nothing may follow any beam
 
 
 @pytest.mark.parametrize("kept", ["output_scores", "output_logits"])
@@ -116,6 +120,8 @@ def test_scores_and_logits_are_given_each_without_the_other(kept):
                       **{kept: True})
     given = {"output_scores": output.scores, "output_logits": output.logits}
     assert len(given.pop(kept)) == 3 and given.popitem()[1] is None
+    assert (output.sequences_scores is None) == (output.scores is None)
+    assert output.beam_indices.shape == (2, 3)
 
 
 def test_no_new_tokens_is_the_prompt():
@@ -126,6 +132,9 @@ def test_no_new_tokens_is_the_prompt():
 def test_fewer_continuations_than_asked_for_are_told():
     with pytest.raises(ConfigError, match="found only 3 different continuations .* num_return_sequences = 4"):
         generate(Hashed(3), [[1, 2]], num_beams=4, num_return_sequences=4, max_new_tokens=1)
+    with pytest.raises(ConfigError, match="found only 1 different continuations of a prompt"):   # the first
+        generate(Hashed(3), [[1, 2], [2, 2]], num_beams=2, num_return_sequences=2, max_new_tokens=1,
+                 no_repeat_ngram_size=1)
 
 
 def test_drawn_beams_are_drawn_without_replacement_each_with_its_probability():
@@ -157,6 +166,13 @@ def test_drawn_beams_are_a_function_of_the_seed():
     def texts(seed):
         return generate(Hashed(9), PROMPTS, do_sample=True, num_beams=3, max_new_tokens=6, seed=seed).tolist()
     assert texts(1) == texts(1) != texts(2)
+
+
+def test_the_temperature_divides_the_log_probabilities_that_are_drawn_by():
+    settings = {"num_beams": 2, "max_new_tokens": 1, "return_dict_in_generate": True, "output_scores": True}
+    cold, plain = (generate(Hashed(9), PROMPTS, do_sample=True, temperature=temperature, **settings).scores[0]
+                   for temperature in (0.5, 1.0))
+    np.testing.assert_allclose(cold, 2 * plain, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("eos", "V", "count"), [

@@ -79,6 +79,7 @@ def test_each_row_ends_for_itself_and_by_its_end_or_a_string():
     settings = {"stop_strings": ["de", "jk"], "tokenizer": tokenizer, "eos_token_id": 7, "max_new_tokens": 6}
     assert generate(counting, [[1], [5], [8]], pad_token_id=0, **settings).tolist() == [
         [1, 2, 3, 4], [5, 6, 7, 0], [8, 9, 10, 0]]
+    assert generate(counting, [[1], [8]], **settings).tolist() == [[1, 2, 3, 4], [8, 9, 10, 7]]
     assert [new.tolist() for new in stream(counting, [[1]], **settings)] == [[2], [3], [4]]
 
 
