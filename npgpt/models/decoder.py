@@ -162,7 +162,7 @@ class Decoder(Module):
         if self.ln_f:
             dx = self.ln_f.backward(dx, s_ln_f)
         for block in reversed(self.h):
-            if s_h and s_h[-1] is None:
+            if s_h[-1] is None:
                 return None
             dx = block.backward(dx, s_h.pop())
             if after_block:
@@ -199,7 +199,7 @@ class Decoder(Module):
                             f"cache, not {mask.shape}")
         places = np.cumsum(mask != 0, 1) - 1                                  # real tokens before it
         if mask.max() > 1:
-            new     = np.diff(mask.astype(np.int64), axis=1, prepend=0) != 0  # where a text begins
+            new     = np.diff(mask, axis=1, prepend=0) != 0                   # where a text begins
             places -= np.maximum.accumulate(np.where(new, places, 0), 1)
             return np.maximum(places, 0)[:, held:], None, to_device(mask, self.flat.device)
         if mask.all():

@@ -139,6 +139,9 @@ def test_backward_goes_no_further_down_than_something_learns():
     called = mock.Mock(side_effect=AssertionError)
     model.h[0].backward = model.drop.backward = model.wte.backward = model.wpe.backward = called
     assert gradients(model)["h.1.mlp.c_fc.weight"].any()
+    model.freeze(CHOICES["the last norm"])
+    _, (_, body, _) = model.loss(tokens(), tokens(1), KEY)
+    assert body[0] is None and body[1] == [None] * 3
 
 
 @pytest.mark.parametrize("learned", [(True, True), (True, False), (False, True), (False, False)])

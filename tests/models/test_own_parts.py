@@ -56,6 +56,8 @@ def gated(**options):
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_a_part_of_ones_own_takes_the_place_of_another_and_learns(gradient_checkpointing):
     model = gated(gradient_checkpointing=gradient_checkpointing)
+    model.wpe, model.drop, model.ln_f = Gate(8), Gate(8), Gate(8)
+    model.initialise()
     assert [name for name in model.parameters if "mlp" in name] == [f"h.{n}.mlp.gate" for n in range(3)]
     assert isinstance(model.h[1].mlp, Gate)
     check_gradients(lambda: model.loss(tokens(), tokens(1)), lambda dy, saved: model.backward(saved, dy),
