@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import strict_cupy
 import tiny
 
-from npgpt.data.batches import Batch
+from npgpt.data.batches import Batch, Batches
 from npgpt.data.examples import Examples
+from npgpt.data.packing import ExampleBatches
 from npgpt.errors import CheckpointError, DataError
 from npgpt.models import GPT, GPTConfig
 from npgpt.ops import penalty_forward
@@ -17,6 +19,7 @@ from npgpt.tensor import Key, to_numpy
 from npgpt.training.checkpoint import list_checkpoints, load_checkpoint
 from npgpt.training.communication import Ranks
 from npgpt.training.config import TrainConfig
+from npgpt.training.loss_scale import LossScale
 from npgpt.training.optimizer import AdamW
 from npgpt.training.schedule import learning_rate
 from npgpt.training.trainer import Trainer
@@ -26,6 +29,11 @@ def trainer_on_random_tokens(ranks=None, **settings):
     config = TrainConfig(**tiny.SETTINGS | {"dtype": "float64"} | settings)
     tokens = np.random.default_rng(0).integers(0, 11, 500)
     return Trainer(config, GPT(config.model(11), config.seed, dtype="float64"), tokens, tokens, ranks)
+
+
+def examples():
+    counted = np.arange(40) % 4 > 0
+    return Examples(np.arange(40, dtype=np.int32) % 11, counted, np.arange(0, 41, 4), np.empty(0, int))
 
 
 @pytest.mark.parametrize("grad_clip", [1.0, 0.0])
@@ -123,6 +131,14 @@ def test_batches_and_an_optimiser_of_ones_own_take_the_place_of_npgpts():
     assert trainer.evaluate() == pytest.approx(sum(own) / 2, rel=1e-12)
 
 
+@pytest.mark.parametrize(("kind", "data"), [(Batches, np.arange(700) % 11), (ExampleBatches, examples())],
+                         ids=["tokens", "examples"])
+def test_the_seed_draws_the_batches(kind, data):
+    config  = TrainConfig(**tiny.SETTINGS | {"seed": 5})
+    trainer = Trainer(config, GPT(config.model(11)), data, data)
+    assert np.array_equal(trainer.batches.at(1).tokens, kind(data, 8, 6, seed=5).at(1).tokens)
+
+
 class Steps(TrainConfig):
     """A schedule of one's own."""
 
@@ -141,7 +157,8 @@ def test_a_schedule_of_ones_own_takes_the_place_of_npgpts():
 
 @pytest.mark.parametrize(("data", "told"), [
     (iter([]), "a list_iterator"), ([0, 1, 2] * 9, "a list"), (None, "a NoneType"),
-    (np.zeros((9, 9), int), r"int64 of shape \(9, 9\)"), (np.zeros(99), r"float64 of shape \(99,\)")])
+    (np.zeros((9, 9), int), r"int64 of shape \(9, 9\)"), (np.zeros(99), r"float64 of shape \(99,\)"),
+    (SimpleNamespace(at=None), "a SimpleNamespace")])
 def test_what_are_no_tokens_and_makes_no_batches_is_told(data, told):
     config = TrainConfig(**tiny.SETTINGS)
     with pytest.raises(DataError, match=rf"by at\(step\) and evaluation\(.*\), and not be {told}$"):
@@ -198,18 +215,18 @@ def test_an_evaluation_has_so_many_batches_at_most():
 @pytest.mark.parametrize("packing, read", [(True, 36), (False, 18)])
 def test_examples_share_rows_where_they_may_and_padding_is_no_token_that_is_read(packing, read):
     """Six rows of block_size 8, and examples of which the model reads three tokens."""
-    counted  = np.arange(40) % 4 > 0
-    examples = Examples(np.arange(40, dtype=np.int32) % 11, counted, np.arange(0, 41, 4), np.empty(0, int))
-    config   = TrainConfig(**tiny.SETTINGS | {"packing": packing})
-    trainer  = Trainer(config, GPT(config.model(11)), examples, examples)
+    config  = TrainConfig(**tiny.SETTINGS | {"packing": packing})
+    trainer = Trainer(config, GPT(config.model(11)), examples(), examples())
     assert trainer.update(0).tokens == read
 
 
-def test_penalties_add_their_gradient_on_matrices_only():
-    plain, penalised = trainer_on_random_tokens(), trainer_on_random_tokens(l1=0.3, l2=0.7)
+@pytest.mark.parametrize(("l1", "l2"), [(0.3, 0.7), (0.3, 0.0), (0.0, 0.7)])
+def test_penalties_add_their_gradient_on_matrices_only(l1, l2):
+    plain, penalised = trainer_on_random_tokens(), trainer_on_random_tokens(l1=l1, l2=l2)
     before = {name: parameter.data.copy() for name, parameter in plain.model.parameters.items()}
     for trainer in (plain, penalised):
-        trainer.update(0)
+        norm = trainer.update(0).norm
+        assert norm == pytest.approx(np.linalg.norm(trainer.model.flat.grad), rel=1e-12)
     for name, parameter in penalised.model.parameters.items():
         added = parameter.grad - plain.model.parameters[name].grad
         w, h = before[name], 1e-6
@@ -217,7 +234,7 @@ def test_penalties_add_their_gradient_on_matrices_only():
             assert not added.any()
         else:
             place = np.unravel_index(abs(w).argmax(), w.shape)
-            above, below = (penalty_forward(w[place] + sign * h, 0.3, 0.7)[0] for sign in (1, -1))
+            above, below = (penalty_forward(w[place] + sign * h, l1, l2)[0] for sign in (1, -1))
             assert abs(added[place] - (above - below) / (2 * h)) < 1e-8
 
 
@@ -249,8 +266,9 @@ def test_by_default_the_rate_falls_to_a_tenth_over_the_run():
 
 def test_a_norm_limit_of_zero_leaves_gradients_unclipped():
     for limit, longest in (1e-9, 1e-9), (0.0, math.inf):
-        trainer = trainer_on_random_tokens(grad_clip=limit)
+        trainer = trainer_on_random_tokens(grad_clip=limit, l2=20.0)
         norm    = trainer.update(0).norm
+        assert norm > 1
         assert np.linalg.norm(trainer.optimizer.exp_avg) == pytest.approx(0.1 * min(norm, longest), rel=1e-5)
 
 
@@ -283,20 +301,25 @@ def test_a_parameter_that_is_not_finite_is_named_and_nothing_is_updated(value):
     assert trainer.optimizer.updates == 0 and not trainer.optimizer.exp_avg.any()
 
 
-def test_a_gradient_that_is_not_finite_is_named_and_nothing_is_updated(monkeypatch):
+@pytest.mark.parametrize("what", ["the loss is inf", "NaN or Inf in the gradient of h.0.mlp.c_fc.bias"])
+def test_a_loss_or_gradient_that_is_not_finite_is_named_and_nothing_is_updated(monkeypatch, what):
     trainer = trainer_on_random_tokens()
     loss_and_gradients = trainer.loss_and_gradients
 
     def poisoned(*arguments):
         loss = loss_and_gradients(*arguments)
+        if "loss" in what:
+            return loss * math.inf
         trainer.model.parameters["h.0.mlp.c_fc.bias"].grad[2] = math.nan
         return loss
 
     monkeypatch.setattr(trainer, "loss_and_gradients", poisoned)
+    if "loss" in what:
+        trainer.scale = LossScale("float16")               # a smaller one would not help
     before = trainer.model.flat.data.copy()
     found = trainer.update(0)
-    assert math.isfinite(found.loss)
-    assert trainer.name_non_finite(found) == "NaN or Inf in the gradient of h.0.mlp.c_fc.bias"
+    assert math.isfinite(found.norm if "loss" in what else found.loss) and not found.again
+    assert trainer.name_non_finite(found) == what
     np.testing.assert_array_equal(trainer.model.flat.data, before)
 
 
@@ -307,6 +330,8 @@ def test_a_gradient_in_another_ranks_part_is_named_as_well(monkeypatch):
     grad    = trainer.model.parameters["h.1.mlp.c_fc.weight"].grad
     monkeypatch.setattr(trainer.ranks, "all_gather", lambda flat: grad.__setitem__((1, 2), math.inf))
     assert trainer.name_non_finite(found) == "NaN or Inf in the gradient of h.1.mlp.c_fc.weight"
+    trainer.model.freeze(lambda name: name.startswith("h.0."))                # the others have none
+    assert trainer.name_non_finite(found) == "the norm of the gradients is inf"
 
 
 def test_a_checkpoint_of_another_shape_is_refused_by_name(tmp_path):
