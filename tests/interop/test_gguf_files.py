@@ -7,6 +7,7 @@ import pytest
 
 from npgpt import GPT, load_tokenizer
 from npgpt.cli.main import main
+from npgpt.errors import DeviceError
 from npgpt.interop.gguf_files import read_gguf
 from npgpt.models import GPTConfig
 from npgpt.tokenizers.byte_alphabet import BYTE_ORDER, to_symbols
@@ -139,6 +140,8 @@ def test_the_tokenizer_and_the_chat_template_come_along(tmp_path):
         assert loaded.eos_token_ids == (1,) and loaded.chat_template == TEMPLATE      # not <|endoftext|>
         assert loaded.named_tokens == {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
         assert loaded.tokenizer.encode("hello<|im_end|>", allowed_special="all") == [TOKENS.index("hello"), 1]
+        with pytest.raises(DeviceError, match="unknown device 'gpu'"):
+            load_model(tmp_path / path, "best", "gpu", print)
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in ("hello hello\x04hello", "a\x04b ünïcode 123", "héllo\n"):

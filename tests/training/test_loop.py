@@ -7,12 +7,14 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import strict_cupy
 import tiny
 
 from npgpt.errors import CheckpointError, TrainingError
+from npgpt.tensor import device_of
 from npgpt.training.checkpoint import list_checkpoints, load_latest, lock_run, step_of
 from npgpt.training.loading import load_run
-from npgpt.training.runs import open_run
+from npgpt.training.runs import open_run, write_config
 from npgpt.training.trainer import Trainer
 
 
@@ -218,6 +220,17 @@ def test_where_the_best_checkpoint_is_lost_the_latest_is_loaded_loudly(tmp_path,
         assert reason in warnings.pop() and not warnings
         if best.exists():
             shutil.rmtree(best)
+
+
+@pytest.mark.parametrize(("device", "settings"), [
+    ("cuda", {"workers": 2}), ("cpu", {"device": "cuda", "dtype": "bfloat16"})])
+def test_a_run_is_used_on_any_device_whatever_it_was_trained_on(tmp_path, monkeypatch, device, settings):
+    strict_cupy.install(monkeypatch)
+    run = tiny.new_run(tmp_path, max_iters=1, workers=1)
+    tiny.train_quietly(run)
+    write_config(run.path, dataclasses.replace(run.config, **settings))
+    model = load_run(run.path, "best", device, pytest.fail)[0]
+    assert device_of(model.flat.data).startswith(device) and model.flat.data.dtype == "float32"
 
 
 def test_a_second_trainer_on_the_same_run_is_refused(tmp_path):
