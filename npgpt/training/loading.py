@@ -113,8 +113,7 @@ def _load_gguf(path: Path, device: str) -> Loaded:
     ends  = _ends(tokenizer) if parts.eos_token_id is None else (parts.eos_token_id,)
     named = {"bos_token": parts.bos_token_id, "eos_token": next(iter(ends), None)}
     return Loaded(model, tokenizer, ends, parts.chat_template,
-                  {name: tokenizer.decode([id]) for name, id in named.items()
-                   if id is not None and id in tokenizer}, {})
+                  {name: tokenizer.decode([id]) for name, id in named.items() if id is not None}, {})
 
 
 def _ends(tokenizer: Tokenizer) -> tuple[int, ...]:

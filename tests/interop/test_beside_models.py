@@ -75,6 +75,16 @@ def test_no_token_begins_a_text_where_the_files_name_none(written):
         assert read(folder, "generation_config") == {"bos_token_id": None, "eos_token_id": [257, 256]}
 
 
+@pytest.mark.parametrize(("said", "ends", "eos_token"), [
+    ({}, [257, 256], "<|end|>"), ({"eos_token": "<|pad|>"}, [257, 256], "<|pad|>"), ({}, [259], None),
+    ({}, None, "<|endoftext|>")])
+def test_the_first_of_several_ends_is_named_where_the_tokenizers_files_do_not(written, said, ends, eos_token):
+    write_folder(said | {"tokenizer_class": "PreTrainedTokenizerFast"}, {"eos_token_id": ends}, **LLAMA)
+    loaded = load_model(Path("model"), "best", "cpu", print)
+    assert loaded.eos_token_ids == tuple(ends or [256])
+    assert loaded.named_tokens == ({"eos_token": eos_token} if eos_token else {})
+
+
 def test_a_token_that_only_the_tokenizers_files_name_gets_its_number_in_the_models(written):
     write_folder({"bos_token": "<|pad|>", "eos_token": "<|end|>"}, {"eos_token_id": 257},
                  {"bos_token_id": None}, **LLAMA)

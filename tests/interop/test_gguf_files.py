@@ -148,6 +148,13 @@ def test_the_tokenizer_and_the_chat_template_come_along(tmp_path):
         assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode_ordinary(text), text
 
 
+def test_a_file_that_does_not_say_what_ends_a_text_has_the_tokenizers_end(tmp_path):
+    entries = {"tokenizer.ggml.eos_token_id": None, "tokenizer.ggml.bos_token_id": None}
+    write(tmp_path / "model.gguf", weights(tied=True), **entries)
+    loaded = load_model(tmp_path / "model.gguf", "best", "cpu", print)
+    assert loaded.eos_token_ids == (0,) and loaded.named_tokens == {"eos_token": "<|endoftext|>"}
+
+
 @pytest.mark.parametrize("pre, add, prefix", [
     ("smollm", None, ()), ("smollm", True, (0,)), ("llama-bpe", None, (0,)), ("llama-bpe", False, ())])
 def test_a_text_begins_as_llama_cpp_begins_it(pre, add, prefix, tmp_path):

@@ -54,7 +54,7 @@ def test_with_every_option_a_packed_text_is_read_as_if_it_stood_alone(options):
     """Loss and gradients of three texts in one row, and one in another, are the sums of their own."""
     model, lengths = lively(options), [[3, 2, 1], [4]]
     x, y = tokens(2, 6), tokens(2, 6, seed=1)
-    mask = np.array([[1, 1, 1, 2, 2, 3], [7, 7, 7, 7, 0, 0]])
+    mask = np.array([[3, 3, 3, 1, 1, 2], [7, 7, 7, 7, 0, 0]])
     y[1, 4:] = -100
     logits, _ = model.forward(x, attention_mask=mask)
     loss, saved = model.loss(x, y, None, 10, mask)
