@@ -48,6 +48,7 @@ def load_any(path_or_name: str | Path, which: str, device: str, warn: Callable[[
     if run := run_of(path):
         raise TrainingError(f"{path} is a checkpoint: use {run} --checkpoint {step_of(path.resolve())}")
     if is_gguf(path):
+        _check_alone(path, which)
         return _load_gguf(path, device)
     if (path / "config.toml").exists() or (path.exists() and not is_model(path)):
         model, tokenizer, _ = load_run(path, which, device, warn)
@@ -58,9 +59,15 @@ def load_any(path_or_name: str | Path, which: str, device: str, warn: Callable[[
         folder = find_folder(path_or_name)
     except CheckpointError as error:
         raise CheckpointError(f"{str(error).rstrip('.')}{run_meant_by(path)}") from error
+    _check_alone(path_or_name, which)
     tokenizer = load_tokenizer(folder)
     kind      = SequenceClassifier if is_classifier(folder) else GPT
     return _loaded(kind.from_pretrained(folder, device), tokenizer, folder)
+
+
+def _check_alone(path: str | Path, which: str) -> None:
+    if which not in ("best", "latest"):
+        raise CheckpointError(f"{path} has no checkpoint {which!r}: it is a model by itself, and not a run")
 
 
 def _loaded(model: Any, tokenizer: Tokenizer, folder: Path) -> Loaded:

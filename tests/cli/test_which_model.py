@@ -43,6 +43,15 @@ def test_it_is_taken_or_refused(folder, command, capsys, monkeypatch):
         refused(capsys, 1, "unknown device 'gpu'", name, "run", *more, "--checkpoint", "1", "--device", "gpu")
 
 
+@pytest.mark.parametrize("command", [*COMMANDS, "evaluate --data pairs.jsonl"])
+def test_a_model_by_itself_has_no_steps_to_choose_from(folder, command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["export", str(folder / "run"), "--checkpoint", "1", "--out-dir", "model"])
+    name, *more = command.split()
+    why = "is not a run's folder" if command == "evaluate" else "has no checkpoint '1': it is a model by"
+    refused(capsys, 1, f"model {why}", name, "model", *more, "--checkpoint", "1")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_that_another_checkpoint_is_taken_is_told(folder, command, capsys, monkeypatch):
     monkeypatch.chdir(folder)

@@ -7,7 +7,7 @@ import pytest
 
 from npgpt import GPT, load_tokenizer
 from npgpt.cli.main import main
-from npgpt.errors import DeviceError
+from npgpt.errors import CheckpointError, DeviceError
 from npgpt.interop.gguf_files import read_gguf
 from npgpt.models import GPTConfig
 from npgpt.tokenizers.byte_alphabet import BYTE_ORDER, to_symbols
@@ -106,6 +106,8 @@ def test_the_exported_model_computes_what_llama_computes(tmp_path, tied, changes
         expected = llama(torch.from_numpy(tokens)).logits.numpy()
     exported = GPT.from_pretrained(tmp_path / "out")
     direct   = load_model(tmp_path / "model.gguf", "best", "cpu", print).model
+    with pytest.raises(CheckpointError, match=r"model.gguf has no checkpoint '7': it is a model by itself"):
+        load_model(tmp_path / "model.gguf", "7", "cpu", print)
     assert np.abs(direct.forward(tokens)[0] - expected).max() <= 1e-4 and direct.config.rope_interleaved
     assert np.abs(exported.forward(tokens)[0] - expected).max() <= 1e-4
     assert exported.config.norm_eps == 1e-5 and exported.config.tie_word_embeddings == tied
