@@ -75,13 +75,19 @@ def _compile(place: Path, *arguments, source: str | None = None) -> Path:
 
 
 @functools.cache
+def _load_fibers():
+    """For all kernels of a process: they find there what they call, and need not be linked with anything."""
+    ctypes.CDLL(_compile(_folder() / "fibers.so", "-shared", HERE / "fibers.cpp"), ctypes.RTLD_GLOBAL)
+
+
+@functools.cache
 def _library(code: str, expression: str) -> ctypes.CDLL:
     source  = f'#include <cuda.h>\n{code}\n#define KERNEL ({expression})\n{SHIM}'
     name    = hashlib.sha256(source.encode()).hexdigest()[:20] + ".so"
-    header  = _compile(_folder() / "cuda.h.gch", "-x", "c++-header", HERE / "cuda.h")        # these two
-    fibers  = _compile(_folder() / "fibers.o", "-c", HERE / "fibers.cpp")                    # once for all
-    library = ctypes.CDLL(_compile(_folder() / name, "-I", header.parent, "-shared", fibers, "-x", "c++", "-",
-                                   source=source))
+    header  = _compile(_folder() / "cuda.h.gch", "-x", "c++-header", HERE / "cuda.h")
+    _load_fibers()
+    library = ctypes.CDLL(_compile(_folder() / name, "-I", header.parent, "-shared", "-nostdlib",
+                                   "-x", "c++", "-", source=source))
     library.launch.restype = library.parameters.restype = ctypes.c_char_p
     return library
 

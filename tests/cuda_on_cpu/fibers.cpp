@@ -12,7 +12,6 @@ blocks differs from run to run, and that is the caller's to choose: a kernel who
 #include <memory>
 #include <string>
 #include <vector>
-#include <setjmp.h>
 #include <signal.h>
 #include <ucontext.h>
 
@@ -32,7 +31,7 @@ bool copies_are_late;
 
 struct Fiber {
     ucontext_t begin;                                     // where it begins
-    jmp_buf place;                                        // where it goes on: a jump costs no system call
+    void* place[5];                                       // where it goes on, for __builtin_longjmp: no system call
     bool begun;
     State state;
     dim3 index;
@@ -40,30 +39,31 @@ struct Fiber {
     std::vector<std::function<void()>> copies;            // that are under way
 };
 
-static std::vector<Fiber> all;
-static jmp_buf scheduler;
+static Fiber all[THREADS];                               // of a block; their stacks stay
+static void* scheduler[5];
 static Fiber* current;
 static std::function<void()> body;
 
 void wait(State state) {
     Fiber* self = current;
     self->state = state;
-    if (!_setjmp(self->place)) _longjmp(scheduler, 1);
+    if (!__builtin_setjmp(self->place)) __builtin_longjmp(scheduler, 1);
 }
 
 static void enter() {
-    body();
-    if (!current->copies.empty()) error = "a thread ends while copies are under way";
-    current->state = DONE;
-    _longjmp(scheduler, 1);
+    for (;;) {                                            // of every block its thread
+        body();
+        if (!current->copies.empty()) error = "a thread ends while copies are under way";
+        wait(DONE);
+    }
 }
 
 static void resume(Fiber& fiber) {
     current   = &fiber;
-    thread    = size_t(current - all.data());
+    thread    = size_t(current - all);
     threadIdx = fiber.index;
-    if (_setjmp(scheduler)) return;
-    if (fiber.begun) _longjmp(fiber.place, 1);
+    if (__builtin_setjmp(scheduler)) return;
+    if (fiber.begun) __builtin_longjmp(fiber.place, 1);
     fiber.begun = true;
     setcontext(&fiber.begin);
 }
@@ -90,19 +90,21 @@ static size_t run_warp(size_t first, size_t size, bool reversed) {
     return done;
 }
 
-static void run_block(bool reversed) {
-    const size_t count = all.size();
+static void run_block(size_t count, bool reversed) {
     for (size_t n = 0; n < count; n++) {
         Fiber& fiber = all[n];
+        if (fiber.state != DONE) {                        // with an earlier block, and waits for the next one
+            if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);
+            fiber.begun = false;
+            getcontext(&fiber.begin);
+            fiber.begin.uc_stack.ss_sp = fiber.stack.get();
+            fiber.begin.uc_stack.ss_size = STACK_BYTES;
+            makecontext(&fiber.begin, enter, 0);
+        }
         fiber.state = READY;
-        fiber.begun = false;
         fiber.copies.clear();
         fiber.index = {unsigned(n % blockDim.x), unsigned(n / blockDim.x % blockDim.y),
                        unsigned(n / blockDim.x / blockDim.y)};
-        getcontext(&fiber.begin);
-        fiber.begin.uc_stack.ss_sp = fiber.stack.get();
-        fiber.begin.uc_stack.ss_size = STACK_BYTES;
-        makecontext(&fiber.begin, enter, 0);
     }
     const size_t warps = (count + 31) / 32;
     for (size_t done = 0; done < count && !error;) {
@@ -146,7 +148,7 @@ const char* run(std::function<void()> kernel, const unsigned* grid, const unsign
                 bool reversed, size_t most) {
     gridDim  = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
-    size_t threads = size_t(block[0]) * block[1] * block[2], blocks = size_t(grid[0]) * grid[1] * grid[2];
+    const size_t threads = size_t(block[0]) * block[1] * block[2], blocks = size_t(grid[0]) * grid[1] * grid[2];
     shared_bytes = shared;
     error = nullptr;
     copies_are_late = reversed;
@@ -155,19 +157,18 @@ const char* run(std::function<void()> kernel, const unsigned* grid, const unsign
     here.sa_flags = SA_NODEFER;                           // for the handler does not return
     sigaction(SIGSEGV, &here, &before);
     body = kernel;
-    if (all.size() != threads) {
-        all = std::vector<Fiber>(threads);
-        for (Fiber& fiber : all) fiber.stack.reset(new char[STACK_BYTES]);
-    }
+    const unsigned char* beyond = shared_memory + shared;
+    const size_t size_beyond = min(size_t(64 << 10), SHARED_BYTES + GUARD - shared);
+    memset(shared_memory, 0xff, SHARED_BYTES + GUARD);
     const size_t first = blocks - min(blocks, most);
     for (size_t n = first; n < blocks && !error; n++) {
         size_t number = reversed ? first + blocks - 1 - n : n;
         blockIdx = {unsigned(number % grid[0]), unsigned(number / grid[0] % grid[1]),
                     unsigned(number / grid[0] / grid[1])};
-        memset(shared_memory, 0xff, SHARED_BYTES + GUARD);
-        run_block(reversed);
-        for (size_t place = shared; place < min(shared + (64 << 10), SHARED_BYTES + GUARD) && !error; place++)
-            if (shared_memory[place] != 0xff) error = "a write beyond the shared memory that was asked for";
+        memset(shared_memory, 0xff, shared);
+        run_block(threads, reversed);
+        if (!error && (*beyond != 0xff || memcmp(beyond, beyond + 1, size_beyond - 1)))
+            error = "a write beyond the shared memory that was asked for";
     }
     sigaction(SIGSEGV, &before, nullptr);
     return error;
