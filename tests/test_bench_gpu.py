@@ -144,7 +144,7 @@ def test_competitors_on_the_stand_in_say_what_their_library_holds(cupy, tool, mo
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n\n"))
     step = tool("gpu_step")
     monkeypatch.setitem(step.LARGE, "cuda", 16)
-    monkeypatch.setattr(step, "TURN", 20.0)
+    monkeypatch.setitem(step.TURN, "cuda", 20.0)
     monkeypatch.setattr(step, "_seconds", lambda work, wait: (work(), 5.0)[1])
     taken = iter([5_000_000_000, 7_000_000_000])            # the latter with the product's matrix
     monkeypatch.setattr(cupy, "get_default_memory_pool",

@@ -31,7 +31,7 @@ SHAPES = {
     "tiny": Shape(65, 2, 16, 1, 2, 16),                     # for a test of this tool
 }
 OURS, PYTORCH = ("npgpt", "npgpt again"), ("torch compiled", "torch eager")
-TURN  = 2.0             # seconds of steps, about, but at least 3 steps
+TURN  = {"cuda": 2.0, "cpu": 0.1}                           # seconds of steps, about, but at least 3 steps
 LARGE = {"cuda": 8192, "cpu": 256}                          # rows of the product whose speed is the limit
 
 
@@ -82,7 +82,7 @@ def compete(name: str, shape: str, dtype: str, dropout: float, device: str = "cu
     step, wait, product, held = make(name, SHAPES[shape], dtype, dropout, device)
     for _ in range(3):                                      # compiled, memory found
         first = _seconds(step, wait)
-    count = max(3, round(TURN / first))
+    count = max(3, round(TURN[device] / first))
     taken = held()                                          # before there is a large matrix
     while sys.stdin.readline():
         seconds = _seconds(lambda: [step() for _ in range(count)], wait) / count
