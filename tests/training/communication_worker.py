@@ -1,4 +1,4 @@
-"""What the tests of ranks start with mpiexec: `exchange`, `steps DTYPE FOLDER`, `fail`, or npgpt's own
+"""What the tests of ranks start with mpiexec: `exchange`, `steps FOLDER DTYPE …`, `fail`, or npgpt's own
 command line, on this process's rank; with `cuda` before it, on stand-ins for CuPy and NCCL."""
 
 import sys
@@ -55,7 +55,8 @@ with processes() as ranks:
     if sys.argv[1] == "exchange":
         print(exchange(ranks, device))
     elif sys.argv[1] == "steps":
-        dtype, folder = sys.argv[2:]
-        model, losses, evaluated, moments = steps(ranks, None, dtype, device=device)
-        np.savez(Path(folder) / f"{dtype}-{ranks.size}-{ranks.rank}.npz", data=to_numpy(model.flat.data),
-                 losses=np.array([*losses, evaluated]), **moments)
+        folder, *dtypes = sys.argv[2:]
+        for dtype in dtypes:
+            model, losses, evaluated, moments = steps(ranks, None, dtype, 10 if on_gpus else 20, device)
+            np.savez(Path(folder) / f"{dtype}-{ranks.size}-{ranks.rank}.npz", data=to_numpy(model.flat.data),
+                     losses=np.array([*losses, evaluated]), **moments)

@@ -203,19 +203,28 @@ def assert_same(results, dtype):
             assert abs(value - other[name]).max() <= TOLERANCE[dtype] * scale, name
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_any_number_of_ranks_computes_the_same(dtype, mpiexec, tmp_path):
+def by_mpiexec(mpiexec, size, folder, dtypes, *device):
+    """{type: what rank 0 has in the end}. Each rank must have the same parameters."""
+    done = mpiexec(size, *device, "steps", folder, *dtypes)
+    assert done.returncode == 0, done.stderr
+    results = {}
+    for dtype in dtypes:
+        results[dtype], *others = (dict(np.load(folder / f"{dtype}-{size}-{rank}.npz"))
+                                   for rank in range(size))
+        for other in others:
+            assert np.array_equal(other["data"], results[dtype]["data"])
+    return results
+
+
+def test_any_number_of_ranks_computes_the_same(mpiexec, tmp_path):
     """Threads and processes, 20 updates with dropout. Of processes every rank's parameters are compared."""
-    results = [on_threads(size, dtype) for size in SIZES]
+    results = {dtype: [on_threads(size, dtype) for size in SIZES] for dtype in TOLERANCE}
     for size in SIZES[1:]:
-        done = mpiexec(size, "steps", dtype, tmp_path)
-        assert done.returncode == 0, done.stderr
-        files = [dict(np.load(tmp_path / f"{dtype}-{size}-{rank}.npz")) for rank in range(size)]
-        for file in files[1:]:
-            assert np.array_equal(file["data"], files[0]["data"]), "ranks must hold identical parameters"
-        results.append(files[0])
-    assert len(np.unique(results[0]["losses"])) > 20
-    assert_same(results, dtype)
+        for dtype, result in by_mpiexec(mpiexec, size, tmp_path, TOLERANCE).items():
+            results[dtype].append(result)
+    for dtype in TOLERANCE:
+        assert len(np.unique(results[dtype][0]["losses"])) > 20
+        assert_same(results[dtype], dtype)
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -225,25 +234,24 @@ def test_gpus_give_each_other_what_they_should(size, mpiexec):
     assert done.stdout == f"(0, {size})\n"
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-def test_gpus_compute_what_one_does(dtype, mpiexec, tmp_path, monkeypatch):
-    """By formulas, on stand-ins for CuPy and NCCL."""
+def test_gpus_compute_what_one_does(mpiexec, tmp_path, monkeypatch):
+    """By formulas, on stand-ins for CuPy and NCCL, 10 updates."""
     strict_cupy.install(monkeypatch)
     monkeypatch.setattr(strict_cupy.machine, "order", "C")
-    model, losses, evaluated, moments = steps(Ranks(), None, dtype, device="cuda")
-    results = [{"data": to_numpy(model.flat.data), "losses": np.array([*losses, evaluated]), **moments}]
+    dtypes  = [*TOLERANCE, "bfloat16"]
+    results = {}
+    for dtype in dtypes:
+        model, losses, evaluated, moments = steps(Ranks(), None, dtype, 10, "cuda")
+        results[dtype] = [{"data": to_numpy(model.flat.data), "losses": np.array([*losses, evaluated])}
+                          | moments]
     for size in SIZES[1:]:
-        done = mpiexec(size, "cuda", "steps", dtype, tmp_path)
-        assert done.returncode == 0, done.stderr
-        files = [dict(np.load(tmp_path / f"{dtype}-{size}-{rank}.npz")) for rank in range(size)]
-        for file in files[1:]:
-            assert np.array_equal(file["data"], files[0]["data"])
-        results.append(files[0])
-    if dtype == "bfloat16":            # Adam makes steps of one size of gradients that are next to nothing
-        for result in results[1:]:
-            np.testing.assert_allclose(result["losses"], results[0]["losses"], rtol=2e-3)
-    else:
-        assert_same(results, dtype)
+        for dtype, result in by_mpiexec(mpiexec, size, tmp_path, dtypes, "cuda").items():
+            results[dtype].append(result)
+    for dtype in TOLERANCE:
+        assert_same(results[dtype], dtype)
+    one, *others = results["bfloat16"]
+    for other in others:                   # of gradients next to nothing Adam makes steps of one size
+        np.testing.assert_allclose(other["losses"], one["losses"], rtol=2e-3)
 
 
 def test_without_nccl_it_is_one_sentence(monkeypatch):
