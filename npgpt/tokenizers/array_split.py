@@ -18,6 +18,8 @@ Numbers are cut after so many digits. An ending, 's 'd 'm 't 'll 've 're, is a p
 apostrophe begins one; for o200k it goes with the word before it.
 """
 
+import functools
+
 import numpy as np
 import regex
 
@@ -31,8 +33,8 @@ MATCHES = [(kind, regex.compile(pattern).match) for kind, pattern in CLASSES]
 BLANK, APOSTROPHE, SLASH, LONG_S = map(ord, " '/ſ")
 DIGITS = {"gpt2": 0, "smollm": 1, "qwen2": 1, "cl100k": 3, "llama3": 3, "o200k": 3}    # at a time; 0: all
 RARE_STRETCH = 20_000       # characters, at least, that are cut together where o200k finds rare words
-ONE    = [*b"sdmt"]
-TWO    = [first << 32 | second for first, second in (b"ll", b"ve", b"re")]
+ONE    = np.array([[letter] for letter in b"sdmt"])
+TWO    = np.array([[first << 32 | second] for first, second in (b"ll", b"ve", b"re")])     # each a row
 ALL              = np.arange(8, dtype=np.uint8)
 SEEN_PLAINLY     = np.array([LETTER, LETTER, NUMBER, MARK, SPACE, SPACE, LETTER, MARK], np.uint8)
 SEEN_WITH_BREAKS = np.array([LETTER, LETTER, NUMBER, MARK, SPACE, BREAK, LETTER, MARK], np.uint8)
@@ -118,8 +120,8 @@ def _cut_endings(points: np.ndarray, kinds: np.ndarray, pattern: str, starts: np
     second = np.append(points, points.dtype.type(0))[quotes + 2]
     if pattern not in ("gpt2", "smollm"):                      # in capitals too
         first, second = (np.where(point == LONG_S, ord("s"), point | 32) for point in (first, second))
-    one    = np.isin(first, ONE)
-    two    = np.isin(first << 32 | second, TWO)
+    one    = (first == ONE).any(0)
+    two    = ((first << 32 | second) == TWO).any(0)
     ends   = quotes + 2 + two
     quotes, ends, two = quotes[one | two], ends[one | two], two[one | two]
     if pattern == "o200k" and quotes.size:
@@ -152,6 +154,7 @@ def kinds_of(points: np.ndarray, seen_as: np.ndarray = ALL) -> np.ndarray:
     return kinds
 
 
+@functools.cache
 def _kind(character: str) -> int:
     return next(kind for kind, match in MATCHES if match(character))
 
