@@ -1,11 +1,13 @@
 """Tests in two rounds: the first with the packages that the README installs and no others, the second with
-all, of what did not pass in the first, where it was skipped. A plugin of pytest's, for .ci/run alone:
+all, of what did not pass in the first, where it was skipped; the longest before the others, or at the end one
+core would still be with them while the others idle. A plugin of pytest's, for .ci/run alone:
 
     PYTHONPATH=.ci pytest -p rounds
     PYTHONPATH=.ci pytest -p rounds --second-round
 """
 
-KEY = "rounds/passed"      # of pytest's cache
+KEY  = "rounds/passed"     # of pytest's cache
+LONG = ("tests/kernels/test_cuda_compiles.py", "tests/test_pretended_gpu.py")
 passed = []
 
 
@@ -30,3 +32,4 @@ def pytest_collection_modifyitems(config, items):
         before = set(config.cache.get(KEY, []))
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid in before])
         items[:] = [item for item in items if item.nodeid not in before]
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
