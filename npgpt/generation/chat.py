@@ -35,9 +35,9 @@ class Render(Protocol):
     def __call__(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str: ...
 
 
-def chat_template(source: str, eos_token: str = "", bos_token: str = "") -> Render:
-    """eos_token, bos_token: the texts of the tokens that end an answer, and begin a conversation, for the
-    template to write where it will.
+def chat_template(source: str, **named_tokens: str) -> Render:
+    """named_tokens: the texts of those tokens that have a name, such as eos_token and bos_token, which end an
+    answer and begin a conversation, for the template to write where it will.
 
     Raises ConfigError if the template is wrong, or Jinja is missing; so does the function, if the template
     refuses the messages.
@@ -74,7 +74,7 @@ def chat_template(source: str, eos_token: str = "", bos_token: str = "") -> Rend
     def render(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         try:
             return template.render(messages=list(messages), add_generation_prompt=add_generation_prompt,
-                                   bos_token=bos_token, eos_token=eos_token, tools=None, documents=None)
+                                   tools=None, documents=None, **named_tokens)
         except Exception as error:      # a stranger's program: it may raise anything
             raise ConfigError(f"the model's chat template refuses the conversation: {error}") from error
 
@@ -89,8 +89,8 @@ def transcript(tokenizer: Any) -> str:
 class Conversation:
     """messages: what was said so far, the oldest first; a system message stays first.
 
-    model: for `stream`.  block_size: its context, in tokens.  named_tokens: the template's bos_token and
-    eos_token; by default the latter alone, the first of eos_token_id.  settings: of generation;
+    model: for `stream`.  block_size: its context, in tokens.  named_tokens: the template's bos_token,
+    eos_token and so on; by default eos_token alone, the first of eos_token_id.  settings: of generation;
     max_new_tokens is the most of an answer.
     """
 

@@ -14,8 +14,7 @@ from npgpt.interop.untrusted import member, read_json, refused
 
 GENERATION, CHAT_TEMPLATE, TOKENIZER_CONFIG = \
     "generation_config.json", "chat_template.jinja", "tokenizer_config.json"
-SPECIAL_TOKENS_MAP = "special_tokens_map.json"      # what tokenizer_config.json does not say, older ones say
-NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+SPECIAL_TOKENS_MAP = "special_tokens_map.json"      # where tokenizer_config.json does not list its tokens
 GPT2  = ("gpt2", "GPT2Tokenizer", "GPT2TokenizerFast")       # whose named tokens are this, if nobody says:
 GPT2_NAMED = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 
@@ -47,36 +46,37 @@ def read_chat_template(folder: Path) -> str | None:
             raise refused(path, str(error)) from error
     if not (folder / TOKENIZER_CONFIG).exists():
         return None
-    template = read_json(member(folder, TOKENIZER_CONFIG)).get("chat_template")
+    template = read_json(path := member(folder, TOKENIZER_CONFIG)).get("chat_template")
     if isinstance(template, list):                         # several by name
-        template = next((entry.get("template") for entry in template
-                         if isinstance(entry, dict) and entry.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
+        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+    if isinstance(template, dict):
+        if "default" not in template:
+            raise refused(path, f"it has the chat templates {shown([*template])} and none called default: "
+                                f"put the one to use into a file {CHAT_TEMPLATE} beside it")
+        template = template["default"]
+    if template is not None and not isinstance(template, str):
+        raise refused(path, f"its chat_template is {shown(template)}, which is no text")
+    return template
 
 
 def read_named_tokens(folder: Path) -> dict[str, str]:
-    """What the tokenizer's files call bos_token and eos_token, by those names: the texts of the tokens that a
-    chat template may write where a conversation begins, and where an answer ends.
+    """What the tokenizer's files call bos_token, eos_token, pad_token and so on, by those names: the texts of
+    the tokens that a chat template may write, as where a conversation begins, and where an answer ends.
     """
-    return {name: text for name, text in _named(folder).items() if name in ("bos_token", "eos_token")}
+    listed  = _entries(folder, TOKENIZER_CONFIG)
+    entries = listed if "added_tokens_decoder" in listed else listed | _entries(folder, SPECIAL_TOKENS_MAP)
+    if (entries.get("tokenizer_class") or _entries(folder, CONFIG).get("model_type")) in GPT2:
+        entries = GPT2_NAMED | entries
+    texts = {name: entry.get("content") if isinstance(entry, dict) else entry
+             for name, entry in entries.items() if name.endswith("_token")}
+    return {name: text for name, text in texts.items() if isinstance(text, str) and text}
 
 
 def read_carried(folder: Path) -> Carried:
     """What is not among the above."""
     config, tokenizer = _entries(folder, CONFIG), _entries(folder, TOKENIZER_CONFIG)
-    kept = {name: text for name, text in _named(folder).items() if name in ("unk_token", "pad_token")}
     return {CONFIG: _said(config, "bos_token_id", "pad_token_id"), GENERATION: _entries(folder, GENERATION),
-            TOKENIZER_CONFIG: kept | _said(tokenizer, "model_max_length", "padding_side")}
-
-
-def _named(folder: Path) -> dict[str, str]:
-    """The texts of the tokens that have a name in the tokenizer's files."""
-    entries = _entries(folder, SPECIAL_TOKENS_MAP) | _entries(folder, TOKENIZER_CONFIG)
-    if (entries.get("tokenizer_class") or _entries(folder, CONFIG).get("model_type")) in GPT2:
-        entries = GPT2_NAMED | entries
-    texts = {name: entry.get("content") if isinstance(entry := entries.get(name), dict) else entry
-             for name in NAMED}
-    return {name: text for name, text in texts.items() if isinstance(text, str) and text}
+            TOKENIZER_CONFIG: _said(tokenizer, "model_max_length", "padding_side")}
 
 
 def _said(entries: Mapping[str, Any], *names: str) -> dict[str, Any]:

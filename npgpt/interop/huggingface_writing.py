@@ -10,7 +10,7 @@ import numpy as np
 
 from npgpt.errors import CheckpointError, ConfigError
 from npgpt.files import atomic_folder
-from npgpt.interop.beside_models import CHAT_TEMPLATE, GENERATION, NAMED, TOKENIZER_CONFIG, Carried
+from npgpt.interop.beside_models import CHAT_TEMPLATE, GENERATION, GPT2_NAMED, TOKENIZER_CONFIG, Carried
 from npgpt.interop.classifiers import OWN_CLASSIFIER, Labels, label_entries, with_score
 from npgpt.interop.families import FAMILIES, Settings, family_for
 from npgpt.interop.huggingface import CONFIG, EMBEDDING, OWN, OWN_SETTINGS, prefixed
@@ -131,7 +131,7 @@ def write_tokenizer(folder: Path, tokenizer: Any, named_tokens: Mapping[str, str
     config  = folder / TOKENIZER_CONFIG
     entries = read_json(config)
     if carried is not None:
-        own     = {name: value for name, value in entries.items() if name not in NAMED}
+        own     = {name: value for name, value in entries.items() if name not in GPT2_NAMED}
         entries = own | dict(carried.get(TOKENIZER_CONFIG, {}))
     write_json(config, entries | dict(named_tokens))
     if chat_template is not None:

@@ -29,8 +29,8 @@ class Loaded(NamedTuple):
     """A model to use, or to begin from.
 
     model: a GPT, or from `load_any` a SequenceClassifier.  eos_token_ids: each ends a text.
-    chat_template: in Jinja, or None.  named_tokens: the texts of the tokens that are its bos_token and its
-    eos_token, as far as there are such.  carried: what its files say further, to be written again.
+    chat_template: in Jinja, or None.  named_tokens: the texts of the tokens that are its bos_token,
+    eos_token and so on, as far as there are such.  carried: what its files say further, to be written again.
     """
 
     model: Any

@@ -17,7 +17,6 @@ from npgpt.data.records import FILES, Dialogue, Labelled, Record, Text, read_rec
 from npgpt.data.shards import check_uncut, write_shard
 from npgpt.errors import ConfigError, DataError
 from npgpt.generation.chat import chat_template, transcript
-from npgpt.interop.beside_models import TOKENIZER_CONFIG
 from npgpt.interop.classifiers import Labels
 from npgpt.interop.huggingface_writing import write_model, write_tokenizer
 from npgpt.models import SequenceClassifier
@@ -197,9 +196,8 @@ def _save_tokenizer(path: Path, tokenizer: Tokenizer, start: Loaded | None, temp
         return
     model  = SequenceClassifier.from_gpt(start.model, labels, seed) if labels else start.model
     arrays = {name: parameter.data for name, parameter in model.parameters.items()}
-    padded = start.carried.get(TOKENIZER_CONFIG, {}).get("pad_token", "")     # by what the tokenizer fills up
-    pad    = tokenizer.special_tokens.get(padded, next(iter(start.eos_token_ids), None))
     named  = dict(start.named_tokens)
+    pad    = tokenizer.special_tokens.get(named.get("pad_token", ""), next(iter(start.eos_token_ids), None))
     if labels and pad is not None and pad in tokenizer:
         named["pad_token"] = tokenizer.decode([pad])
     write_model(path / BASE, asdict(model.config), arrays, eos_token_ids=start.eos_token_ids,

@@ -112,23 +112,34 @@ def test_gpt2s_tokenizer_has_one_token_for_all_if_its_files_do_not_say(entries, 
         assert {name: getattr(again, name) for name in names if getattr(again, name)} == expected
 
 
-def test_what_tokenizer_config_does_not_name_special_tokens_map_may(written):
-    write_folder({"model_max_length": 9, "pad_token": "<|pad|>"}, GENERATION, **LLAMA)
+LISTED = {"added_tokens_decoder": {"257": {"content": "<|end|>", "special": True}}}
+
+
+@pytest.mark.parametrize("listed", [{}, LISTED])
+def test_special_tokens_map_goes_before_a_tokenizer_config_that_does_not_list_its_tokens(listed, written):
+    entries = {"model_max_length": 9, "pad_token": "<|pad|>", "eos_token": "<|pad|>"}
+    write_folder(entries | listed, GENERATION, **LLAMA)
     Path("model/special_tokens_map.json").write_text(json.dumps({
-        "eos_token": {"content": "<|end|>"}, "bos_token": "<|endoftext|>", "pad_token": "<x>"}))
-    named = {"bos_token": "<|endoftext|>", "eos_token": "<|end|>"}
-    assert load_model(Path("model"), "best", "cpu", print).named_tokens == named
-    for folder in written():
-        assert read(folder, "tokenizer_config").items() >= (named | {"pad_token": "<|pad|>"}).items()
+        "eos_token": {"content": "<|end|>"}, "bos_token": "<|endoftext|>"}))
+    named = {"bos_token": "<|endoftext|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
+    if listed:
+        named = {"eos_token": "<|pad|>", "pad_token": "<|pad|>"}
+    for folder in (Path("model"), *written()):
+        assert load_model(folder, "best", "cpu", print).named_tokens == named
 
 
-def test_transformers_reads_special_tokens_map_too(written):
+@pytest.mark.parametrize("listed", [{}, LISTED])
+def test_transformers_names_the_same_tokens(listed, written):
+    """Also those of a model's own, which its chat template may write."""
     transformers = pytest.importorskip("transformers")
-    write_folder({"model_max_length": 9}, GENERATION, **LLAMA)
+    write_folder({"model_max_length": 9, "eos_token": "<|pad|>", "pad_token": "<|pad|>",
+                  "image_token": "<|end|>", "add_bos_token": True} | listed, GENERATION, **LLAMA)
     Path("model/special_tokens_map.json").write_text('{"eos_token": "<|end|>", "bos_token": "<|pad|>"}')
-    theirs = transformers.AutoTokenizer.from_pretrained("model")
-    assert load_model(Path("model"), "best", "cpu", print).named_tokens == {
-        "bos_token": theirs.bos_token, "eos_token": theirs.eos_token}
+    theirs = transformers.AutoTokenizer.from_pretrained("model").special_tokens_map
+    assert {"eos_token", "pad_token", "image_token"} <= theirs.keys()
+    for folder in (Path("model"), *written()):
+        assert load_model(folder, "best", "cpu", print).named_tokens == theirs
+        assert transformers.AutoTokenizer.from_pretrained(folder).special_tokens_map == theirs
 
 
 @pytest.mark.parametrize(("entries", "pad"), [({"pad_token": "<|pad|>"}, 258), ({}, 257)])

@@ -55,6 +55,23 @@ FORGETFUL = ("{%- for m in messages %}{{- '<|h|>' + m['role'] + '<|/h|>' }}"
              "{%- endfor %}{%- if add_generation_prompt %}{{- '<|h|>assistant<|/h|>' }}{%- endif %}")
 
 
+WITH_ALL = ("{{ bos_token is defined }}{{ pad_token }}{{ unk_token + sep_token + image_token }}"
+            "{% if mask_token is not defined %}{{ messages[0].content }}{% endif %}")
+
+
+def test_a_template_may_write_all_tokens_that_have_a_name(model):
+    """And finds those undefined that have none, as in transformers."""
+    path = model / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict.fromkeys(
+        ("pad_token", "unk_token", "image_token"), "<|h|>") | {"sep_token": "<|/h|>", "bos_token": None}))
+    (model / "chat_template.jinja").write_text(WITH_ALL)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(model), load_model(model, "best", "cpu", print)
+    expected = theirs.apply_chat_template(ASK, tokenize=False)
+    assert expected == "False<|h|><|h|><|/h|><|h|>hi"
+    records  = [Dialogue(tuple(TALK))]
+    assert render_for(records, ours.chat_template, ours.named_tokens, ours.tokenizer)(ASK) == expected
+
+
 def test_each_answer_is_learned_after_what_transformers_gives_the_model_then(model):
     """Of a template that forgets the thoughts before earlier answers, as Qwen3's does."""
     (model / "chat_template.jinja").write_text(FORGETFUL)

@@ -276,11 +276,21 @@ def test_a_chat_template_stands_in_its_own_file_or_in_the_tokenizers(tmp_path):
     config = tmp_path / "tokenizer_config.json"
     for template, found in (("a", "a"), ([{"name": "rag", "template": "r"}, {"name": "default",
                                                                             "template": "d"}], "d"),
-                            ([{"name": "rag", "template": "r"}], None), (7, None)):
+                            ({"rag": "r", "default": "d"}, "d"), ("", ""), (None, None)):
         config.write_text(json.dumps({"chat_template": template}))
         assert read_chat_template(tmp_path) == found
     (tmp_path / "chat_template.jinja").write_text("own")
     assert read_chat_template(tmp_path) == "own"
+    for template, words in (([{"name": "rag", "template": "r"}, {"name": "tool_use", "template": "t"}],
+                             r"the chat templates \['rag', 'tool_use'\] and none called default: put the"),
+                            ({"rag": "r"}, r"the chat templates \['rag'\]"), ([], r"the chat templates \[\]"),
+                            (7, "its chat_template is 7, which is no text")):
+        config.write_text(json.dumps({"chat_template": template}))
+        assert read_chat_template(tmp_path) == "own"
+        (tmp_path / "chat_template.jinja").unlink()
+        with pytest.raises(CheckpointError, match=f"tokenizer_config.json cannot be used: .*{words}"):
+            read_chat_template(tmp_path)
+        (tmp_path / "chat_template.jinja").write_text("own")
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(CheckpointError, match=r"chat_template.jinja cannot be used: .*utf-8"):
         read_chat_template(tmp_path)
