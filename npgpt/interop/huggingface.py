@@ -35,8 +35,8 @@ from npgpt.interop.untrusted import member, read_json, refused
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 FETCHED = (CONFIG, ADAPTER_CONFIG, "generation_config.json", MODEL, INDEX, "model-*-of-*.safetensors",
-           "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
-           "chat_template.jinja")
+           "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
+           "special_tokens_map.json", "chat_template.jinja")
 OWN, OWN_SETTINGS = "npgpt", "npgpt_config"
 EMBEDDING = "wte.weight"
 CHUNK = 1 << 22                 # numbers compared at a time

@@ -8,7 +8,7 @@ from npgpt.errors import TokenizerError, shown
 from npgpt.hub import fetch, is_name
 from npgpt.tokenizers.byte_pair import BPETokenizer
 from npgpt.tokenizers.character import CharacterTokenizer
-from npgpt.tokenizers.foreign import GPT2_FILES, is_foreign, read_foreign
+from npgpt.tokenizers.foreign import ADDED_TOKENS, GPT2_FILES, is_foreign, read_foreign
 from npgpt.tokenizers.formats import (
     CONFIG,
     HUGGING_FACE,
@@ -19,7 +19,8 @@ from npgpt.tokenizers.formats import (
     refused,
 )
 
-FILES = (CONFIG, HUGGING_FACE, *(name for two in GPT2_FILES for name in two))   # all that is read of a folder
+FILES = (CONFIG, HUGGING_FACE, ADDED_TOKENS,                                # all that is read of a folder
+         *(name for two in GPT2_FILES for name in two))
 
 
 class Tokenizer(Protocol):

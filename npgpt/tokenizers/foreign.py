@@ -6,6 +6,9 @@ NAME.tiktoken                                       tiktoken's, a line of base64
 
 The first has no special tokens but what no merge makes (<|endoftext|>), the last none at all. And both do not
 say how text is split: GPT-2's way, or that of the known file NAME, or as the caller says.
+
+tokenizer_config.json and added_tokens.json in a folder may know of more: a way to split text, further tokens.
+That is not read, but refused, for the same text would have other ids there.
 """
 
 import base64
@@ -18,6 +21,7 @@ from typing import Any
 from npgpt.errors import TokenizerError, shown
 from npgpt.tokenizers.byte_alphabet import from_symbols
 from npgpt.tokenizers.formats import (
+    CONFIG,
     HUGGING_FACE,
     MERGES,
     VOCABULARY,
@@ -31,6 +35,7 @@ from npgpt.tokenizers.formats import (
 )
 from npgpt.tokenizers.patterns import SPLIT_PATTERNS
 
+ADDED_TOKENS = "added_tokens.json"
 GPT2_FILES = (("encoder.json", "vocab.bpe"), (VOCABULARY, MERGES))
 TIKTOKEN = {        # file → pattern and special tokens, as tiktoken has them (tiktoken_ext/openai_public.py)
     "r50k_base": ("gpt2", {"<|endoftext|>": 50256}),
@@ -39,6 +44,7 @@ TIKTOKEN = {        # file → pattern and special tokens, as tiktoken has them 
                                "<|fim_suffix|>": 100260, "<|endofprompt|>": 100276}),
     "o200k_base": ("o200k", {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}),
 }
+SAVE_AGAIN = "let transformers read and save it again (AutoTokenizer, save_pretrained)"
 # The pattern as others write it → npgpt's name for it.
 SPELLINGS = {pattern: name for name, pattern in reversed(SPLIT_PATTERNS.items())} | {
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2",
@@ -61,7 +67,13 @@ def read_foreign(path: Path, pattern: str | None = None,
         parts = _read_hugging_face(path / HUGGING_FACE)
     else:
         parts = _read_gpt2(path)
-    special_tokens = parts.special_tokens if special_tokens is None else special_tokens
+        kind  = _beside(path, CONFIG).get("tokenizer_class") or "GPT2Tokenizer"
+        if pattern is None and kind not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
+            raise refused(path / CONFIG, f"its tokenizer_class is {shown(kind)}, and there is no "
+                                         f"{HUGGING_FACE} to tell how that splits text: {SAVE_AGAIN}")
+    if special_tokens is None:
+        special_tokens = parts.special_tokens
+        _refuse_further_tokens(path, parts)
     return parts._replace(pattern=pattern or parts.pattern, special_tokens=special_tokens,
                           prefix_token=parts.prefix_token if parts.prefix_token in (
                               *special_tokens, *parts.added_tokens) else None)
@@ -71,6 +83,29 @@ def is_foreign(path: Path) -> bool:
     """Whether there is something for `read_foreign`."""
     return path.is_file() or any((path / name).is_file()
                                  for name in (HUGGING_FACE, *(merges for _, merges in GPT2_FILES)))
+
+
+def _refuse_further_tokens(folder: Path, parts: BytePair) -> None:
+    config, known = _beside(folder, CONFIG), {*parts.special_tokens, *parts.added_tokens}
+    tokens: list[tuple[str, Any]] = [(ADDED_TOKENS, token) for token in _beside(folder, ADDED_TOKENS)]
+    for name in ("bos_token", "eos_token", "additional_special_tokens", "extra_special_tokens",
+                 "added_tokens_decoder"):
+        said = config.get(name)
+        if isinstance(said, dict) and "content" not in said:             # by their ids, or by names
+            said = list(said.values())
+        tokens += [(f"{name} in {CONFIG}", token) for token in (said if isinstance(said, list) else [said])]
+    for where, token in tokens:
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and token and token not in known:
+            raise refused(folder, f"{shown(token)}, of {where}, is no special or added token of its "
+                                  f"tokenizer: {SAVE_AGAIN}")
+
+
+def _beside(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object beside the tokenizer; empty where there is none."""
+    path = folder / name
+    said = from_json(path, read_text(path)) if path.is_file() else {}
+    return said if isinstance(said, dict) else {}
 
 
 def _read_gpt2(folder: Path) -> BytePair:

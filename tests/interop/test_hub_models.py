@@ -49,7 +49,8 @@ def test_a_name_is_fetched(hub, tmp_path, monkeypatch):
     assert names(hub) == ["a/b.c-d_e", "gpt2"]
     read = {"config.json", "model.safetensors", "model.safetensors.index.json", "chat_template.jinja",
             "model-00001-of-00002.safetensors", "generation_config.json", "tokenizer.json", "vocab.json",
-            "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "adapter_config.json"}
+            "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+            "adapter_config.json"}
     others = {"pytorch_model.bin", "modeling.py", "README.md", "onnx/model.onnx"}
     assert {file for file in read | others for pattern in hub[0][1] if fnmatch(file, pattern)} == read
     refused(load("a/absent"), "a/absent is no folder here", "404 Client Error. (Request ID: 1) Repository")

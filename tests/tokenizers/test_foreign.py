@@ -57,6 +57,55 @@ def test_gpt2s_files_are_read_under_both_their_names(names, trained, tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_gpt2s_files_of_a_tokenizer_that_splits_in_another_way_are_refused(trained, tmp_path):
+    """Qwen's have the same names. Who says how they split need not be told."""
+    write_gpt2(tmp_path, trained, ("vocab.json", "merges.txt"))
+    config = tmp_path / "tokenizer_config.json"
+    for name in ("GPT2Tokenizer", "GPT2TokenizerFast", None):
+        config.write_text(json.dumps({"tokenizer_class": name, "eos_token": {"content": EOT, "special": True,
+                                                                             "__type": "AddedToken"}}))
+        assert load_tokenizer(tmp_path).pattern == "gpt2"
+    config.write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))
+    with pytest.raises(errors.TokenizerError, match=r"tokenizer_config.json cannot be used: its "
+                       r"tokenizer_class is 'Qwen2Tokenizer', and there is no tokenizer.json to tell"):
+        load_tokenizer(tmp_path)
+    assert load_tokenizer(tmp_path, pattern="qwen2").pattern == "qwen2"
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path)                                           # as the sentence advises
+    ours = load_tokenizer(tmp_path)
+    assert (ours.pattern, ours.normalizer) == ("qwen2", "NFC")
+    assert all(ours.encode(text) == theirs.encode(text) for text in texts())
+
+
+@pytest.mark.parametrize(("kind", "away"), [("PreTrainedTokenizerFast", ("vocab.json", "merges.txt")),
+                                            ("GPT2Tokenizer", ("tokenizer.json",))])
+@pytest.mark.parametrize(("where", "entries"), [
+    ("added_tokens.json", {EOT: 899, "<x>": 900}),
+    ("added_tokens_decoder", {"899": {"content": EOT}, "900": {"content": "<x>"}}),
+    ("additional_special_tokens", [EOT, "<x>"]), ("extra_special_tokens", {"an_x": "<x>"}),
+    ("eos_token", {"content": "<x>", "__type": "AddedToken"}), ("bos_token", "<x>")])
+def test_a_token_that_only_files_beside_the_tokenizer_have_is_refused(where, entries, kind, away, tmp_path):
+    """transformers finds it in a text, and npgpt would read its letters."""
+    BPETokenizer.train([ENGLISH], 900).save(tmp_path)
+    for name in away:
+        (tmp_path / name).unlink()
+    config = {"tokenizer_class": kind, "eos_token": EOT}
+    if where == "added_tokens.json":
+        (tmp_path / where).write_text(json.dumps(entries))
+    else:
+        config |= {where: entries}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(errors.TokenizerError, match=f"cannot be used: '<x>', of {where}.* is no special or"):
+        load_tokenizer(tmp_path)
+    assert load_tokenizer(tmp_path, special_tokens={"<x>": 901}).special_tokens == {"<x>": 901}
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path)                                           # as the sentence advises
+    ids = load_tokenizer(tmp_path).encode("a<x>b", allowed_special="all")
+    assert ids == theirs.encode("a<x>b") and 900 in ids
+
+
 def test_gpt2s_own_files_give_tiktokens_ids(gpt2):
     ours, theirs = gpt2
     assert ours.vocab_size == 50257 and ours.special_tokens == {EOT: 50256}

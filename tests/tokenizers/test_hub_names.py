@@ -20,7 +20,7 @@ from npgpt.errors import TokenizerError
 from npgpt.interop import huggingface
 from npgpt.training.runs import open_run
 
-READ = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
+READ = {"tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.json", "merges.txt"}
 
 
 @pytest.fixture
