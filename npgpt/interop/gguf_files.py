@@ -38,7 +38,9 @@ LAYER_TENSORS = {
 PATTERNS = {                # tokenizer.ggml.pre → how npgpt calls that way to split text
     "gpt-2": "gpt2", "smollm": "smollm", "llama-bpe": "llama3", "qwen2": "qwen2", "gpt-4o": "o200k",
 }
+TURNS   = ("eot_token_id", "eom_token_id")
 BEGIN   = "llama-bpe"       # of these alone begins every text with bos_token where the file does not say
+ENDS    = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>")
 SPECIAL, ADDED = 3, 4       # tokenizer.ggml.token_type: control and user-defined
 TEXTS = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template")
 LISTS = {"tokenizer.ggml.tokens": str, "tokenizer.ggml.merges": str, "tokenizer.ggml.token_type": int}
@@ -48,7 +50,8 @@ C = TypeVar("C")
 
 class GGUFTokenizer(NamedTuple):
     """tokens: token → id, in GPT-2's symbols for bytes, all but the special and added ones.
-    merges: (left, right)
+    merges: (left, right).  further_ends: what else ends a text: the entries for the end of a turn and of a
+    message, and tokens whose text says so (ENDS), for llama.cpp ends there too, and many files say but one.
     """
 
     tokens: dict[str, int]
@@ -57,6 +60,7 @@ class GGUFTokenizer(NamedTuple):
     merges: list[tuple[str, str]]
     pattern: str
     eos_token_id: int | None
+    further_ends: tuple[int, ...]
     bos_token_id: int | None
     prefix_token: str | None
     chat_template: str | None
@@ -185,7 +189,7 @@ def _tokenizer(path: Path, entries: dict[str, Any]) -> GGUFTokenizer:
     if entry("model") != "gpt2" or entry("pre") not in PATTERNS:
         raise refused(path, f"its tokenizer is {shown(entry('model'))}, {shown(entry('pre'))}, and npgpt "
                             f"reads gpt2 with {', '.join(PATTERNS)}")
-    for name in ("eos_token_id", "bos_token_id"):
+    for name in ("eos_token_id", "bos_token_id", *TURNS):
         if entry(name) is not None and entry(name) not in range(len(entry("tokens"))):
             raise refused(path, f"its tokenizer.ggml.{name} is {shown(entry(name))}, which is none of its "
                                 "tokens")
@@ -203,5 +207,7 @@ def _tokenizer(path: Path, entries: dict[str, Any]) -> GGUFTokenizer:
         raise refused(path, f"it begins every text with token {begin}, which its tokenizer.ggml.token_type "
                             "has among its ordinary ones")
     plain   = {token: id for token, id in tokens.items() if token not in special and token not in added}
+    ends    = [*(entry(name) for name in TURNS), *((special | added).get(token) for token in ENDS)]
     return GGUFTokenizer(plain, special, added, merges, PATTERNS[entry("pre")], entry("eos_token_id"),
-                         entry("bos_token_id"), prefix, entries.get("tokenizer.chat_template"))
+                         tuple(id for id in ends if id is not None), entry("bos_token_id"), prefix,
+                         entries.get("tokenizer.chat_template"))

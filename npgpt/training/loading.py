@@ -119,6 +119,7 @@ def _load_gguf(path: Path, device: str) -> Loaded:
     model.flat.load(tensors)
     ends  = _ends(tokenizer) if parts.eos_token_id is None else (parts.eos_token_id,)
     named = {"bos_token": parts.bos_token_id, "eos_token": next(iter(ends), None)}
+    ends  = tuple(dict.fromkeys([*ends, *parts.further_ends]))
     return Loaded(model, tokenizer, ends, parts.chat_template,
                   {name: tokenizer.decode([id]) for name, id in named.items() if id is not None}, {})
 

@@ -136,10 +136,10 @@ def test_the_tokenizer_and_the_chat_template_come_along(tmp_path):
     assert [TOKENS[id] for id in ids] == ["hello", "Ġhello", "<|im_end|>"]
     assert tokenizer.decode(tokenizer.encode_ordinary("a\x04b")) == "ab"      # no token stands for that byte
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 1
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [1, 0]
     for path in ("model.gguf", "out"):
         loaded = load_model(tmp_path / path, "best", "cpu", print)
-        assert loaded.eos_token_ids == (1,) and loaded.chat_template == TEMPLATE      # not <|endoftext|>
+        assert loaded.eos_token_ids == (1, 0) and loaded.chat_template == TEMPLATE
         assert loaded.named_tokens == {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
         assert loaded.tokenizer.encode("hello<|im_end|>", allowed_special="all") == [TOKENS.index("hello"), 1]
         with pytest.raises(DeviceError, match="unknown device 'gpu'"):
@@ -154,7 +154,27 @@ def test_a_file_that_does_not_say_what_ends_a_text_has_the_tokenizers_end(tmp_pa
     entries = {"tokenizer.ggml.eos_token_id": None, "tokenizer.ggml.bos_token_id": None}
     write(tmp_path / "model.gguf", weights(tied=True), **entries)
     loaded = load_model(tmp_path / "model.gguf", "best", "cpu", print)
-    assert loaded.eos_token_ids == (0,) and loaded.named_tokens == {"eos_token": "<|endoftext|>"}
+    assert loaded.eos_token_ids == (0, 1) and loaded.named_tokens == {"eos_token": "<|endoftext|>"}
+
+
+@pytest.mark.parametrize(("texts", "entries", "ends"), [
+    (["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"], {"eos": 1}, (1, 2, 3)),
+    (["<|end|>", "<|im_end|>", "<|endoftext|>", "<|x|>", "<|y|>"], {"eos": 2}, (2, 1, 0)),
+    (["<|x|>", "<|y|>", "<|z|>", "<|u|>"], {"eos": 1, "eot": 2, "eom": 3}, (1, 2, 3)),
+    (["<|x|>", "<|y|>", "<|z|>", "<|u|>"], {"eos": 1, "eot": 1}, (1,)),
+    (["<|x|>", "<|end_of_text|>"], {"eos": 0}, (0, 1))])
+def test_a_text_ends_where_llama_cpp_ends_it(texts, entries, ends, tmp_path):
+    """At what the file calls the end of a text, of a turn or of a message, and at tokens that are called so:
+    of Llama 3 many files say one alone, and not the one that ends an answer."""
+    count   = len(texts)
+    changes = {"tokenizer.ggml.tokens": [*texts, *TOKENS[count:]], "tokenizer.ggml.bos_token_id": None,
+               "tokenizer.ggml.token_type": [*[3] * (count - 1), 4, *[1] * (len(TOKENS) - count)]}
+    changes |= {f"tokenizer.ggml.{name}_token_id": id for name, id in entries.items()}
+    write(tmp_path / "model.gguf", weights(tied=True), **changes)
+    loaded = load_model(tmp_path / "model.gguf", "best", "cpu", print)
+    assert loaded.eos_token_ids == ends and loaded.named_tokens == {"eos_token": texts[entries["eos"]]}
+    assert main(["export", str(tmp_path / "model.gguf"), "--out-dir", str(tmp_path / "out")]) == 0
+    assert load_model(tmp_path / "out", "best", "cpu", print).eos_token_ids == ends
 
 
 @pytest.mark.parametrize("pre, add, prefix", [
@@ -232,6 +252,7 @@ def without(name):
     (weights(True), {"tokenizer.ggml.merges": [7]}, "ggml.merges is [7], which is no list of texts"),
     (weights(True), {"tokenizer.ggml.token_type": 3}, "token_type is 3, which is no list of whole numbers"),
     (weights(True), {"tokenizer.ggml.eos_token_id": len(TOKENS)}, "none of its tokens"),
+    (weights(True), {"tokenizer.ggml.eot_token_id": "<x>"}, "tokenizer.ggml.eot_token_id is '<x>', which"),
     (weights(True), {"tokenizer.ggml.bos_token_id": [0]}, "its tokenizer.ggml.bos_token_id is [0], which"),
 ])
 def test_what_npgpt_has_not_is_refused_by_name(tmp_path, capsys, arrays, changes, words):
