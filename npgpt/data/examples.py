@@ -28,7 +28,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from npgpt.data.records import Dialogue, Labelled, Message, Pair, Record
+from npgpt.data.records import Dialogue, Labelled, Message, Pair, Record, said_in
 from npgpt.errors import ConfigError, DataError
 from npgpt.files import atomic_write
 from npgpt.tokenizers.files import Tokenizer
@@ -130,7 +130,7 @@ def _encoded(record: Record, tokenizer: Tokenizer, end: int | None, render: Rend
 def _dialogue(record: Dialogue, tokenizer: Tokenizer, end: int, render: Render) -> Iterable[Row]:
     """One example of all answers where the template only ever writes on, else one of each."""
     messages = record.messages
-    if any(special in message["content"] for message in messages for special in tokenizer.special_tokens):
+    if any(special in text for text in said_in(messages) for special in tokenizer.special_tokens):
         return [([], [], SPECIAL)]
     answers = [n for n in range(max(record.given, 1), len(messages)) if messages[n]["role"] == "assistant"]
     if not any(messages[n]["content"].strip() for n in answers):

@@ -10,8 +10,9 @@
 
 The names are those of Hugging Face's datasets. A prompt with several right completions has
 {"prompt": "…", "completions": ["…", …]}: the first is learned, each counts as right in evaluation. A text
-named "system" beside messages, conversations or an instruction is what the system says first. Other fields
-are left alone. Empty lines are passed over.
+named "system" beside messages, conversations or an instruction is what the system says first. A message's
+other fields, such as reasoning_content or tool_calls, are for the chat template; a record's are left alone,
+but for those that only a template could use (FOR_TEMPLATES). Empty lines are passed over.
 """
 
 import json
@@ -22,10 +23,12 @@ from typing import Any, NamedTuple
 from npgpt.data.corpora import not_utf8
 from npgpt.errors import DataError, shown
 
-Message = dict[str, str]        # role, content
+Message = dict[str, Any]        # role, content, and what else a chat template may read
 
 FILES    = (".jsonl", ".ndjson", ".json")                                    # how names of such files end
 SPEAKERS = {"human": "user", "gpt": "assistant"}                              # ShareGPT's
+FOR_TEMPLATES = ("tools", "documents", "chat_template_kwargs")
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")                     # names of one thing
 
 
 class Text(NamedTuple):
@@ -119,7 +122,8 @@ def _labelled(fields: dict[str, Any], where: str) -> Labelled:
 def _pair(fields: dict[str, Any], where: str) -> Pair | Dialogue:
     prompt, completion = fields["prompt"], fields["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        return Dialogue(_messages([*prompt, *completion], where), len(prompt))
+        found = _dialogue(fields, [*prompt, *completion], where)
+        return found._replace(given=len(found.messages) - len(completion))
     return Pair(_text(fields, "prompt", where), (_text(fields, "completion", where),))
 
 
@@ -148,6 +152,10 @@ def _sharegpt(fields: dict[str, Any], where: str) -> Dialogue:
 
 def _dialogue(fields: dict[str, Any], messages: Any, where: str) -> Dialogue:
     """With what the system says in a field of its own, as in exports of LLaMA-Factory's and others'."""
+    for name in FOR_TEMPLATES:
+        if fields.get(name) not in (None, "", "[]", [], {}):
+            raise DataError(f"{where} has {name}, which npgpt gives to no chat template: take it out, and "
+                            "write what the model is to read into a message")
     found = _messages(messages, where)
     if fields.get("system") and found[0]["role"] != "system":
         found = ({"role": "system", "content": _text(fields, "system", where)}, *found)
@@ -165,7 +173,25 @@ def _messages(messages: Any, where: str) -> tuple[Message, ...]:
         if message.get("weight") == 0:                     # OpenAI's: an answer that is not to be learned
             raise DataError(f"{where}: a message has the weight 0: what is not to be learned goes into a "
                             "prompt, a list of messages, and what is into a completion")
-    return tuple({"role": message["role"], "content": message["content"]} for message in messages)
+    return tuple(_as_templates_read_it(message) for message in messages)
+
+
+def _as_templates_read_it(message: Message) -> Message:
+    """As transformers gives a message to them: without what is null, and thoughts by each of their names."""
+    said     = {name: value for name, value in message.items() if value is not None}
+    thoughts = next((said[name] for name in THOUGHTS if name in said), None)
+    return said if thoughts is None else {"thinking": thoughts, **said, "reasoning_content": thoughts}
+
+
+def said_in(messages: Any) -> Iterator[str]:
+    """All texts in messages but the names of fields: where a special token is to be looked for."""
+    if isinstance(messages, str):
+        yield messages
+    elif isinstance(messages, dict):
+        yield from said_in([*messages.values()])
+    elif isinstance(messages, list | tuple):
+        for part in messages:
+            yield from said_in(part)
 
 
 def _text(fields: dict[str, Any], name: str, where: str) -> str:

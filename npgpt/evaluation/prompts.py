@@ -8,7 +8,7 @@ transcript, up to where the assistant is to speak. Later messages are passed ove
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from npgpt.data.records import Dialogue, Message, Pair, Record
+from npgpt.data.records import Dialogue, Message, Pair, Record, said_in
 from npgpt.errors import ConfigError, DataError
 from npgpt.generation.chat import Render, chat_template, transcript
 from npgpt.tokenizers.files import Tokenizer
@@ -78,8 +78,8 @@ def _to_the_answer(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 def _refuse_special_tokens(messages: Sequence[Message], tokenizer: Tokenizer, where: str) -> None:
-    for message in messages:
+    for text in said_in(messages):
         for token in tokenizer.special_tokens:
-            if token in message["content"]:
+            if token in text:
                 raise DataError(f"a message in {where} has the special token {token!r}, which only the "
                                 "model's template may write: take it out")

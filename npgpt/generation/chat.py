@@ -26,7 +26,7 @@ TRANSCRIPT = ("{% for message in messages %}"
               "{% if add_generation_prompt %}Assistant:{% endif %}")
 TRANSCRIPT_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
 
-Message = dict[str, str]        # role: system, user or assistant; content
+Message = dict[str, Any]        # role: system, user or assistant; content; what else a template reads
 
 
 class Render(Protocol):

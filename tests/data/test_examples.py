@@ -137,11 +137,12 @@ def test_text_of_a_special_token_is_text_in_a_pair():
 
 def test_what_is_left_out_is_counted_by_its_reason():
     records = [Pair("a", ("",)), said("x"), said("x", "- "), Pair("a" * 5, ("b" * 5,)), Pair("a", ("b",)),
-               said("<|say|>", "-y"), said("x", "-<|endoftext|>")]
+               said("<|say|>", "-y"), said("x", "-<|endoftext|>"),
+               Dialogue((*said("x").messages, {"role": "assistant", "content": "y", "calls": ["<|say|>"]}))]
     examples, left_out = encoded(*records, block_size=10 - 1)
     assert len(examples) == 1 and examples.tokens.tolist() == [A, B, END]
     assert left_out == {"without an answer": 3, "longer than the context": 1,
-                        "with the text of a special token in a message": 2}
+                        "with the text of a special token in a message": 3}
     assert encoded(said("x", "-y", "z", "-w"), block_size=9)[1] == {"longer than the context": 1}
 
 

@@ -69,6 +69,8 @@ def test_records_that_are_no_prompts():
             (Text("x"), "record 2 of f.jsonl has no answer to a prompt"),
             (Labelled("x", "y"), "record 2 .* no answer"),
             (talk("u:say <|turn|>", "a:x"), r"record 2 of f.jsonl has the special token '<\|turn\|>'"),
+            (Dialogue(({"role": "user", "content": "x", "name": "<|turn|>"}, *talk("a:x").messages)),
+             r"record 2 of f.jsonl has the special token '<\|turn\|>'"),
             (talk("s:<|endoftext|>", "u:x", "a:x"), r"record 2 .* special token '<\|endoftext\|>'")):
         with pytest.raises(DataError, match=sentence):
             prompts(Pair("x", ("y",)), record)

@@ -11,7 +11,7 @@ import pytest
 from npgpt import GPT, GPTConfig
 from npgpt.cli.main import main
 from npgpt.data.examples import encode_records
-from npgpt.data.records import Dialogue
+from npgpt.data.records import Dialogue, read_records
 from npgpt.evaluation.prompts import render_for
 from npgpt.generation.chat import Conversation
 from npgpt.training.finetuning import FinetuneConfig
@@ -48,6 +48,35 @@ def model(tmp_path):
         path = tmp_path / "model" / name
         path.write_text(json.dumps(json.loads(path.read_text()) | ends))
     return tmp_path / "model"
+
+
+WITH_MORE = ("{%- for m in messages %}{{- '<|h|>' + m['role'] + '<|/h|>' }}"
+             "{%- if m.role == 'assistant' %}{%- if m.reasoning_content is string %}"
+             "{{- '(' + m.reasoning_content + ')' }}{%- endif %}{{- '[' + m.thinking + ']' if m.thinking }}"
+             "{%- endif %}{{- m['content'] }}"
+             "{%- if 'tool_calls' in m %}{{- m.tool_calls | tojson }}{%- endif %}"
+             "{{- m.name if m.role == 'tool' }}{{- eos_token }}"
+             "{%- endfor %}{%- if add_generation_prompt %}{{- '<|h|>assistant<|/h|>' }}{%- endif %}")
+
+
+@pytest.mark.parametrize("answer", [
+    {"reasoning_content": "hm"}, {"reasoning": "hm"}, {"thinking": "hm", "tool_calls": None},
+    {"thinking": "hm", "reasoning": "no", "reasoning_content": None},
+    {"thinking": "hm", "reasoning_content": "ah"},
+    {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"ä": 1}}}]}])
+def test_what_a_message_has_further_is_learned_as_transformers_writes_it(answer, model, tmp_path):
+    """Thoughts and calls of tools, which would be lost from what the assistant says."""
+    (model / "chat_template.jinja").write_text(WITH_MORE)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(model), load_model(model, "best", "cpu", print)
+    talk = [*ASK, {"role": "assistant", "content": ""} | answer,
+            {"role": "tool", "content": "5", "name": "f"}, {"role": "assistant", "content": "yo"}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"messages": talk}))
+    records     = read_records(tmp_path / "data.jsonl")
+    render      = render_for(records, ours.chat_template, ours.named_tokens, ours.tokenizer)
+    examples, _ = encode_records(records, ours.tokenizer, 200, theirs.eos_token_id, render)
+    assert examples.tokens.tolist() == theirs.apply_chat_template(talk, return_dict=False)
+    said = theirs.decode(examples.tokens[examples.counted])
+    assert said.count("<|eot|>") == 2 and ("hm" in said or '"ä": 1' in said) and said.endswith("yo<|eot|>")
 
 
 FORGETFUL = ("{%- for m in messages %}{{- '<|h|>' + m['role'] + '<|/h|>' }}"

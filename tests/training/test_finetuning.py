@@ -291,7 +291,7 @@ def test_conversations_teach_a_template_that_chat_then_uses(tmp_path, base):
     assert talk._prompt([{"role": "user", "content": number}])[0] == prompt
     assert talk._render([*rows[0]["messages"], {"role": "user", "content": "7"}]) == \
         "User: 0\nAssistant: yes<|endoftext|>\nUser: 7\nAssistant:"
-    written = chat_template(template, "<|endoftext|>")(rows[0]["messages"], False)
+    written = chat_template(template, eos_token="<|endoftext|>")(rows[0]["messages"], False)
     assert written == "User: 0\nAssistant: yes<|endoftext|>\n"
 
 
