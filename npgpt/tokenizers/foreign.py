@@ -63,14 +63,11 @@ def read_foreign(path: Path, pattern: str | None = None,
         parts = _read_gpt2(path.parent)
     elif path.is_file():
         parts = _read_tiktoken(path, pattern, special_tokens)
-    elif (path / HUGGING_FACE).is_file():
-        parts = _read_hugging_face(path / HUGGING_FACE)
     else:
-        parts = _read_gpt2(path)
-        kind  = _beside(path, CONFIG).get("tokenizer_class") or "GPT2Tokenizer"
-        if pattern is None and kind not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
-            raise refused(path / CONFIG, f"its tokenizer_class is {shown(kind)}, and there is no "
-                                         f"{HUGGING_FACE} to tell how that splits text: {SAVE_AGAIN}")
+        found = (path / HUGGING_FACE).is_file()
+        parts = _read_hugging_face(path / HUGGING_FACE) if found else _read_gpt2(path)
+        if pattern is None:
+            _refuse_other_ways(path / CONFIG, _beside(path, CONFIG), found)
     if special_tokens is None:
         special_tokens = parts.special_tokens
         _refuse_further_tokens(path, parts)
@@ -83,6 +80,20 @@ def is_foreign(path: Path) -> bool:
     """Whether there is something for `read_foreign`."""
     return path.is_file() or any((path / name).is_file()
                                  for name in (HUGGING_FACE, *(merges for _, merges in GPT2_FILES)))
+
+
+def _refuse_other_ways(path: Path, config: Mapping[str, Any], found: bool) -> None:
+    """found: there is a tokenizer.json, which says how text is split, and what is put before it. But where
+    transformers has a class for the tokenizer, as GPT-2's, its settings go before.
+    """
+    kind = config.get("tokenizer_class") or "GPT2Tokenizer"
+    if kind in ("GPT2Tokenizer", "GPT2TokenizerFast"):
+        for name in ("add_prefix_space",) if found else ("add_prefix_space", "add_bos_token"):
+            if config.get(name):
+                raise refused(path, f"it asks for {name}, which npgpt has not for GPT-2's tokenizers")
+    elif not found:
+        raise refused(path, f"its tokenizer_class is {shown(kind)}, and there is no {HUGGING_FACE} to tell "
+                            f"how that splits text: {SAVE_AGAIN}")
 
 
 def _refuse_further_tokens(folder: Path, parts: BytePair) -> None:

@@ -78,6 +78,29 @@ def test_gpt2s_files_of_a_tokenizer_that_splits_in_another_way_are_refused(train
     assert all(ours.encode(text) == theirs.encode(text) for text in texts())
 
 
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "GPT2TokenizerFast", None])
+@pytest.mark.parametrize(("name", "away", "heeded"), [
+    ("add_prefix_space", ("vocab.json", "merges.txt"), True), ("add_prefix_space", ("tokenizer.json",), True),
+    ("add_bos_token", ("vocab.json", "merges.txt"), False), ("add_bos_token", ("tokenizer.json",), True)])
+def test_what_transformers_puts_before_a_text_by_gpt2s_settings_is_refused(name, away, heeded, kind,
+                                                                              tmp_path):
+    BPETokenizer.train([ENGLISH], 900).save(tmp_path)
+    for file in away:
+        (tmp_path / file).unlink()
+    said = {"tokenizer_class": kind, "bos_token": EOT}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said | {name: False}))
+    ids = load_tokenizer(tmp_path).encode("class")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said | {name: True}))
+    if heeded:
+        with pytest.raises(errors.TokenizerError, match=f"it asks for {name}, which npgpt has not"):
+            load_tokenizer(tmp_path)
+    else:
+        assert load_tokenizer(tmp_path).encode("class") == ids
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, config=transformers.GPT2Config())
+    assert (theirs.encode("class") != ids) == heeded
+
+
 @pytest.mark.parametrize(("kind", "away"), [("PreTrainedTokenizerFast", ("vocab.json", "merges.txt")),
                                             ("GPT2Tokenizer", ("tokenizer.json",))])
 @pytest.mark.parametrize(("where", "entries"), [
