@@ -45,6 +45,7 @@ def chat_template(source: str, **named_tokens: str) -> Render:
     try:
         from jinja2 import TemplateError
         from jinja2.ext import Extension
+        from jinja2.nodes import Scope
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
         raise ConfigError("conversations need the package jinja2: pip install 'npgpt[chat]'") from error
@@ -53,13 +54,14 @@ def chat_template(source: str, **named_tokens: str) -> Render:
         raise TemplateError(reason)
 
     class Generation(Extension):
-        """{% generation %} … {% endgeneration %}, which marks what an assistant says, and changes nothing."""
+        """{% generation %} … {% endgeneration %}, which marks what an assistant says, and keeps what is
+        set there to itself."""
 
         tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True))
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=["jinja2.ext.loopcontrols", Generation])

@@ -178,6 +178,8 @@ def test_templates_have_what_those_of_transformers_use():
 
 
 TOOLS = "{% if tools is not none %}TOOLS{% endif %}{% if documents is none %}none{% endif %}"
+WITHIN = ("{% set x = 1 %}{% for m in messages %}{% generation %}{% set x = x + loop.index %}{{ x }}"
+          "{% set y = 5 %}{% endgeneration %}{{ x }}{{ y is defined }}{% endfor %}")
 MARKED = ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
           "{{ messages | tojson(separators=(',', ':'), sort_keys=true) }}{{ messages | tojson(indent=2) }}")
 
@@ -187,7 +189,7 @@ def test_the_text_of_a_template_is_that_of_transformers():
     from tokenizers import Tokenizer, models
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     messages = [{"role": role, "content": f"{role} <ä> 'x'"} for role in ("system", "user", "assistant")]
-    for template in (CHATML, ASKED, TOOLS, MARKED):
+    for template in (CHATML, ASKED, TOOLS, MARKED, WITHIN):
         expected = theirs.apply_chat_template(messages, chat_template=template, tokenize=False,
                                               add_generation_prompt=True)
         assert chat_template(template)(messages) == expected
