@@ -76,12 +76,12 @@ class Examples:
         return 1 - float(self.counted.mean()) if self.tokens.size else 0.0
 
 
-def encode_records(records: Sequence[Record], tokenizer: Tokenizer, block_size: int, end: int | None,
+def encode_records(records: Sequence[Record], tokenizer: Tokenizer, block_size: int, ends: Sequence[int],
                    render: Render | None, labels: Sequence[str] = ()) -> tuple[Examples, Counter[str]]:
     """The examples, and how many were left out for which reason.
 
-    end: the token that ends a text.  render: for conversations.  labels: the classes, in their order.
-    Raises DataError where the tokenizer has no end, or a label is unknown.
+    ends: the tokens that end a text, of which the first is put there.  render: for conversations.
+    labels: the classes, in their order.  Raises DataError where there is no end, or a label is unknown.
     """
     numbers = {label: n for n, label in enumerate(labels)}
     tokens, taught = array("i"), array("b")                   # 5 bytes a token; lists: 16, and 28 an id
@@ -91,7 +91,7 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, block_size: 
     for record in records:
         if isinstance(record, Labelled) and record.label not in numbers:
             raise DataError(f"the label {record.label!r} is none of {', '.join(labels)}")
-        for ids, counted, reason in _encoded(record, tokenizer, end, render):
+        for ids, counted, reason in _encoded(record, tokenizer, ends, render):
             if not reason and len(ids) - (not numbers) > block_size:
                 reason = TOO_LONG
             if reason:
@@ -107,19 +107,21 @@ def encode_records(records: Sequence[Record], tokenizer: Tokenizer, block_size: 
                     np.array(classes, np.int64)), left_out
 
 
-def _encoded(record: Record, tokenizer: Tokenizer, end: int | None, render: Render | None) -> Iterable[Row]:
+def _encoded(record: Record, tokenizer: Tokenizer, ends: Sequence[int],
+             render: Render | None) -> Iterable[Row]:
     if isinstance(record, Labelled):
         text = tokenizer.encode_ordinary(record.text)
         ids  = [*tokenizer.prefix, *text]
         return [(ids, [False] * len(ids), "" if text else NO_TEXT)]
-    if end is None:
+    if not ends:
         raise DataError("the model's tokenizer has no token that ends a text, so it could never learn to "
                         "end an answer: use one with <|endoftext|>")
     if isinstance(record, Dialogue):
         if render is None:
             raise DataError("conversations need a chat template")
-        return _dialogue(record, tokenizer, end, render)
+        return _dialogue(record, tokenizer, ends, render)
     before, after = (record.prompt, record.completions[0]) if isinstance(record, Pair) else ("", record.text)
+    end    = ends[0]
     prompt = [*tokenizer.prefix, *tokenizer.encode_ordinary(before)] or [end]
     answer = tokenizer.encode_ordinary(after)
     if not answer:
@@ -127,7 +129,8 @@ def _encoded(record: Record, tokenizer: Tokenizer, end: int | None, render: Rend
     return [([*prompt, *answer, end], [False] * len(prompt) + [True] * (len(answer) + 1), "")]
 
 
-def _dialogue(record: Dialogue, tokenizer: Tokenizer, end: int, render: Render) -> Iterable[Row]:
+def _dialogue(record: Dialogue, tokenizer: Tokenizer, ends: Sequence[int],
+              render: Render) -> Iterable[Row]:
     """One example of all answers where the template only ever writes on, else one of each."""
     messages = record.messages
     if any(special in text for text in said_in(messages) for special in tokenizer.special_tokens):
@@ -146,8 +149,8 @@ def _dialogue(record: Dialogue, tokenizer: Tokenizer, end: int, render: Render) 
     except ConfigError as error:
         return [([], [], f"where {error}")]
     if pieces:
-        return [_taught(pieces, tokenizer, end)]
-    return (_taught([(before, after[len(before):])], tokenizer, end) if after.startswith(before)
+        return [_taught(pieces, tokenizer, ends)]
+    return (_taught([(before, after[len(before):])], tokenizer, ends) if after.startswith(before)
             else ([], [], UNSTEADY) for before, after in turns())
 
 
@@ -162,14 +165,14 @@ def _written_on(turns: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return pieces if steady else []
 
 
-def _taught(pieces: Sequence[tuple[str, str]], tokenizer: Tokenizer, end: int) -> Row:
-    """pieces: what stands before an answer, and that: of it, up to its end, tokens count."""
+def _taught(pieces: Sequence[tuple[str, str]], tokenizer: Tokenizer, ends: Sequence[int]) -> Row:
+    """pieces: what stands before an answer, and that: of it, up to the last that ends it, tokens count."""
     ids: list[int] = []
     counted: list[bool] = []
     for before, said in pieces:
         prompt = tokenizer.encode(before, allowed_special="all")
         answer = tokenizer.encode(said, allowed_special="all")
-        taught = len(answer) - answer[::-1].index(end) if end in answer else len(answer)
+        taught = max((n for n, id in enumerate(answer, 1) if id in ends), default=len(answer))
         ids     += prompt + answer
         counted += [False] * len(prompt) + [True] * taught + [False] * (len(answer) - taught)
     return ids, counted, ""

@@ -113,8 +113,9 @@ def _encode_examples(path: Path, config: Config, note: Note, start: Loaded | Non
     template  = start.chat_template if start else None
     if template is None and any(isinstance(record, Dialogue) for record in records):
         template = transcript(tokenizer)
-    end       = start.eos_token_ids[0] if start and start.eos_token_ids else tokenizer.eos_token_id
-    named     = start.named_tokens if start else {} if end is None else {"eos_token": tokenizer.decode([end])}
+    own       = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    ends      = start.eos_token_ids if start else own
+    named     = start.named_tokens if start else {"eos_token": tokenizer.decode(ends)} if ends else {}
     render    = chat_template(template, **named) if template else None
     _save_tokenizer(path, tokenizer, start, template, labels, config.seed)
     note(f"{config.data}: {len(records):,} records; tokenizer: {_name(config)}, "
@@ -124,7 +125,7 @@ def _encode_examples(path: Path, config: Config, note: Note, start: Loaded | Non
         note("labels: " + _first([f"{label!r} {count:,}" for label, count in counts]))
     rows = []
     for name, what, side in (("train", "to train on", train), ("val", "to validate", val)):
-        examples, left_out = encode_records(side, tokenizer, config.block_size, end, render, labels)
+        examples, left_out = encode_records(side, tokenizer, config.block_size, ends, render, labels)
         lacking = [repr(label) for n, label in enumerate(labels) if n not in examples.labels]
         note(f"{len(examples):,} examples {what}, of {examples.tokens.size:,} tokens"
              + f", {examples.masked_ratio:.0%} of them given and not learned" * (not labels)

@@ -34,8 +34,8 @@ def said(*texts):
                           for text in texts))
 
 
-def encoded(*records, block_size=100, render=render, labels=()):
-    return encode_records(records, TOKENIZER, block_size, END, render, labels)
+def encoded(*records, block_size=100, render=render, labels=(), ends=(END,)):
+    return encode_records(records, TOKENIZER, block_size, ends, render, labels)
 
 
 def one(record):
@@ -64,7 +64,7 @@ def test_of_a_text_all_counts():
 
 
 def test_ids_above_16_bits_stay_what_they_are():
-    examples, _ = encode_records([Text("a")], TOKENIZER, 9, 150_000, None)
+    examples, _ = encode_records([Text("a")], TOKENIZER, 9, [150_000], None)
     assert examples.tokens.tolist() == [150_000, A, 150_000]
 
 
@@ -73,6 +73,17 @@ def test_of_a_conversation_each_answer_counts_to_its_end():
     assert TOKENIZER.decode(tokens) == render(said("x", "-yes", "z", "-no").messages, False)
     assert tokens.count(SAY) == 4 and tokens.count(END) == 4
     assert counted == "yes<|endoftext|>|no<|endoftext|>"
+
+
+@pytest.mark.parametrize(("after", "ends", "counted"), [
+    ("<|endoftext|>\n", (SAY, END), "yes<|endoftext|>"), ("<|endoftext|>\n", (END, SAY), "yes<|endoftext|>"),
+    ("<|say|>\n<|endoftext|>", (SAY, END), "yes<|say|>\n<|endoftext|>"),
+    ("<|endoftext|>\n", (999,), "yes<|endoftext|>\n")])
+def test_an_answer_ends_with_any_of_the_ends(after, ends, counted):
+    """Often the first of them ends a text, and another an answer."""
+    examples, _ = encoded(said("x", "-yes"), ends=ends, render=lambda messages, speaks: "x:" if speaks else
+                          "x:yes" + after)
+    assert TOKENIZER.decode(examples.tokens[examples.counted]) == counted
 
 
 def test_what_was_answered_in_a_prompt_of_messages_is_given():
@@ -201,7 +212,7 @@ def test_labels_are_numbered_and_nothing_else_counts():
 
 def test_a_tokenizer_without_an_end_is_refused():
     with pytest.raises(DataError, match="has no token that ends a text"):
-        encode_records([Pair("a", ("b",))], TOKENIZER, 8, None, None)
+        encode_records([Pair("a", ("b",))], TOKENIZER, 8, (), None)
 
 
 def test_the_masked_ratio_is_of_all_tokens():

@@ -25,7 +25,7 @@ def pairs(count, seed=0):
 
 
 def examples(count, block_size=16):
-    found, left_out = encode_records(pairs(count), TOKENIZER, block_size, END, None)
+    found, left_out = encode_records(pairs(count), TOKENIZER, block_size, [END], None)
     assert not left_out
     return found
 
@@ -142,7 +142,7 @@ def test_each_epoch_visits_each_row_once_in_an_order_of_its_own():
 
 def test_rows_are_as_wide_as_they_must_be():
     """To a multiple of 8, and never wider than the context."""
-    found, _ = encode_records([Pair("a", ("b",)), Pair("a" * 9, ("b" * 4,))], TOKENIZER, 13, END, None)
+    found, _ = encode_records([Pair("a", ("b",)), Pair("a" * 9, ("b" * 4,))], TOKENIZER, 13, [END], None)
     batches  = ExampleBatches(found, 13, 1, seed=0, packed=False)
     assert sorted(batch.tokens.shape[1] for batch in batches.evaluation(1, 2)) == [8, 13]
     assert sorted(batch.real for batch in batches.evaluation(1, 2)) == [2, 13]
@@ -150,7 +150,7 @@ def test_rows_are_as_wide_as_they_must_be():
 
 def test_classes_have_a_row_each_and_evaluation_spreads_over_all():
     records  = [Labelled("x" * (n + 1), "ab"[n % 2]) for n in range(10)]
-    found, _ = encode_records(records, TOKENIZER, 16, END, None, ["a", "b"])
+    found, _ = encode_records(records, TOKENIZER, 16, [END], None, ["a", "b"])
     batches  = ExampleBatches(found, 16, 2, seed=0)
     whole    = list(batches.evaluation(4, 100))
     assert [len(batch.tokens) for batch in whole] == [4, 4, 2]

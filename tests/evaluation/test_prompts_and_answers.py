@@ -97,7 +97,7 @@ PAIRS  = [Pair("2+2=", ("4",)), Pair("a", ("bé", "x")), Pair("", ("word",)),
 
 def encoded(*records, context=24, limit=None):
     render = render_for(records, TEMPLATE, {"eos_token": TOKENIZER.decode([END])}, TOKENIZER)
-    examples, left_out = encode_records(records, TOKENIZER, context, END, render)
+    examples, left_out = encode_records(records, TOKENIZER, context, [END], render)
     return answers_of(examples, limit), left_out
 
 

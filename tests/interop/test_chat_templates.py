@@ -22,7 +22,7 @@ transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
 TEMPLATE = ("{{- bos_token }}{%- for m in messages %}"
-            "{{- '<|h|>' + m['role'] + '<|/h|>' + m['content'] + eos_token }}"
+            "{{- '<|h|>' + m['role'] + '<|/h|>' + m['content'] + eos_token + '\n' }}"
             "{%- endfor %}{%- if add_generation_prompt %}{{- '<|h|>assistant<|/h|>' }}{%- endif %}")
 ASK  = [{"role": "user", "content": "hi"}]
 TALK = [*ASK, {"role": "assistant", "content": "yo"}]
@@ -73,7 +73,7 @@ def test_what_a_message_has_further_is_learned_as_transformers_writes_it(answer,
     (tmp_path / "data.jsonl").write_text(json.dumps({"messages": talk}))
     records     = read_records(tmp_path / "data.jsonl")
     render      = render_for(records, ours.chat_template, ours.named_tokens, ours.tokenizer)
-    examples, _ = encode_records(records, ours.tokenizer, 200, theirs.eos_token_id, render)
+    examples, _ = encode_records(records, ours.tokenizer, 200, [theirs.eos_token_id], render)
     assert examples.tokens.tolist() == theirs.apply_chat_template(talk, return_dict=False)
     said = theirs.decode(examples.tokens[examples.counted])
     assert said.count("<|eot|>") == 2 and ("hm" in said or '"ä": 1' in said) and said.endswith("yo<|eot|>")
@@ -108,7 +108,7 @@ def test_each_answer_is_learned_after_what_transformers_gives_the_model_then(mod
     talk     = [*TALK, {"role": "user", "content": "and?"}, {"role": "assistant", "content": "no"}]
     records  = [Dialogue(tuple(talk))]
     render   = render_for(records, ours.chat_template, ours.named_tokens, ours.tokenizer)
-    examples, left_out = encode_records(records, ours.tokenizer, 64, theirs.eos_token_id, render)
+    examples, left_out = encode_records(records, ours.tokenizer, 64, [theirs.eos_token_id], render)
     assert not left_out and len(examples) == 2
     for n, (start, stop) in zip((1, 3), pairwise(examples.starts), strict=True):
         given = theirs.apply_chat_template(talk[:n], add_generation_prompt=True, return_dict=False)
@@ -124,13 +124,16 @@ def test_what_is_rendered_is_what_transformers_renders(model, tmp_path, monkeypa
     asked   = theirs.apply_chat_template(ASK, add_generation_prompt=True, return_dict=False)
     told    = theirs.apply_chat_template(TALK, return_dict=False)
     begin   = theirs.bos_token_id
-    assert asked[0] == told[0] == begin and told[-1] == theirs.eos_token_id
+    assert asked[0] == told[0] == begin and told[-2] == theirs.eos_token_id
     monkeypatch.chdir(tmp_path)
     assert main(["export", str(model), "--out-dir", "exported"]) == 0
     Path("talk.jsonl").write_text(2 * (json.dumps({"messages": TALK}) + "\n"))
     config = FinetuneConfig(model=str(model), data="talk.jsonl", val_data="talk.jsonl", batch_size=1)
     run    = create_run(Path("run"), config, str, load_model(model, "best", "cpu", print))
     assert run.train.tokens[:len(told)].tolist() == told
+    assert theirs.decode(run.train.tokens[run.train.counted]) == 2 * "yo<|eot|>"       # and no line break
+    assert main(["evaluate", str(model), "--data", "talk.jsonl", "--out", "result.json"]) == 0
+    assert json.loads(Path("result.json").read_text())["protocol"]["tokens"] == 2 * len("yo.")
     for folder in (model, Path("exported"), Path("run/base")):
         loaded = load_model(folder, "best", "cpu", print)
         assert loaded.named_tokens == {"bos_token": "<|begin|>", "eos_token": "<|eot|>"}
@@ -139,7 +142,7 @@ def test_what_is_rendered_is_what_transformers_renders(model, tmp_path, monkeypa
         assert talk._prompt(ASK)[0] == asked
         records = [Dialogue(tuple(TALK))]
         render  = render_for(records, loaded.chat_template, loaded.named_tokens, loaded.tokenizer)
-        examples, _ = encode_records(records, loaded.tokenizer, 64, loaded.eos_token_ids[0], render)
+        examples, _ = encode_records(records, loaded.tokenizer, 64, loaded.eos_token_ids, render)
         assert examples.tokens.tolist() == told
         again = transformers.AutoTokenizer.from_pretrained(folder)
         assert (again.bos_token, again.eos_token) == ("<|begin|>", "<|eot|>")

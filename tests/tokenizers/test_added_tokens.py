@@ -46,7 +46,7 @@ def test_a_message_may_have_them_and_a_conversation_learns_them():
     ours = tokenizer()
     Conversation(None, ours, 64, max_new_tokens=8)._prompt([{"role": "user", "content": "<think>"}])
     talk = Dialogue(({"role": "user", "content": "<think>"}, {"role": "assistant", "content": "</think>a"}))
-    examples, left_out = encode_records([talk], ours, 64, 301, lambda messages, speaks: "".join(
+    examples, left_out = encode_records([talk], ours, 64, [301], lambda messages, speaks: "".join(
         message["content"] for message in messages))
     assert not left_out and examples.tokens.tolist() == [THINK, UNTHINK, *ordinary("a")]
 

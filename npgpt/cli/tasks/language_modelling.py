@@ -88,7 +88,7 @@ def _answers(options: Options, loaded: Loaded, records: Sequence[Record], consol
     tokenizer, context = loaded.tokenizer, context_of(options, loaded)
     end    = next(iter(loaded.eos_token_ids), None)
     render = render_for(records, loaded.chat_template, loaded.named_tokens, loaded.tokenizer)
-    examples, left_out = encode_records(records, tokenizer, context, end, render)
+    examples, left_out = encode_records(records, tokenizer, context, loaded.eos_token_ids, render)
     answers = answers_of(examples, options.limit)
     with progress_bar("tokens scored") as progress:
         result = measure_answers(loaded.model, answers, documents.byte_lengths(answers.tokens, tokenizer),
