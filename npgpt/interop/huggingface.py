@@ -47,15 +47,18 @@ C = TypeVar("C")
 def find_folder(path_or_name: str | Path) -> Path:
     """The folder itself, or that of a model which is fetched by its name. Raises CheckpointError."""
     folder = Path(path_or_name)
-    if folder.is_dir():
-        if (folder / "config.toml").is_file() and not is_model(folder):
-            raise CheckpointError(f"{folder} is a run's folder, which npgpt.load reads, and of which npgpt "
-                                  "export makes a model's")
-        return folder
-    if is_name(path_or_name):
-        return fetch(str(path_or_name), "model", FETCHED, CheckpointError)
-    raise CheckpointError(f"{folder} is no folder: give that of a run, or of a model with a {CONFIG} and a "
-                          f"{MODEL}, or a GGUF file")
+    if not folder.is_dir():
+        if not is_name(path_or_name):
+            raise CheckpointError(f"{folder} is no folder: give that of a run, or of a model with a {CONFIG} "
+                                  f"and a {MODEL}, or a GGUF file")
+        folder = fetch(str(path_or_name), "model", FETCHED, CheckpointError)
+    if (folder / "config.toml").is_file() and not is_model(folder):
+        raise CheckpointError(f"{folder} is a run's folder, which npgpt.load reads, and of which npgpt "
+                              "export makes a model's")
+    if (folder / ADAPTER_CONFIG).exists() and not is_model(folder):
+        raise CheckpointError(f"{path_or_name} is an adapter alone ({ADAPTER_CONFIG}), and the model that it "
+                              "is for is elsewhere: let PEFT merge them (merge_and_unload, save_pretrained)")
+    return folder
 
 
 def is_model(folder: Path) -> bool:

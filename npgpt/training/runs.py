@@ -109,7 +109,7 @@ def read_config(path: Path) -> Config:
     """Of a run's folder. Raises TrainingError if it is none, ConfigError if config.toml is damaged."""
     file = path / "config.toml"
     if not file.is_file():
-        what = "is a LoRA adapter alone, and the model that it is for is elsewhere" \
+        what = "is an adapter alone, and the model that it is for is elsewhere: let PEFT merge them" \
             if (path / "adapter_config.json").exists() else "is not a run's folder: " + (
                 f"it is a checkpoint of {run}" if (run := run_of(path)) else
                 "it is a checkpoint away from its run, which has its settings and tokenizer"

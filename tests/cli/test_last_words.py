@@ -60,7 +60,7 @@ def test_what_is_no_run_and_what_is_no_op_are_told(folder, capsys):
     Path("adapter").mkdir()
     Path("adapter/adapter_config.json").write_text("{}")
     assert main(["sample", "adapter"]) == 1
-    assert "adapter is a LoRA adapter alone" in capsys.readouterr().err
+    assert "adapter is an adapter alone, and the model that it is for is else" in capsys.readouterr().err
     assert main(["gradcheck", "nonsense"]) == 1
     said = capsys.readouterr().err
     assert "attention, rotary" in said and said.endswith("GPT, SequenceClassifier\n") and len(said) < 600

@@ -55,6 +55,10 @@ def test_a_name_is_fetched(hub, tmp_path, monkeypatch):
     assert {file for file in read | others for pattern in hub[0][1] if fnmatch(file, pattern)} == read
     refused(load("a/absent"), "a/absent is no folder here", "404 Client Error. (Request ID: 1) Repository")
     refused(load("a/silent"), "a/silent is no folder here", "TimeoutError")
+    cached = tmp_path / "cache"
+    for path in cached.rglob("config.json"):
+        path.rename(path.with_name("adapter_config.json"))
+    refused(load("a/adapter"), "a/adapter is an adapter alone (adapter_config.json)", "let PEFT merge them")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     count = len(hub)

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 from small_gpt import LLAMA, gpt, tokens
 
-from npgpt import SequenceClassifier, add_lora
+from npgpt import GPT, SequenceClassifier, add_lora
 from npgpt.errors import CheckpointError, ConfigError
 from npgpt.interop import peft_files
 from npgpt.interop.classifiers import Labels
@@ -168,6 +168,13 @@ def test_a_folder_that_holds_an_adapter_is_not_written_over(tmp_path):
         with_lora(("c_attn",)).save_adapter(tmp_path / "x")
     assert (tmp_path / "x" / "adapter_model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("kind", [GPT, SequenceClassifier])
+def test_an_adapter_alone_is_told(kind, tmp_path):
+    with_lora(("c_attn",)).save_adapter(tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"x is an adapter alone .*, and the model that it is for"):
+        kind.from_pretrained(tmp_path / "x")
 
 
 @pytest.mark.parametrize("classifier", [False, True])
