@@ -45,7 +45,7 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(
-    run: Path, step: int, tensors: dict[str, dict[str, np.ndarray]], state: dict[str, Any]
+    run: str | Path, step: int, tensors: dict[str, dict[str, np.ndarray]], state: dict[str, Any]
 ) -> Path:
     """Writes and returns the folder RUN/checkpoints/step-…, which from then on survives a power cut.
 
@@ -53,7 +53,7 @@ def save_checkpoint(
     state makes room when the new one is whole; a damaged one is renamed to step-….damaged. Raises
     CheckpointError; no other checkpoint is ever touched.
     """
-    folder = run / "checkpoints" / _name(step)
+    folder = Path(run) / "checkpoints" / _name(step)
     aside, outdated = (folder.with_name(f".{folder.name}.{end}") for end in ("partial", "outdated"))
     try:
         text = json.dumps({"step": step, "state": state}, indent=1).encode()
@@ -89,8 +89,9 @@ def save_checkpoint(
     return folder
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
+def load_checkpoint(folder: str | Path) -> Checkpoint:
     """Reads a checkpoint after checking every byte of it; CheckpointError if one is not as it was written."""
+    folder = Path(folder)
     step, state = _check(folder)
     try:
         tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
@@ -99,9 +100,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(step, tensors, state)
 
 
-def list_checkpoints(run: Path) -> list[Path]:
+def list_checkpoints(run: str | Path) -> list[Path]:
     """The folders RUN/checkpoints/step-…, newest first; load_checkpoint says which are sound."""
-    found = [folder for folder in (run / "checkpoints").glob("step-*")
+    found = [folder for folder in (Path(run) / "checkpoints").glob("step-*")
              if folder.name.removeprefix("step-").isdecimal()
              and folder.name == _name(step_of(folder)) and folder.is_dir()]
     return sorted(found, key=step_of, reverse=True)
@@ -112,7 +113,7 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def load_latest(run: Path, warn: Callable[[str], None]) -> Checkpoint:
+def load_latest(run: str | Path, warn: Callable[[str], None]) -> Checkpoint:
     """The newest sound checkpoint; `warn` gets a sentence for each damaged one that is passed over."""
     folders = list_checkpoints(run)
     for folder in folders:
@@ -124,12 +125,13 @@ def load_latest(run: Path, warn: Callable[[str], None]) -> Checkpoint:
                           f"there is no checkpoint in {run}; give the folder of a run that has saved one")
 
 
-def prune_checkpoints(run: Path, keep: Collection[int]) -> None:
+def prune_checkpoints(run: str | Path, keep: Collection[int]) -> None:
     """Removes the checkpoints of all steps but `keep`, and what killed writers left behind.
 
     Each is renamed to a hidden name before its files are deleted. Raises CheckpointError, with everything
     still there, when that would remove every checkpoint.
     """
+    run     = Path(run)
     folders = list_checkpoints(run)
     doomed  = [folder for folder in folders if step_of(folder) not in keep]
     if doomed and len(doomed) == len(folders):
@@ -147,11 +149,12 @@ def prune_checkpoints(run: Path, keep: Collection[int]) -> None:
 
 
 @contextlib.contextmanager
-def lock_run(run: Path) -> Iterator[None]:
+def lock_run(run: str | Path) -> Iterator[None]:
     """Makes the folder of a run and holds it until the block or the process ends, however that dies.
 
     Raises TrainingError when another process holds it.
     """
+    run = Path(run)
     try:
         make_folder(run)
         file = (run / "lock").open("a+b", buffering=0)  # stays: were it removed, two could hold one name

@@ -78,13 +78,14 @@ def _loaded(model: Any, tokenizer: Tokenizer, folder: Path) -> Loaded:
                   read_carried(folder))
 
 
-def load_run(path: Path, which: str, device: str,
+def load_run(path: str | Path, which: str, device: str,
              warn: Callable[[str], None]) -> tuple[Any, Tokenizer, Checkpoint]:
     """The model of a run as a checkpoint holds it, LoRA's adapters apart, with its tokenizer.
 
     which: "best" (lowest validation loss), "latest", or a step's number.  warn: gets a sentence where another
     than was asked for is taken.  Raises as `open_run`, and CheckpointError.
     """
+    path      = Path(path)
     config    = read_config(path)
     config    = replace(config, device=device, dtype=accumulator(config.dtype), tf32=False, workers=None)
     tokenizer = load_tokenizer(tokenizer_folder(path))

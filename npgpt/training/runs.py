@@ -90,9 +90,10 @@ def discard_run(path: Path, config: Config) -> None:
         _remove(path, config)
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: str | Path) -> Run:
     """The run in a folder. Raises TrainingError if there is none; ConfigError, TokenizerError, DataError if
     damaged."""
+    path      = Path(path)
     config    = read_config(path)
     tokenizer = load_tokenizer(tokenizer_folder(path))
     return Run(path, config, tokenizer, *(_open_tokens(path, name, tokenizer) for name in ("train", "val")))

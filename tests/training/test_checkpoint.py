@@ -75,6 +75,15 @@ def test_arrays_of_every_layout_and_type_come_back(tmp_path):
     assert load_file(folder / "model.safetensors").keys() == arrays.keys()  # anybody can read it
 
 
+def test_a_run_is_named_by_a_text_too(tmp_path):
+    run = str(tmp_path / "run")
+    with lock_run(run):
+        folders = [save(run, step) for step in (1, 2)]
+        prune_checkpoints(run, [2])
+    assert list_checkpoints(run) == folders[1:]
+    assert load_latest(run, no_warning).step == load_checkpoint(str(folders[1])).step == 2
+
+
 def test_the_state_comes_back(tmp_path):
     state = {"loss": 0.1 + 0.2, "best": float("inf"), "text": "ä\n", "list": [1, None, {}], "big": 2**63}
     loaded = load_checkpoint(save_checkpoint(tmp_path, 1_234_567, {}, state))

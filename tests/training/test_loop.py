@@ -163,7 +163,7 @@ def test_the_latest_two_and_the_best_checkpoints_are_kept(tmp_path, monkeypatch)
     kept = list(map(step_of, list_checkpoints(run.path)))
     assert kept == [50, 40, 10]
     assert load_run(run.path, "best", "cpu", print)[2].step == 10
-    assert load_run(run.path, "latest", "cpu", print)[2].step == 50
+    assert load_run(str(run.path), "latest", "cpu", print)[2].step == 50
     assert load_run(run.path, "40", "cpu", print)[2].step == 40
     with pytest.raises(CheckpointError, match="no checkpoint '7': use best, latest, 50, 40, 10"):
         load_run(run.path, "7", "cpu", print)

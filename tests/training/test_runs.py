@@ -40,7 +40,7 @@ def test_bpe_learns_from_the_training_part_alone_and_documents_end_with_the_end_
     config = TrainConfig(**tiny.SETTINGS | {"data": str(folder), "tokenizer": "bpe", "vocab_size": 320,
                                             "seed": 7})
     create_run(tmp_path / "run", config, note=lambda text: None)
-    run = open_run(tmp_path / "run")
+    run = open_run(str(tmp_path / "run"))
     train, val = split_documents(documents, config.val_fraction, config.seed)
     assert run.tokenizer.merges == BPETokenizer.train(train, 320).merges
     assert run.tokenizer.merges != BPETokenizer.train(documents, 320).merges
