@@ -3,7 +3,8 @@
 import dataclasses
 import operator
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 
@@ -33,17 +34,23 @@ def check_range(name: str, value: Any, *, least: Any = None, above: Any = None, 
 
 
 def check_types(settings: Any) -> None:
-    """Of a frozen dataclass whose fields are a bool, int, float, str, or that or None: raises ConfigError for
-    one of another type. NumPy's numbers become Python's, which a file can hold, and whole ones floats.
+    """Of a frozen dataclass whose fields are a bool, int, float, str, Path, one of some texts (Literal), or
+    that or None: raises ConfigError for another. NumPy's numbers become Python's, which a file can hold,
+    whole ones floats, and a text where a file is named a Path.
     """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        kinds: tuple = getattr(field.type, "__args__", None) or (field.type,)          # of float | None both
+        kinds = [kind for one in get_args(field.type) or (field.type,) for kind in get_args(one) or (one,)]
+        texts = [kind for kind in kinds if isinstance(kind, str)]                      # of a Literal
         if isinstance(value, np.generic):
             value = value.item()
         if float in kinds and type(value) is int and abs(value) < 2**1000:
             value = float(value)
-        if type(value) not in kinds:
-            kind = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
-            raise ConfigError(f"{field.name} must be of type {kind}, not {value!r}")
+        if Path in kinds and isinstance(value, str):
+            value = Path(value)
+        if not (type(value) in kinds or (isinstance(value, str) and value in texts)
+                or (Path in kinds and isinstance(value, Path))):
+            named  = [kind.__name__ for kind in kinds if isinstance(kind, type) and kind is not type(None)]
+            needed = " or ".join(texts) or f"of type {' or '.join(named)}"
+            raise ConfigError(f"{field.name} must be {needed}, not {value!r}")
         object.__setattr__(settings, field.name, value)

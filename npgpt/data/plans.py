@@ -16,9 +16,10 @@ from typing import Any, Literal, NamedTuple
 from npgpt.data.cleaning import GOPHER, Cleaner, Form
 from npgpt.data.prepared import has_manifest, read_manifest
 from npgpt.data.reading import MAX_CHARACTERS
-from npgpt.data.shards import FORMATS, check_format
+from npgpt.data.shards import check_format
 from npgpt.errors import ConfigError, DataError
 from npgpt.files import atomic_write, make_folder, sweep
+from npgpt.ranges import check_types
 from npgpt.tokenizers.files import files_of
 
 
@@ -108,6 +109,7 @@ class PrepareConfig:
             if not fine:
                 raise ConfigError(f"{name} must be {what}, not {getattr(self, name)!r}")
 
+        check_types(self)
         need(0 <= self.val_fraction < 1, "val_fraction", "at least 0 and below 1")
         need(self.near_duplicates is None or 0 < self.near_duplicates <= 1, "near_duplicates",
              "above 0 and at most 1, or None")
@@ -116,7 +118,6 @@ class PrepareConfig:
         need(self.tokenizer_characters >= 1, "tokenizer_characters", "at least 1")
         need(self.max_characters is None or self.max_characters <= MAX_CHARACTERS, "max_characters",
              f"at most {MAX_CHARACTERS:,}, as longer documents are cut")
-        need(self.format in FORMATS, "format", " or ".join(FORMATS))
         for name, limit in self.limits().items():
             need(limit >= 0, name, "at least 0")
         if self.tokenizer == "bpe":

@@ -134,8 +134,8 @@ def _float_type(name: str) -> np.dtype:
 
 def _cuda(device: str) -> Any:
     """CuPy, after "cuda" or "cuda:N" was made the current GPU."""
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or (number and not number.isdecimal()) or device.endswith(":"):
+    kind, colon, number = str(device).partition(":")
+    if kind != "cuda" or (colon and not number.isdecimal()):
         raise DeviceError(f"unknown device {device!r}: use cpu, cuda or cuda:N")
     index = int(number or 0)
     try:

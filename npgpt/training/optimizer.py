@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from npgpt.errors import CheckpointError, ConfigError
 from npgpt.layers.flat import FlatParameters
 from npgpt.layers.module import Module
@@ -27,6 +29,8 @@ class AdamW:
 
     def __init__(self, model: Module, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.95),
                  eps: float = 1e-8, weight_decay: float = 0.1, ranks: Ranks | None = None, seed: int = 0):
+        if np.shape(betas) != (2,):
+            raise ConfigError(f"betas must be two numbers, (0.9, 0.95), not {betas!r}")
         for name, value in (("betas[0]", betas[0]), ("betas[1]", betas[1])):
             check_range(name, value, least=0, below=1)
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):

@@ -46,7 +46,8 @@ def test_stop_words_of_the_users_own_list(tmp_path):
         assert config.cleaner().broken_rule(text) is None
     for text in ("the dog and", "Hunde und Bänder", "", "underneath der"):
         assert config.cleaner().broken_rule(text) in ("min_stop_words", "min_characters")
-    assert PrepareConfig(stop_words=tmp_path / "words", min_stop_words=1).cleaner().broken_rule("der") is None
+    lenient = PrepareConfig(stop_words=str(tmp_path / "words"), min_stop_words=1)
+    assert lenient.cleaner().broken_rule("der") is None
 
 
 def test_gopher_is_one_option_and_limits_by_hand_go_over_it():
@@ -113,6 +114,13 @@ def test_repair_without_ftfy_is_one_sentence(monkeypatch):
     ({"max_characters": 2_000_001}, "max_characters must be at most 2,000,000, as longer documents are cut"),
     ({"vocab_size": 256}, "vocab_size must be at least 257"),
     ({"min_stop_words": 3}, "min_stop_words needs a list"),
+    ({"val_fraction": "0.1"}, "val_fraction must be of type float, not '0.1'"),
+    ({"max_words": 10.5}, "max_words must be of type int, not 10.5"),
+    ({"quality": "Gopher"}, "quality must be off or gopher, not 'Gopher'"),
+    ({"quality": None}, "quality must be off or gopher"),
+    ({"normalize": "nfc"}, "normalize must be NFC or NFD or NFKC or NFKD, not 'nfc'"),
+    ({"invalid_utf8": "ignore"}, "invalid_utf8 must be drop or replace, not 'ignore'"),
+    ({"stop_words": 3}, "stop_words must be of type Path, not 3"),
 ])
 def test_options_that_are_refused(options, says):
     with pytest.raises(ConfigError, match=says):

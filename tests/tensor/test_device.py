@@ -136,7 +136,7 @@ def test_empty_is_flat_of_the_type_and_writable(cupy, device):
 
 
 @by_name
-@pytest.mark.parametrize("device", ["gpu", "", "CPU", "cuda:", "cuda:x", "cuda:-1", "cuda:1:2", "cuda:²"])
+@pytest.mark.parametrize("device", ["gpu", "", "CPU", "cuda:", "cuda:x", "cuda:-1", "cuda:1:2", "cuda:²", 0])
 def test_an_unknown_device(cupy, call, device):
     with pytest.raises(DeviceError) as error:
         call(device)

@@ -106,6 +106,12 @@ def test_what_is_no_number_is_refused_by_name(wrong):
         clip_grad_norm(model_with_gradients(), wrong)
 
 
+@pytest.mark.parametrize("wrong", [0.9, None, (0.9,), (0.9, 0.99, 0.999), "ab"])
+def test_betas_are_two_numbers(wrong):
+    with pytest.raises(ConfigError, match="^betas must be two numbers"):
+        AdamW(model_with_gradients(), betas=wrong)
+
+
 def test_a_number_of_numpys_is_one_and_gradients_are_not_clipped_the_wrong_way_round():
     AdamW(model_with_gradients(), lr=np.float32(1e-3))     # compared as it is, not the bounds as float32
     clip_grad_norm(model_with_gradients(), math.inf)       # measures alone
