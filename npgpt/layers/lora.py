@@ -13,6 +13,7 @@ from npgpt.errors import ConfigError
 from npgpt.layers.linear import Linear
 from npgpt.layers.module import Module, Parameter
 from npgpt.ops.lora import lora_backward, lora_forward
+from npgpt.ranges import FINITE, check_range
 from npgpt.tensor import to_device
 
 ADDED = ("lora_A", "lora_B")
@@ -52,7 +53,7 @@ class LoRALinear(Module):
         return dx
 
 
-def add_lora(model: Any, rank: int, alpha: float, targets: Sequence[str], seed: int = 0,
+def add_lora(model: Any, rank: int, alpha: float, targets: str | Sequence[str], seed: int = 0,
              also: Callable[[str], bool] = lambda name: False) -> None:
     """Puts a LoRALinear in the place of the named layers of every block of a model (that has blocks, `h`),
     and freezes all else but the parameters whose name `also` accepts: a classifier's head.
@@ -62,11 +63,12 @@ def add_lora(model: Any, rank: int, alpha: float, targets: Sequence[str], seed: 
     the initial values. For a model with arrays, before an optimiser is made for it.
     Raises ConfigError for what is not there, and for a model that has LoRA already.
     """
-    if rank < 1 or not alpha > 0:
-        raise ConfigError(f"LoRA's rank must be at least 1 and its alpha above 0, not {rank} and {alpha}")
+    check_range("LoRA's rank", rank, least=1)
+    check_range("LoRA's alpha", alpha, above=0, most=FINITE)
     if lora_layers(model):
         raise ConfigError("the model has LoRA already: merge that into its weights first")
     found = list(_linear_layers(model))
+    targets = [targets] if isinstance(targets, str) else targets
     for target in targets:
         if not any(_is_meant(name, target) for name, _ in found):
             known = dict.fromkeys(name.split(".", 2)[2] for name, _ in found)

@@ -247,6 +247,9 @@ class Module:
         an optimiser is made for it. Raises ConfigError if nothing would be learned.
         """
         self._check_initialised()
+        if not callable(trained):
+            raise ConfigError("freeze takes a function, true of the names of those that go on learning, such "
+                              f"as lambda name: name.startswith('h.2.'), and not {trained!r}")
         parameters, old = self.parameters, self.flat
         learned = {name: parameter for name, parameter in parameters.items() if trained(name)}
         if not learned:

@@ -125,6 +125,8 @@ def test_nothing_to_learn_is_refused_and_changes_nothing():
     flat = model.flat
     with pytest.raises(ConfigError, match="nothing would be learned: all 40 parameters"):
         model.freeze(lambda name: name.startswith("h.3."))
+    with pytest.raises(ConfigError, match=r"freeze takes a function, true of .* and not 'h\.2\.\*'"):
+        model.freeze("h.2.*")                                # what is to be frozen, or to learn?
     assert model.flat is flat and not model.parameters["wte.weight"].frozen
 
 

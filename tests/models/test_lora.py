@@ -41,7 +41,7 @@ def test_it_begins_as_the_model_it_is_put_on(options):
 
 @pytest.mark.parametrize("options", MODELS)
 @pytest.mark.parametrize(("targets", "found"), [
-    (("c_attn",), ["attn.c_attn"]), (("attn.c_attn",), ["attn.c_attn"]), (("mlp.c_proj",), ["mlp.c_proj"]),
+    (("c_attn",), ["attn.c_attn"]), ("attn.c_attn", ["attn.c_attn"]), (("mlp.c_proj",), ["mlp.c_proj"]),
     (("c_proj",), ["attn.c_proj", "mlp.c_proj"]), (("mlp.c_fc", "attn.c_proj"), ["attn.c_proj", "mlp.c_fc"]),
     (ALL, ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"])])
 def test_it_stands_at_the_named_layers_of_every_block_and_is_learned_alone(targets, found, options):
@@ -254,8 +254,10 @@ def test_ranks_on_threads_train_the_addition():
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    ((0, 1, ALL), "rank must be at least 1 and its alpha above 0, not 0 and 1"),
-    ((2, 0.0, ALL), "not 2 and 0.0"),
+    ((0, 1, ALL), "LoRA's rank must be at least 1, not 0"), (("8", 1, ALL), "rank must be a number, not '8'"),
+    ((2, 0.0, ALL), "LoRA's alpha must be above 0 and finite, not 0.0"), ((2, None, ALL), "alpha must be a"),
+    ((2, math.inf, ALL), "alpha must be above 0 and finite"), ((2.5, 1, ALL), "given as whole numbers"),
+    ((2, 1, "q_proj"), "put at 'q_proj'"),
     ((2, 1, ("c_attn", "q_proj")), "put at 'q_proj': a block has attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_"),
     ((2, 1, ("tn.c_attn",)), "cannot be put at 'tn.c_attn'"),
     ((2, 1, ()), "nothing would be learned")])
