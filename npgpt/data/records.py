@@ -10,9 +10,10 @@
 
 The names are those of Hugging Face's datasets. A prompt with several right completions has
 {"prompt": "…", "completions": ["…", …]}: the first is learned, each counts as right in evaluation. A text
-named "system" beside messages, conversations or an instruction is what the system says first. A message's
-other fields, such as reasoning_content or tool_calls, are for the chat template; a record's are left alone,
-but for those that only a template could use (FOR_TEMPLATES). Empty lines are passed over.
+named "system" beside messages, conversations or an instruction is what the system says first, and a list
+"history" of [instruction, output] beside Alpaca's what was said before. A message's other fields, such as
+reasoning_content or tool_calls, are for the chat template; a record's are left alone, but for those that only
+a template could use (FOR_TEMPLATES). Empty lines are passed over.
 """
 
 import json
@@ -138,8 +139,12 @@ def _alpaca(fields: dict[str, Any], where: str) -> Dialogue:
     question = _text(fields, "instruction", where)
     if fields.get("input"):
         question += "\n\n" + _text(fields, "input", where)
-    return _dialogue(fields, [{"role": "user", "content": question},
-                              {"role": "assistant", "content": _text(fields, "output", where)}], where)
+    turns = fields.get("history") or []                    # LLaMA-Factory's, of several rounds
+    if not isinstance(turns, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in turns):
+        raise DataError(f"{where}: its history must be a list of [instruction, output], not {shown(turns)}")
+    turns = [*turns, [question, _text(fields, "output", where)]]
+    return _dialogue(fields, [{"role": role, "content": text} for turn in turns
+                              for role, text in zip(("user", "assistant"), turn, strict=True)], where)
 
 
 def _sharegpt(fields: dict[str, Any], where: str) -> Dialogue:
