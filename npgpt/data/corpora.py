@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from npgpt.data.packed import opened, split_name
 from npgpt.errors import ConfigError, DataError
 
 BUILT_IN = ("python-docs",)
@@ -49,9 +50,9 @@ def read_documents(source: str) -> list[str]:
 def iterate_documents(source: str) -> Iterator[str]:
     """The documents of a built-in corpus, of one text file, or of a folder of text files, one by one.
 
-    A folder is read with its subfolders, in sorted order: every file with one of TEXT_SUFFIXES that is
-    neither hidden nor empty; links to folders are not followed. Raises DataError when there is no such text
-    or it is not UTF-8.
+    A folder is read with its subfolders, in sorted order: every file with one of TEXT_SUFFIXES (before .gz or
+    .zst, if any) that is neither hidden nor empty; links to folders are not followed. Raises DataError when
+    there is no such text or it is not UTF-8.
     """
     if source in BUILT_IN:
         yield from _python_docs()
@@ -60,7 +61,7 @@ def iterate_documents(source: str) -> Iterator[str]:
     try:
         if path.is_dir() and source:  # Path("") is the current folder, which nobody asked for
             found = False
-            for file in files_in(path, lambda name: Path(name).suffix.lower() in TEXT_SUFFIXES):
+            for file in files_in(path, _is_text):
                 if text := _read_text(file):
                     found = True
                     yield text
@@ -76,6 +77,10 @@ def iterate_documents(source: str) -> Iterator[str]:
         yield text
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise DataError(f"cannot read {source!r}: {error}") from error
+
+
+def _is_text(name: str) -> bool:
+    return split_name(Path(name))[0].suffix.lower() in TEXT_SUFFIXES
 
 
 def files_in(folder: Path, wanted: Callable[[str], bool], without: Path | None = None) -> list[Path]:
@@ -141,9 +146,7 @@ def table_to_records(path: Path) -> str | None:
 def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
     """With what to do about it, by the file's name."""
     advice = "convert it to UTF-8 (iconv -t utf-8) or leave it out"
-    if path.suffix.lower() in (".gz", ".zst"):
-        advice = "it is packed: unpack it, or have npgpt prepare read it"
-    elif make := table_to_records(path):
+    if make := table_to_records(path):
         advice = f"in Python, {make} makes records of its rows"
     return DataError(f"{path} is not UTF-8 at byte {error.start}; {advice}")
 
@@ -160,7 +163,14 @@ def _python_docs() -> list[str]:
 def _read_text(path: Path) -> str:
     if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait, /dev/zero never end
         raise DataError(f"{path} is no regular file (a pipe, device or socket); copy its text to a file")
+    return read_file(path)
+
+
+def read_file(path: Path) -> str:
+    """The text of a file, unpacked, without a byte order mark. Raises DataError."""
+    with opened(path) as stream:
+        data = stream.read()
     try:
-        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise not_utf8(path, error) from error

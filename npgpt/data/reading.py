@@ -1,8 +1,8 @@
 """Documents streamed out of text files: never a whole file, let alone a corpus, in memory.
 
 A file whose name ends in .jsonl (or .ndjson) holds a document in one field of each line; any other text file
-is one document. Either may be compressed, and then ends in .gz or .zst as well. Nothing is changed in a
-text, except that one byte order mark at a file's start is dropped.
+is one document. Either may be packed, and then ends in .gz or .zst as well. Nothing is changed in a text,
+except that one byte order mark at a file's start is dropped.
 
     longer than MAX_CHARACTERS      cut into pieces of that length, each a document from then on (the split
                                     into training and validation alone keeps them together)
@@ -15,25 +15,22 @@ text, except that one byte order mark at a file's start is dropped.
 """
 
 import codecs
-import gzip
-import io
 import json
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from npgpt.data.corpora import TEXT_SUFFIXES, files_in
+from npgpt.data.packed import opened, split_name
 from npgpt.errors import DataError
 
 MAX_CHARACTERS = 2_000_000
 MAX_LINE = 1 << 25
 """Bytes."""
 LINE_SUFFIXES = (".jsonl", ".ndjson")
-COMPRESSED_SUFFIXES = (".gz", ".zst")
 
 READING_RULES = ("long_line", "invalid_json", "no_text")
 
@@ -102,16 +99,12 @@ def read_segment(segment: Segment, field: str, counts: Counter[str]) -> Iterator
     DataError if the file cannot be read.
     """
     path = Path(segment.path)
-    try:
-        with _open(path) as stream:
-            if _kind(path)[0] == ".jsonl":
-                end = segment.end if not _kind(path)[1] else None
-                yield from _lines(stream, segment.start, end, field, counts)
-            else:
-                yield from _whole(stream, counts)
-    except _errors_of(path) as error:
-        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; "
-                        "mend the file or leave it out") from error
+    with opened(path) as stream:
+        if _kind(path)[0] == ".jsonl":
+            end = segment.end if not _kind(path)[1] else None
+            yield from _lines(stream, segment.start, end, field, counts)
+        else:
+            yield from _whole(stream, counts)
 
 
 def _whole(stream: BinaryIO, counts: Counter[str]) -> Iterator[Piece]:
@@ -182,39 +175,10 @@ def _skip_line(stream: BinaryIO, most: int | None) -> int:
     return skipped
 
 
-def _open(path: Path) -> BinaryIO:
-    packing = _kind(path)[1]
-    if packing == ".gz":
-        return io.BufferedReader(gzip.open(path))
-    if packing == ".zst":
-        return io.BufferedReader(_zstandard().open(path))
-    return path.open("rb")
-
-
-def _errors_of(path: Path) -> tuple[type[Exception], ...]:
-    """What reading a damaged file raises."""
-    return OSError, EOFError, _zstandard().ZstdError if _kind(path)[1] == ".zst" else zlib.error
-
-
-def _zstandard() -> Any:
-    try:
-        from compression import zstd  # Python 3.14
-    except ImportError:
-        try:
-            from backports import zstd
-        except ImportError as error:
-            raise DataError("reading .zst needs a package that is not installed: "
-                            "pip install 'npgpt[prepare]', or unpack the files first") from error
-    return zstd
-
-
 def _kind(path: Path) -> tuple[str, str]:
     """(".jsonl" or the suffix of a text, ".gz", ".zst" or "")"""
-    name, packing = path.name.lower(), ""
-    if name.endswith(COMPRESSED_SUFFIXES):
-        name, _, packing = name.rpartition(".")
-        packing = f".{packing}"
-    suffix = Path(name).suffix
+    name, packing = split_name(path)
+    suffix = name.suffix.lower()
     return ".jsonl" if suffix in LINE_SUFFIXES else suffix, packing
 
 

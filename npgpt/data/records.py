@@ -1,4 +1,5 @@
-"""What a model is taught or measured by, one record a line of a .jsonl file, or all in one list of a .json:
+"""What a model is taught or measured by, one record a line of a .jsonl file, or all in one list of a .json,
+packed (.gz, .zst) or not:
 
     {"text": "…"}                                                   a text
     {"prompt": "…", "completion": "…"}                              a text and how it goes on
@@ -21,12 +22,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from npgpt.data.corpora import not_utf8
+from npgpt.data.corpora import read_file
+from npgpt.data.packed import PACKINGS
 from npgpt.errors import DataError, shown
 
 Message = dict[str, Any]        # role, content, and what else a chat template may read
 
-FILES    = (".jsonl", ".ndjson", ".json")                                    # how names of such files end
+FILES    = tuple(suffix + packing for suffix in (".jsonl", ".ndjson", ".json") for packing in ("", *PACKINGS))
 SPEAKERS = {"human": "user", "gpt": "assistant"}                              # ShareGPT's
 FOR_TEMPLATES = ("tools", "documents", "chat_template_kwargs")
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")                     # names of one thing
@@ -58,15 +60,11 @@ class Labelled(NamedTuple):
 Record = Text | Pair | Dialogue | Labelled
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(file: str | Path) -> list[Record]:
     """The records of a file. Raises DataError, naming the line, for one that is none of the above, or where
     only some have a label."""
-    try:
-        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from error
+    path = Path(file)
+    text = read_file(path)
     if text.lstrip().startswith("["):
         records = [_record(fields, f"{path}, record {number}")
                    for number, fields in enumerate(_parsed(text, str(path)), 1)]

@@ -69,9 +69,9 @@ class ModelSettings(Settings):
     # Data
     data: str = "python-docs"
     """What to learn from: python-docs (the language reference that comes with Python), a text file or a
-    folder of text files, UTF-8; a .jsonl or .json file of examples, as npgpt finetune takes; or a folder
-    that npgpt prepare made, which brings its own tokenizer and its own split: then val_fraction, tokenizer
-    and vocab_size are not asked."""
+    folder of text files, UTF-8, packed (.gz, .zst) or not; a .jsonl or .json file of examples, as npgpt
+    finetune takes; or a folder that npgpt prepare made, which brings its own tokenizer and its own split:
+    then val_fraction, tokenizer and vocab_size are not asked."""
     val_fraction: float = 0.1
     """The share of the text held back for validation."""
     packing: bool = True

@@ -56,9 +56,10 @@ class FinetuneSettings(Settings):
     checkpoint: str = "best"
     """Of a run to begin from: best (lowest validation loss), latest, or the number of a step."""
     data: str = ""
-    """What to learn: a .jsonl file with a record a line, or a .json file with a list of them: messages,
-    prompt and completion (of both the answers alone are learned), ShareGPT's conversations, Alpaca's
-    instruction, input and output, text and label (a classifier), or text; or texts as for npgpt train."""
+    """What to learn: a .jsonl file with a record a line, or a .json file with a list of them, packed (.gz,
+    .zst) or not: messages, prompt and completion (of both the answers alone are learned), ShareGPT's
+    conversations, Alpaca's instruction, input and output, text and label (a classifier), or text; or texts
+    as for npgpt train."""
     val_data: str = ""
     """The same to validate on; by default a part of data is held back."""
     val_fraction: float = 0.1

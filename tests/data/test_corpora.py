@@ -1,4 +1,5 @@
 import codecs
+import gzip
 import os
 import socket
 from collections import Counter
@@ -40,6 +41,20 @@ def test_a_file_of_any_name_is_one_document_with_every_byte_kept(tmp_path, name)
     text = "\r\na\rb\n\n\x00\x0c\u2028ä\u4f60\U0001f642 \ufeff\n"
     (tmp_path / name).write_bytes(text.encode())
     assert read_documents(str(tmp_path / name)) == [text]
+
+
+def test_packed_files_are_read_as_what_is_in_them(tmp_path):
+    (tmp_path / "b.txt").write_text("2")
+    for name, text in (("a.MD.gz", "\ufeff1\r\n"), ("c.txt.gz", "3"), ("data.gz", "4"), ("e.txt.gz", "")):
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+    assert read_documents(str(tmp_path)) == ["1\r\n", "2", "3"]
+    assert read_documents(str(tmp_path / "data.gz")) == ["4"]
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"3" * 99)[:-9])
+    (tmp_path / "f.tar.gz").write_bytes(gzip.compress(b"a.txt"))
+    for name, says in (("", r"cannot read .*c.txt.gz: .*; mend the file or leave it out"),
+                       ("e.txt.gz", "is empty"), ("f.tar.gz", "gz is an archive of several files: unpack")):
+        with pytest.raises(DataError, match=says):
+            read_documents(str(tmp_path / name))
 
 
 def test_one_byte_order_mark_is_dropped(tmp_path):
@@ -153,7 +168,6 @@ def test_data_that_cannot_be_read(tmp_path, monkeypatch, kind, says):
 @pytest.mark.parametrize(("name", "advice"), [
     ("a.PARQUET", r"in Python, pandas.read_parquet\('a.PARQUET'\).to_json\('a.jsonl', orient='records', lin"),
     ("b.arrow", r"in Python, datasets.Dataset.from_file\('b.arrow'\).to_json\('b.jsonl'\) makes records"),
-    ("c.txt.zst", "it is packed: unpack it, or have npgpt prepare read it$"),
     ("d.txt", r"convert it to UTF-8 \(iconv -t utf-8\) or leave it out$")])
 def test_what_to_do_with_what_is_no_text_goes_by_its_name(tmp_path, monkeypatch, name, advice):
     monkeypatch.chdir(tmp_path)

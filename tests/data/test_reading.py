@@ -10,12 +10,12 @@ from collections import Counter
 
 import pytest
 
-from npgpt.data import reading
+from npgpt.data import packed, reading
 from npgpt.data.reading import Segment, cut_into_parts, find_files, read_segment
 from npgpt.errors import DataError
 
 try:
-    compress = reading._zstandard().compress
+    compress = packed._zstandard().compress
 except DataError:
     compress = None
 

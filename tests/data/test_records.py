@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from npgpt.data.records import Dialogue, Labelled, Pair, Text, read_records, texts_of
+from npgpt.data.records import FILES, Dialogue, Labelled, Pair, Text, read_records, texts_of
 from npgpt.errors import DataError
 
 USER, ANSWER = {"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}
@@ -122,9 +122,15 @@ def test_a_file_that_is_empty_missing_or_not_utf8_is_refused(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "\xe9"}')
     with pytest.raises(DataError, match="is not UTF-8 at byte 10"):
         read_records(tmp_path / "latin.jsonl")
-    (tmp_path / "data.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}'))
-    with pytest.raises(DataError, match="gz is not UTF-8 at byte 1; it is packed: unpack it, or have"):
-        read_records(tmp_path / "data.jsonl.gz")
+
+
+def test_a_packed_file_is_read_as_what_is_in_it(tmp_path):
+    path = tmp_path / "data.jsonl.gz"
+    path.write_bytes(gzip.compress(b'\xef\xbb\xbf{"text": "a"}\n'))
+    assert read_records(str(path)) == [Text("a")] and path.name.endswith(FILES)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(DataError, match=r"cannot read .*data.jsonl.gz: .*; mend the file or leave it out"):
+        read_records(path)
 
 
 def test_a_tokenizer_is_given_all_text():
