@@ -76,7 +76,8 @@ def create_run(path: Path, config: Config, note: Callable[[str], None], start: L
             return open_run(path)
         except OSError as error:
             _remove(path, config)
-            raise TrainingError(f"cannot write the run's folder {path}: {error.strerror}") from error
+            what = f": {error.filename}" if error.filename else ""            # maybe of the data
+            raise TrainingError(f"cannot make the run {path}: {error.strerror or error}{what}") from error
         except BaseException:
             _remove(path, config)
             raise
