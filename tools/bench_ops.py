@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from chosen import chosen
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -76,9 +77,7 @@ def seconds(function: Callable, arguments: tuple, keywords: dict) -> float:
 
 def main() -> None:
     table = Table("op", "formula ms", "spread", "twin ms", "formula/twin", "twin GB/s", box=box.SIMPLE_HEAD)
-    for name, (op, arguments, keywords) in calls().items():
-        if sys.argv[1:] and not any(part in name for part in sys.argv[1:]):
-            continue
+    for name, (op, arguments, keywords) in chosen(calls(), sys.argv[1:]).items():
         assert find_twin(op.reference, "cpu"), f"{name} has no twin"
         touched = {id(a): a.nbytes for a in arrays_in([arguments, op(*arguments, **keywords)])}
         formula, twin = [], []

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+from chosen import chosen
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -142,9 +143,7 @@ def time_twins(names: list[str], dtype: str, B: int) -> None:
                                              f"{bandwidth / 1e9:,.0f} GB/s")
     console = Console(width=WIDTH)
     try:
-        for name, call in calls(cupy, B, dtype).items():
-            if names and not any(part in name for part in names):
-                continue
+        for name, call in chosen(calls(cupy, B, dtype), names).items():
             if row := times_of(cupy, call, bandwidth):
                 table.add_row(name, *row)
             else:
@@ -242,9 +241,7 @@ def count_twins(names: list[str], dtype: str) -> None:
     cupy  = stand_in()
     table = Table("op", "launches: formula", "twin", "MB moved: formula", "twin", "formula/twin",
                   box=box.SIMPLE_HEAD, title=f"{dtype}, 1 × {GPT2.block_size} tokens")
-    for name, (op, arguments, keywords, again, _) in calls(cupy, 1, dtype).items():
-        if names and not any(part in name for part in names):
-            continue
+    for name, (op, arguments, keywords, again, _) in chosen(calls(cupy, 1, dtype), names).items():
         (slow, more), (fast, less) = (count(cupy.machine, lambda: op(*arguments, **keywords), twin)  # noqa: B023
                                       for twin in (False, True))
         less += 0 if "linear" in name else again                # the stand-in counts products, too
