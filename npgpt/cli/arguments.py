@@ -52,14 +52,18 @@ def parse(options: Any, command: str, arguments: Sequence[str], default: Any = N
         raise UsageError(f"{sentence} (npgpt {command} --help lists the options)") from None
 
 
-def value_of(name: str, arguments: Sequence[str]) -> str | None:
-    """What stands after --name, or after --name= in one word; the last of several, or None. "" if nothing."""
+def value_of(name: str, arguments: Sequence[str], needs: str = "") -> str | None:
+    """What stands after --name, or after --name= in one word; the last of several, or None. "" if nothing,
+    but UsageError where it needs something.  needs: what that is.
+    """
     value = None
     for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if word == f"--{name}":
             value = following
         elif word.startswith(f"--{name}="):
             value = word.partition("=")[2]
+    if value == "" and needs:                              # as of a variable that is not set
+        raise UsageError(f"--{name} needs {needs}")
     return value
 
 

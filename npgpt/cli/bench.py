@@ -46,7 +46,8 @@ class Options:
 
 
 def run(arguments: list[str]) -> int:
-    preset, file = value_of("preset", arguments) or "quick", value_of("config", arguments)
+    preset  = value_of("preset", arguments, "a name") or "quick"
+    file    = value_of("config", arguments, "a file")
     options = parse(Options, "bench", arguments, Options(settings=read_settings(preset, file)))
     check_range("seconds", options.seconds, above=0, most=FINITE)
     config  = replace(options.settings, gradient_accumulation_steps=1)

@@ -49,10 +49,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str], ranks: Ranks) -> int:
-    file, resume = (value_of(name, arguments) for name in ("config", "resume"))
-    for name, value, what in (("config", file, "a file"), ("resume", resume, "the folder of a fine-tuning")):
-        if value == "":
-            raise UsageError(f"--{name} needs {what}")
+    file   = value_of("config", arguments, "a file")
+    resume = value_of("resume", arguments, "the folder of a fine-tuning")
     if resume and file:
         raise UsageError("--resume starts from a run's own settings: give no --config with it")
     base    = _base(file, resume)

@@ -37,11 +37,9 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str], ranks: Ranks) -> int:
-    preset, file, resume = (value_of(name, arguments) for name in ("preset", "config", "resume"))
-    for name, value, what in (("preset", preset, "a name"), ("config", file, "a file"),
-                              ("resume", resume, "the folder of a run")):
-        if value == "":
-            raise UsageError(f"--{name} needs {what}")
+    preset = value_of("preset", arguments, "a name")
+    file   = value_of("config", arguments, "a file")
+    resume = value_of("resume", arguments, "the folder of a run")
     if resume and (preset or file):
         raise UsageError("--resume starts from a run's own settings: give no --preset or --config with it")
     base    = read_config(Path(resume)) if resume else read_settings(preset or "quick", file)

@@ -18,6 +18,8 @@ from npgpt.training.checkpoint import Checkpoint, list_checkpoints, load_checkpo
 from npgpt.training.finetuning import Loaded
 from npgpt.training.runs import new_model, read_config, run_meant_by, run_of, tokenizer_folder
 
+BY_NAME = ("best", "latest")        # checkpoints that are not asked for by their step
+
 
 def load_model(path: str | Path, which: str, device: str, warn: Callable[[str], None]) -> Loaded:
     """path: a run's folder, a model's, or a GGUF file; a str may be a model's name on Hugging Face's hub.
@@ -66,7 +68,7 @@ def load_any(path_or_name: str | Path, which: str, device: str, warn: Callable[[
 
 
 def _check_alone(path: str | Path, which: str) -> None:
-    if which not in ("best", "latest"):
+    if which not in BY_NAME:
         raise CheckpointError(f"{path} has no checkpoint {which!r}: it is a model by itself, and not a run")
 
 
@@ -89,7 +91,7 @@ def load_run(path: str | Path, which: str, device: str,
     config    = read_config(path)
     config    = replace(config, device=device, dtype=accumulator(config.dtype), tf32=False, workers=None)
     tokenizer = load_tokenizer(tokenizer_folder(path))
-    if which in ("best", "latest"):
+    if which in BY_NAME:
         checkpoint = load_latest(path, warn)
         best = checkpoint.state.get("best_step")
         if which == "best" and best is not None and best != checkpoint.step:
@@ -107,7 +109,7 @@ def load_run(path: str | Path, which: str, device: str,
 def _at_step(path: Path, step: int | str) -> Path:
     steps = {str(step_of(folder)): folder for folder in list_checkpoints(path)}
     if str(step) not in steps:
-        known = ", ".join(["best", "latest", *steps])
+        known = ", ".join([*BY_NAME, *steps])
         raise CheckpointError(f"{path} has no checkpoint {step!r}: use {known}")
     return steps[str(step)]
 

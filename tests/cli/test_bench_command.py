@@ -38,6 +38,8 @@ def test_bench_times_the_model_it_was_told_to(folder, capsys):
     assert 0.6 < elapsed < 60 and not list(folder.glob("runs*"))
     refused(capsys, 1, "seconds must be above 0", "bench", "--seconds", "0")
     refused(capsys, 1, "unknown preset 'big'", "bench", "--preset", "big")
+    refused(capsys, 2, "--preset needs a name", "bench", "--preset", "")
+    refused(capsys, 2, "--config needs a file", "bench", "--config=")
     refused(capsys, 1, "workers must be 1 to 3", "bench", *tiny.FLAGS, "--workers", "4")     # not to 6
 
 
