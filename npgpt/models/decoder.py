@@ -197,11 +197,14 @@ class Decoder(Module):
         if mask.shape != (B, held + T):
             raise DataError(f"attention_mask must be of shape {B, held + T}, as the tokens with those in the "
                             f"cache, not {mask.shape}")
+        if not (mask >= 0).all():                                             # one that is added to scores
+            raise DataError("attention_mask must be 1 for tokens and 0 for padding, or the numbers of packed "
+                            f"texts, not {mask.min()}")
         places = np.cumsum(mask != 0, 1) - 1                                  # real tokens before it
         if mask.max() > 1:
             new     = np.diff(mask, axis=1, prepend=0) != 0                   # where a text begins
             places -= np.maximum.accumulate(np.where(new, places, 0), 1)
-            return np.maximum(places, 0)[:, held:], None, to_device(mask, self.flat.device)
+            return np.maximum(places, 0)[:, held:], None, to_device(mask.astype(np.int64), self.flat.device)
         if mask.all():
             return np.arange(held, held + T), None, None
         return np.maximum(places, 0)[:, held:], to_device(mask.astype(bool), self.flat.device), None

@@ -73,6 +73,19 @@ def test_with_every_option_a_packed_text_is_read_as_if_it_stood_alone(options):
     np.testing.assert_allclose(packed, model.flat.grad, rtol=0, atol=1e-12 * np.abs(packed).max())
 
 
+@pytest.mark.parametrize("kind", ["bool", "uint8", "int32", "int64", "float32"])
+def test_attention_gets_a_mask_in_the_types_that_its_twin_on_a_gpu_takes(kind):
+    """Of another type it would be the formula's, which computes the same, slowly."""
+    model, given = gpt(), []
+    inner = model.h[1].forward
+    model.h[1].forward = lambda x, key=None, **context: given.append(context) or inner(x, key, **context)
+    padded = np.array([[0, 1, 1], [1, 1, 1]])
+    for mask in (padded, padded * 2)[:1 if kind == "bool" else 2]:
+        model.forward(tokens(2, 3), attention_mask=mask.astype(kind))
+    assert given[0]["key_mask"].dtype == bool and given[0]["segments"] is None
+    assert all(packed["segments"].dtype == "int64" and packed["key_mask"] is None for packed in given[1:])
+
+
 def test_grouped_queries_and_gates_have_their_shapes_and_an_untied_head_its_name():
     parameters = gpt(n_kv_head=1, head_dim=6, n_inner=5, activation="swiglu", qk_norm=True, norm="rmsnorm",
                      position="rotary", tie_word_embeddings=False, qkv_bias=True, bias=False).parameters

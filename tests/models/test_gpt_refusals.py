@@ -173,3 +173,10 @@ def test_an_unknown_dtype_is_refused():
 def test_an_attention_mask_must_be_of_the_shape_of_the_tokens(mask):
     with pytest.raises(DataError, match=r"attention_mask must be of shape \(3, 6\)"):
         gpt().forward(tokens(), attention_mask=mask)
+
+
+@pytest.mark.parametrize("padding", [-np.inf, -1, np.nan])
+def test_an_attention_mask_that_is_to_be_added_to_scores_is_refused_and_not_read_the_wrong_way_round(padding):
+    mask = np.where(tokens() > 5, 0, padding)
+    with pytest.raises(DataError, match=f"must be 1 for tokens and 0 for padding, .* not {padding}"):
+        gpt().forward(tokens(), attention_mask=mask)
