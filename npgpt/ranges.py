@@ -33,6 +33,11 @@ def check_range(name: str, value: Any, *, least: Any = None, above: Any = None, 
         raise ConfigError(f"{name} must be {needed}, not {value}")
 
 
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, Python's or NumPy's."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def check_types(settings: Any) -> None:
     """Of a frozen dataclass whose fields are a bool, int, float, str, Path, one of some texts (Literal), or
     that or None: raises ConfigError for another. NumPy's numbers become Python's, which a file can hold,

@@ -29,7 +29,7 @@ def processors(settings: GenerationSettings, prompt_length: int, tokenizer: Any 
         rules.append(partial(forbid_words, words=s.bad_words))
     if least and s.eos_token_ids:
         rules.append(partial(forbid_before, ids=s.eos_token_ids, length=prompt_length + least))
-    return [*rules, *s.logits_processor]
+    return [*rules, *s.own_rules]
 
 
 def process(rules: list[Processor], sequences, scores) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from npgpt.errors import ConfigError
-from npgpt.ranges import check_range
+from npgpt.ranges import check_range, is_whole
 
 LEAST, MOST = 1e-30, 1e30       # what float32 can divide logits by
 MOST_ROWS = 10**6               # of GPT-2's vocabulary, 200 GB of scores a step
@@ -40,7 +40,7 @@ class GenerationSettings:
     repetition_penalty: float = 1.0             # above 1: less of the tokens that were there
     no_repeat_ngram_size: int = 0               # no n tokens in a row come twice; 0: they may
     bad_words_ids: Sequence[Sequence[int]] | None = None        # sequences of tokens that never come
-    logits_processor: Sequence[Callable] = ()   # rules of one's own, after these: see processors.py
+    logits_processor: Callable | Sequence[Callable] | None = None   # own rules, after these: processors.py
 
     # one by chance
     do_sample: bool = False                     # draw; else the most likely
@@ -65,7 +65,7 @@ class GenerationSettings:
     def __post_init__(self):
         for name, least in WHOLE.items():
             value = getattr(self, name)
-            if not (value is None and self._may_be_none(name)) and not (_is_whole(value) and value >= least):
+            if not (value is None and self._may_be_none(name)) and not (is_whole(value) and value >= least):
                 raise ConfigError(f"{name} must be at least {least}, a whole number, not {value!r}")
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool | np.bool_):
@@ -100,17 +100,17 @@ class GenerationSettings:
             raise ConfigError(f"early_stopping must be True, False or 'never', not {self.early_stopping!r}")
 
     def _check_lists(self) -> None:
-        if not all(_is_whole(id) and id >= 0 for id in _several(self.eos_token_id)):
+        if not all(is_whole(id) and id >= 0 for id in _several(self.eos_token_id)):
             raise ConfigError(f"eos_token_id must be a token's id or several, not {self.eos_token_id!r}")
         if not all(isinstance(text, str) and text for text in _several(self.stop_strings)):
             raise ConfigError("stop_strings must be a text or several, none empty, "
                               f"not {self.stop_strings!r}")
         words = _several(self.bad_words_ids)
         if not all(isinstance(word, Sequence | np.ndarray) and not isinstance(word, str) and len(word)
-                   and all(_is_whole(id) and id >= 0 for id in word) for word in words):
+                   and all(is_whole(id) and id >= 0 for id in word) for word in words):
             raise ConfigError("bad_words_ids must be a list of lists of ids, none empty, "
                               f"not {self.bad_words_ids!r}")
-        if not all(callable(rule) for rule in self.logits_processor):
+        if not all(callable(rule) for rule in _several(self.logits_processor)):
             raise ConfigError("logits_processor must be functions of (sequences, scores) that give scores, "
                               f"not {self.logits_processor!r}")
 
@@ -142,6 +142,10 @@ class GenerationSettings:
     @property
     def texts_to_stop_at(self) -> tuple[str, ...]:
         return tuple(_several(self.stop_strings))
+
+    @property
+    def own_rules(self) -> tuple[Callable, ...]:
+        return tuple(_several(self.logits_processor))
 
     @property
     def bad_words(self) -> tuple[tuple[int, ...], ...]:
@@ -194,10 +198,6 @@ def _several(value) -> Sequence:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _is_number(value) -> bool:

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from npgpt.errors import NpgptError
+from npgpt.ranges import is_whole
 from npgpt.tensor import array_module, to_numpy
 from npgpt.tensor.precision import map_arrays
 
@@ -74,13 +75,14 @@ def check_gradients(forward: Callable, backward: Callable, *inputs: Any,
         if not callable(given):
             raise GradientError(f"{name} must be a function, as layer.{name} is, and not a "
                                 f"{type(given).__name__}")
-    if directions < 1:
-        raise GradientError(f"directions must be at least 1, not {directions}")
+    if not is_whole(directions) or directions < 1:
+        raise GradientError(f"directions must be a whole number, at least 1, not {directions!r}")
     if parameters is None:
         parameters = getattr(getattr(forward, "__self__", None), "parameters", {})
-    if not isinstance(parameters, Mapping):
-        raise GradientError(f"parameters must be name → Parameter, a module's .parameters, and not a "
-                            f"{type(parameters).__name__}")
+    for odd in parameters.values() if isinstance(parameters, Mapping) else [parameters]:
+        if not hasattr(odd, "frozen"):
+            raise GradientError(f"parameters must be name → Parameter, a module's .parameters, and not a "
+                                f"{type(odd).__name__}")
     parameters = {name: p for name, p in parameters.items() if not p.frozen}
     rng = np.random.default_rng(seed)
     inputs = _apart(inputs)

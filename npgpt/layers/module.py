@@ -16,13 +16,13 @@ two places, or for two batches, gets the sum of both.
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
 
 from npgpt.errors import ConfigError, DataError
 from npgpt.layers.flat import FlatParameters, load_arrays
+from npgpt.ranges import is_whole
 from npgpt.tensor import array_module, device_of, to_device, to_numpy
 from npgpt.tensor.precision import NARROW, accumulator
 from npgpt.tensor.random import initial_normal
@@ -45,7 +45,7 @@ class Parameter:
     unset = True            # the gradient is zero and its memory not written yet: the first to add writes it
 
     def __init__(self, *shape: int, std: float | None = None, constant: float = 0.0):
-        if not all(isinstance(size, Integral) for size in shape):
+        if not all(is_whole(size) for size in shape):
             raise ConfigError(f"a parameter's shape is given as whole numbers, Parameter(3, 4), not {shape}")
         self.shape, self.std, self.constant = shape, std, constant
 

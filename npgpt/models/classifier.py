@@ -118,7 +118,7 @@ class SequenceClassifier(Decoder):
         """
         self.flat.make_current()
         saved, s = take(saved, "loss")
-        dloss   = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
+        dloss   = array_module(self.flat.data).asarray(1.0 if dloss is None else dloss, self.flat.grad_dtype)
         dlogits = cross_entropy_backward(dloss, s)
         return self.backward_logits(dlogits, saved, after_block)
 

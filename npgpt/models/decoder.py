@@ -40,6 +40,7 @@ from npgpt.layers import (
 )
 from npgpt.layers.lora import ADDED
 from npgpt.models.config import GPTConfig
+from npgpt.ranges import is_whole
 from npgpt.tensor import Key, array_module, to_device, to_numpy
 
 IGNORE_INDEX = -100         # a target that does not count, as in PyTorch
@@ -126,8 +127,10 @@ class Decoder(Module):
 
     def body_forward(self, tokens, key=None, kv_cache: KVCache | None = None, attention_mask=None):
         """tokens: (B, T), or embeddings, as from `checked`  →  x: (B, T, C), saved for `body_backward`"""
-        if key is not None and not isinstance(key, Key):
-            raise ConfigError(f"key must be an npgpt.Key, which turns dropout on, or None, not {key!r}")
+        if key is not None and not (isinstance(key, Key)
+                                    and all(is_whole(n) and 0 <= n < 2**64 for n in key)):
+            raise ConfigError("key must be an npgpt.Key, which turns dropout on, of whole numbers at least 0 "
+                              f"and below 2⁶⁴, or None, not {key!r}")
         if key is not None and kv_cache is not None:
             raise ConfigError("a KV cache is for decoding, and a key turns training's dropout on: give one")
         places, key_mask, segments = self._places(tokens.shape[:2], kv_cache.length if kv_cache else 0,
@@ -215,7 +218,10 @@ class Decoder(Module):
         Raises DataError for what is no token, or does not fit into the context.
         """
         if array_module(tokens) is np:
-            tokens = np.asarray(tokens)
+            try:
+                tokens = np.asarray(tokens)
+            except ValueError:
+                raise DataError(f"{what}s must be integers of shape (B, T): rows of one length") from None
             if what == "token" and tokens.ndim == 3:
                 if tokens.dtype.kind != "f" or tokens.shape[2] != self.config.n_embd:
                     raise DataError("embeddings in the place of tokens must be floats of shape (B, T, "

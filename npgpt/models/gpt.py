@@ -18,6 +18,7 @@ from npgpt.interop.huggingface_writing import write_model
 from npgpt.layers import LanguageModelHead, Parameter
 from npgpt.models.config import GPTConfig
 from npgpt.models.decoder import CACHED, SAVE_INSTEAD, Decoder, take
+from npgpt.ranges import FINITE, check_range
 from npgpt.tensor import array_module, to_numpy
 
 PROBED = 256        # tokens, by which it is found out whether a part of one's own keeps to the KV cache
@@ -95,6 +96,8 @@ class GPT(Decoder):
         tokens, targets = self.checked(tokens), self.checked(targets, "target")
         if tokens.shape[:2] != targets.shape:
             raise DataError(f"targets must have the shape of tokens, {tokens.shape[:2]}, not {targets.shape}")
+        if num_items_in_batch is not None:
+            check_range("num_items_in_batch", num_items_in_batch, least=0, most=FINITE)
         x, body = self.body_forward(tokens, key, None, attention_mask)
         loss, head = self.lm_head.loss(x, targets, num_items_in_batch and int(num_items_in_batch))
         return loss, ["loss", body, head]
@@ -105,7 +108,7 @@ class GPT(Decoder):
         """
         self.flat.make_current()
         body, head = take(saved, "loss")
-        dloss = array_module(self.flat.data).asarray(dloss, self.flat.grad_dtype)
+        dloss = array_module(self.flat.data).asarray(1.0 if dloss is None else dloss, self.flat.grad_dtype)
         dx    = self.lm_head.loss_backward(dloss, head)
         del head                                                              # the logits
         return self.body_backward(dx, body, after_block)

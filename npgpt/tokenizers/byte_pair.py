@@ -20,6 +20,7 @@ from pathlib import Path
 import regex
 
 from npgpt.errors import TokenizerError
+from npgpt.ranges import is_whole
 from npgpt.tokenizers.array_encoding import ArrayEncoder
 from npgpt.tokenizers.array_merging import ArrayMerger
 from npgpt.tokenizers.array_split import piece_starts
@@ -96,6 +97,8 @@ class BPETokenizer:
         workers: processes that cut long texts into pieces; the result is the same for any number.
         """
         smallest = cls((), special_tokens, pattern).vocab_size          # bad arguments fail before the work
+        if not is_whole(vocab_size):
+            raise TokenizerError(f"vocab_size must be a whole number, not {vocab_size!r}")
         if vocab_size < smallest:
             raise TokenizerError(f"vocab_size {vocab_size} is too small: byte-level BPE needs at least "
                                  f"{smallest}, for 256 bytes and the special tokens")

@@ -65,11 +65,14 @@ class AdamW:
         """Updates every parameter from its gradient; a meeting of the ranks, which have added up theirs.
 
         lr: of this step; None takes the optimiser's own.  grad_scale: the gradients are multiplied by it.
-        Raises ConfigError if since it was made other parameters are learned, or they lie elsewhere.
+        Raises ConfigError for a rate that cannot be, and if since it was made other parameters are learned,
+        or they lie elsewhere.
         """
         if self.model.flat is not self.flat or self.flat.strayed():
             raise ConfigError("the optimiser is older than what was frozen or initialised, or the LoRA that "
                               "was added: make another, for what is learned now")
+        if lr is not None:
+            check_range("lr", lr, least=0, most=FINITE)
         self.updates += 1
         self.flat.make_current()
         grad, start, stop = self.flat.grad, self.part.start, self.part.stop

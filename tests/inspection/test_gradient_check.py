@@ -240,7 +240,10 @@ def test_an_input_may_be_a_number_of_numpys():
 
 def test_without_a_direction_nothing_would_be_checked():
     assert message_of(ops.relu_forward, lambda dy, saved: 3 * dy, 1 + abs(normal(3)), directions=0) \
-        == "directions must be at least 1, not 0"
+        == "directions must be a whole number, at least 1, not 0"
+    assert "at least 1, not 2.5" in message_of(ops.relu_forward, ops.relu_backward, normal(3), directions=2.5)
+    assert "name → Parameter, a module's .parameters, and not a ndarray" in message_of(
+        ops.relu_forward, ops.relu_backward, normal(3), parameters={"x": normal(3)})
 
 
 def test_a_backward_that_takes_dy_for_contiguous_is_caught():

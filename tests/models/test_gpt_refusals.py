@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from models.test_gpt import CONFIG, gpt, tokens
 
-from npgpt import GPT, NpgptError, SequenceClassifier
+from npgpt import GPT, Key, NpgptError, SequenceClassifier
 from npgpt.errors import ConfigError, DataError, DeviceError
 
 
@@ -62,8 +62,13 @@ def test_a_seed_that_cannot_be_is_refused(seed):
 
 def test_a_key_that_is_none_is_refused_and_numpys_numbers_widen_nothing():
     model, tokens = GPT(CONFIG), np.zeros((1, 4), int)
-    with pytest.raises(ConfigError, match="key must be an npgpt.Key"):
-        model.loss(tokens, tokens, key=3)
+    for key in (3, Key("1"), Key(1.5), Key(1, step=-1), Key(2**64), Key(None)):
+        with pytest.raises(ConfigError, match="key must be an npgpt.Key.* at least 0 and below 2⁶⁴, or None"):
+            model.loss(tokens, tokens, key)
+    for number in (-1, np.nan, np.inf, "4", [1, 2]):
+        with pytest.raises(ConfigError, match="num_items_in_batch must be"):
+            model.loss(tokens, tokens, num_items_in_batch=number)
+    model.loss(tokens, tokens, Key(np.int64(1), step=2**64 - 1))
     loss, _ = model.loss(tokens, tokens, num_items_in_batch=np.int64(4))
     assert loss.dtype == "float32" and loss == model.loss(tokens, tokens)[0]
 
@@ -75,6 +80,7 @@ def test_a_key_that_is_none_is_refused_and_numpys_numbers_widen_nothing():
     (np.array([0, 1]), r"integers of shape \(B, T\), not int64 of shape \(2,\)"),
     (np.array([[0.0, 1.0]]), "not float64"),
     (np.array([[True, False]]), "not bool"),
+    ([[0], [1, 2]], r"tokens must be integers of shape \(B, T\): rows of one length"),
     (np.zeros((1, 9), int), "1 to block_size = 8 long, not 9"),
     (np.zeros((1, 0), int), "1 to block_size = 8 long, not 0"),
     (np.zeros((0, 4), int), "a batch of at least 1, not 0"),
@@ -124,6 +130,17 @@ def test_a_gradient_comes_in_the_type_of_what_it_is_of():
         _, saved = model.forward(tokens())
         model.backward_logits(dlogits, saved)
         np.testing.assert_array_equal(model.flat.grad, expected.flat.grad)
+
+
+def test_where_the_losses_gradient_is_none_it_is_1_as_in_pytorch():
+    classifier = SequenceClassifier(CONFIG, ["a", "b"])
+    for model, targets in ((gpt(), tokens(seed=1)), (classifier, np.array([0, 1, 1]))):
+        for dloss in (1.0, None):
+            _, saved = model.loss(tokens(), targets)
+            model.backward(saved, dloss)
+            if dloss:
+                once = model.flat.grad.copy()
+        np.testing.assert_allclose(model.flat.grad, 2 * once, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("bad", "words"), [

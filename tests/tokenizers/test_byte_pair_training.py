@@ -152,7 +152,9 @@ def test_bad_arguments_are_refused_before_the_texts_are_read():
                               ({"special_tokens": ("\ud800",)}, "is not a non-empty piece of text"),
                               ({"special_tokens": "<a>"}, "single string '<a>'"),
                               ({"special_tokens": ("Ġ",)}, "also how vocab.json writes"),
-                              ({"vocab_size": 100}, "vocab_size 100 is too small")]:
+                              ({"vocab_size": 100}, "vocab_size 100 is too small"),
+                              ({"vocab_size": "300"}, "vocab_size must be a whole number, not '300'"),
+                              ({"vocab_size": 300.5}, "vocab_size must be a whole number, not 300.5")]:
         with pytest.raises(errors.TokenizerError, match=reason):
             BPETokenizer.train(unread(), **{"vocab_size": 300, **arguments})
     with pytest.raises(errors.TokenizerError, match="text as str, not bytes"):

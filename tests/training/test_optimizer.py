@@ -112,6 +112,15 @@ def test_betas_are_two_numbers(wrong):
         AdamW(model_with_gradients(), betas=wrong)
 
 
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1e-3, "1e-3"])
+def test_a_rate_of_a_step_that_cannot_be_changes_nothing(wrong):
+    model  = model_with_gradients()
+    before = model.flat.data.copy()
+    with pytest.raises(ConfigError, match="^lr must be "):
+        (optimizer := AdamW(model)).step(lr=wrong)
+    assert np.array_equal(model.flat.data, before) and optimizer.updates == 0
+
+
 def test_a_number_of_numpys_is_one_and_gradients_are_not_clipped_the_wrong_way_round():
     AdamW(model_with_gradients(), lr=np.float32(1e-3))     # compared as it is, not the bounds as float32
     clip_grad_norm(model_with_gradients(), math.inf)       # measures alone
