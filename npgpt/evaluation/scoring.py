@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from npgpt.errors import CheckpointError, DataError
+from npgpt.ranges import check_range, is_whole
 from npgpt.tensor import array_module, to_numpy
 
 TOKENS_AT_ONCE = 1 << 12        # of a batch, where its size is not given
@@ -48,11 +49,18 @@ def surprisals(model: Model, spans: Sequence[Span], batch_size: int | None = Non
     Raises DataError for a token that the model does not know or a span of which nothing can be scored,
     CheckpointError where the model gives no finite number.
     """
-    spans = [Span(np.asarray(tokens), scored) for tokens, scored in spans]
+    try:
+        spans = [Span(np.asarray(tokens), scored) for tokens, scored in spans]
+    except (TypeError, ValueError):
+        raise DataError("a span is tokens and how many of the last are scored: surprisals(model, "
+                        "[Span(row, len(row) - 1) for row in tokens])") from None
     for n, (tokens, scored) in enumerate(spans):
-        if tokens.ndim != 1 or not 0 < scored < len(tokens):
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not is_whole(scored) \
+                or not 0 < scored < len(tokens):
             raise DataError(f"of a span's tokens, (n + 1,), the last 1 to n are scored: span {n} has tokens "
-                            f"of shape {tokens.shape}, and {scored} are asked for")
+                            f"of shape {tokens.shape}, {tokens.dtype}, and {scored} are asked for")
+    if batch_size is not None:
+        check_range("batch_size", batch_size, least=1)
     result: list[np.ndarray] = [np.empty(0)] * len(spans)
     order = sorted(range(len(spans)), key=lambda n: -len(spans[n].tokens))
     first, size, done, total = 0, batch_size or 1, 0, sum(span.scored for span in spans)

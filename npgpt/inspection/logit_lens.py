@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npgpt.errors import CheckpointError
+from npgpt.errors import CheckpointError, DataError
 from npgpt.inspection.residual_stream import ResidualStream, checked_tokens
 from npgpt.models import GPT
+from npgpt.ranges import check_range
 from npgpt.tensor import to_numpy
 
 LOGITS_AT_ONCE = 1 << 22        # in float64: 32 MiB
@@ -46,9 +47,14 @@ class LogitLens(NamedTuple):
 def logit_lens(model: GPT, stream: ResidualStream, tokens: Any, best: int = 5) -> LogitLens:
     """tokens: (T,), the text of which `stream` is.  best: K, at most the vocabulary.
 
-    Raises CheckpointError where the model gives no finite number, DataError as `residual_stream`.
+    Raises CheckpointError where the model gives no finite number, DataError as `residual_stream`, and for the
+    stream of another text, ConfigError for a best below 1.
     """
     tokens = checked_tokens(model, tokens, 1)
+    check_range("best", best, least=1)
+    if stream.states[0].shape[:2] != (1, len(tokens)):
+        raise DataError(f"the stream is of tokens {stream.states[0].shape[:2]}, and not of this text's "
+                        f"{(1, len(tokens))}")
     best  = min(best, model.config.vocab_size)
     guess = _layer(model, stream.states[-1][:, -1:], tokens[-1:], 1)[0][0]
     following = np.concatenate([tokens[1:], guess])                           # (T,)

@@ -136,8 +136,13 @@ def load_arrays(parameters: Mapping[str, Any], arrays: Mapping[str, Any], device
         there, not_there = ("model", "checkpoint") if name in parameters else ("checkpoint", "model")
         raise CheckpointError(f"{name} is in the {there} but not in the {not_there}")
     for name, parameter in parameters.items():
-        if arrays[name].shape != parameter.shape:
-            raise CheckpointError(f"{name} has shape {tuple(arrays[name].shape)} in the checkpoint, "
+        array = arrays[name]
+        kind  = getattr(array, "dtype", type(array).__name__)
+        if not hasattr(array, "astype") or getattr(kind, "kind", "f") in "cOSU":
+            raise CheckpointError(f"{name} is {kind} in the checkpoint, and no array of NumPy or CuPy with "
+                                  "real numbers")
+        if array.shape != parameter.shape:
+            raise CheckpointError(f"{name} has shape {tuple(array.shape)} in the checkpoint, "
                                   f"but {parameter.shape} in the model")
     for name, parameter in parameters.items():
         parameter.data[...] = to_device(arrays[name].astype(parameter.data.dtype, copy=False), device)

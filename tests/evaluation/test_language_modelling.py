@@ -226,9 +226,15 @@ def test_surprisals_are_the_losses_of_single_tokens():
             targets = np.full((1, 3), -100)
             targets[0, place] = row[place + 1]
             assert math.isclose(nats[place], model.loss([row[:3]], targets)[0], rel_tol=1e-12)
-    for tokens, scored in ((rows[0], 4), (rows[0], 0), (rows, 1), ([3], 1)):
+    for tokens, scored in ((rows[0], 4), (rows[0], 0), (rows, 1), ([3], 1), ([0.5, 1.5], 1), (rows[0], 1.5),
+                           (rows[0], None)):
         with pytest.raises(DataError, match=r"the last 1 to n are scored: span 1 has tokens of shape"):
             surprisals(model, [Span(rows[0], 3), Span(tokens, scored)])
+    for spans in (rows, rows[0], np.array(rows), None):
+        with pytest.raises(DataError, match=r"surprisals\(model, \[Span\(row, len\(row\) - 1\) for"):
+            surprisals(model, spans)
+    with pytest.raises(ConfigError, match="batch_size must be at least 1, not -1"):
+        surprisals(model, [Span(rows[0], 3)], -1)
 
 
 def test_logits_may_lie_on_a_gpu(model, monkeypatch):

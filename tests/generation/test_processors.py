@@ -129,8 +129,8 @@ def test_rules_of_ones_own_come_after_all_others(beams):
     new = model.generate(np.array([[1, 2]]), max_new_tokens=6, num_beams=beams, bad_words_ids=[[3]],
                          logits_processor=[odd_only])[0, 2:]
     plain = model.generate(np.array([[1, 2]]), 6, num_beams=beams, logits_processor=None)[0, 2:]
-    alone = model.generate(np.array([[1, 2]]), 6, num_beams=beams, logits_processor=lambda _, scores: np.where(
-        np.arange(9) == plain[0], -np.inf, scores))[0, 2:]
+    alone = model.generate(np.array([[1, 2]]), 6, num_beams=beams, logits_processor=(
+        lambda _, scores: np.where(np.arange(9) == plain[0], -np.inf, scores)))[0, 2:]
     assert plain[0] not in alone
     assert (new % 2 == 1).all() and 3 not in new
     assert [length for length, _ in seen] == [2, 3, 4, 5, 6, 7] and all(forbidden for _, forbidden in seen)

@@ -234,6 +234,13 @@ def test_bad_texts_targets_and_weights_are_one_sentence():
                              ((8, 1), "not 8"), ((2, 11), "token 11"), ((2, -1), "token -1")):
         with pytest.raises(DataError, match=sentence):
             saliency(model, TOKENS, [target])
+    stream = residual_stream(model, TOKENS[None])
+    for tokens, other in ((TOKENS[:1], stream), (TOKENS, residual_stream(model, TOKENS[None].repeat(2, 0)))):
+        with pytest.raises(DataError, match=r"stream is of tokens \(\d, 7\), and not of this text's \(1,"):
+            logit_lens(model, other, tokens)
+    for best in (0, -1, None):
+        with pytest.raises(ConfigError, match="best must be"):
+            logit_lens(model, stream, TOKENS, best)
     for number in (np.nan, np.inf):
         model.lm_head.weight.data[3, 0] = number
         with pytest.raises(CheckpointError, match="its weights are damaged"):

@@ -176,6 +176,8 @@ def test_a_state_is_a_copy_and_one_that_does_not_fit_is_refused():
     np.testing.assert_array_equal(state["wte.weight"], before)
     for wrong, told in [({}, "in the model but not in the checkpoint"), (state | {"z": before}, "z is in"),
                         (state | {"wte.weight": before[:1]}, "wte.weight has shape"),
+                        (state | {"wte.weight": before.tolist()}, "wte.weight is list in the"),
+                        (state | {"wte.weight": before + 1j}, "wte.weight is complex64 in"),
                         ([before], "not from a list")]:
         with pytest.raises(CheckpointError, match=told):
             model.load_state_dict(wrong)
