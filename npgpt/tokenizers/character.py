@@ -15,7 +15,7 @@ from npgpt.tokenizers.formats import read_character, write_character
 class CharacterTokenizer:
     """One token a character.
 
-    characters: id → character. Raises TokenizerError if there are none or one comes twice.
+    characters: id → character. Raises TokenizerError if there are none, one comes twice or is none.
     """
 
     def __init__(self, characters: Iterable[str]):
@@ -23,6 +23,9 @@ class CharacterTokenizer:
         self._ids = {character: id for id, character in self._characters.items()}
         if not self._ids:
             raise TokenizerError("a character tokenizer needs at least one character, but the text is empty")
+        if odd := [one for one in self._ids if not isinstance(one, str) or len(one) != 1]:
+            raise TokenizerError(f"a character tokenizer is made of single characters, not {odd[0]!r}: its "
+                                 "train takes texts")
         if len(self._ids) < len(self._characters):
             raise TokenizerError("a character tokenizer cannot have the same character twice")
 

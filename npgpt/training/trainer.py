@@ -11,13 +11,15 @@ import numpy as np
 from npgpt.data.batches import Batch, Batches
 from npgpt.data.examples import Examples
 from npgpt.data.packing import ExampleBatches
-from npgpt.errors import DataError
+from npgpt.errors import ConfigError, DataError
 from npgpt.layers import Module
 from npgpt.models.decoder import IGNORE_INDEX
 from npgpt.ops.penalty import penalty_backward
 from npgpt.ops.sum_of_squares import sum_of_squares
+from npgpt.ranges import is_whole
 from npgpt.tensor import Key, array_module, to_numpy
 from npgpt.training.communication import Ranks
+from npgpt.training.config import StepSettings
 from npgpt.training.loss_scale import LossScale
 from npgpt.training.optimizer import AdamW, clip_scale
 from npgpt.training.run_data import Config
@@ -48,13 +50,17 @@ class Trainer:
 
     def __init__(self, config: Config, model: Any, train: Any, val: Any, ranks: Ranks | None = None):
         self.config, self.model, self.val, self.ranks = config, model, val, ranks or Ranks()
+        if not isinstance(config, StepSettings):
+            raise ConfigError(f"a Trainer takes a TrainConfig, and not a {type(config).__name__}")
         self.batches   = self._batches(train)
-        self.scale     = LossScale(model.flat.data.dtype.name)
         self.optimizer = AdamW(model, config.learning_rate, (config.beta1, config.beta2),
                                weight_decay=config.weight_decay, ranks=self.ranks, seed=config.seed)
+        self.scale     = LossScale(model.flat.data.dtype.name)
 
     def update(self, step: int) -> Update:
         """Step number `step`, from 0. Where loss or gradients are not finite, nothing is updated."""
+        if not (is_whole(step) and step >= 0):
+            raise ConfigError(f"step must be a whole number, at least 0, not {step!r}")
         scale = self.scale.value
         c, flat = self.config, self.model.flat
         lr = c.rate(step)

@@ -57,3 +57,6 @@ def test_what_makes_no_tokenizer_is_refused():
         CharacterTokenizer("aba")
     with pytest.raises(errors.TokenizerError, match="text as str, not bytes"):
         CharacterTokenizer.train([b"bytes"])
+    for odd in ("ab", "", 1):
+        with pytest.raises(errors.TokenizerError, match=f"made of single characters, not {odd!r}: its train"):
+            CharacterTokenizer(["c", odd])

@@ -12,7 +12,7 @@ import tiny
 from npgpt.data.batches import Batch, Batches
 from npgpt.data.examples import Examples
 from npgpt.data.packing import ExampleBatches
-from npgpt.errors import CheckpointError, DataError
+from npgpt.errors import CheckpointError, ConfigError, DataError
 from npgpt.models import GPT, GPTConfig
 from npgpt.ops import penalty_forward
 from npgpt.tensor import Key, to_numpy
@@ -163,6 +163,21 @@ def test_what_are_no_tokens_and_makes_no_batches_is_told(data, told):
     config = TrainConfig(**tiny.SETTINGS)
     with pytest.raises(DataError, match=rf"by at\(step\) and evaluation\(.*\), and not be {told}$"):
         Trainer(config, GPT(config.model(11)), data, data)
+
+
+def test_what_is_no_configuration_no_model_and_no_step_is_told():
+    config, tokens = TrainConfig(**tiny.SETTINGS), np.arange(99) % 11
+    model = GPT(config.model(11))
+    for wrong in (model.config, None):
+        with pytest.raises(ConfigError, match=f"takes a TrainConfig, and not a {type(wrong).__name__}"):
+            Trainer(wrong, model, tokens, tokens)
+    with pytest.raises(ConfigError, match="takes a model, initialised, and not a GPTConfig"):
+        Trainer(config, model.config, tokens, tokens)
+    before = model.flat.data.copy()
+    for step in (-1, 1.5, None):
+        with pytest.raises(ConfigError, match=f"step must be a whole number, at least 0, not {step}"):
+            Trainer(config, model, tokens, tokens).update(step)
+    assert np.array_equal(model.flat.data, before)
 
 
 @pytest.mark.parametrize("batches", [[], [Batch(np.zeros((2, 8), int), np.full((2, 8), -100))]])
