@@ -46,6 +46,9 @@ def load_classifier(path: str | Path, which: str, device: str,
 
 def load_any(path_or_name: str | Path, which: str, device: str, warn: Callable[[str], None]) -> Loaded:
     """A model of either kind."""
+    if path_or_name == "":                                 # Path("") is the current folder
+        raise TrainingError("no model is named: give a run's folder, a model's, its name on the hub, or a "
+                            "GGUF file")
     path = Path(path_or_name)
     if run := run_of(path):
         raise TrainingError(f"{path} is a checkpoint: use {run} --checkpoint {step_of(path.resolve())}")

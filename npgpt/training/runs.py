@@ -52,6 +52,8 @@ def new_run_path(config: Config, name: str) -> Path:
     """
     if config.out_dir is None:
         return _take(Path("runs") / name)
+    if not config.out_dir:                                 # Path("") is the current folder
+        raise TrainingError("out_dir must be the name of a folder, not ''")
     path = Path(config.out_dir)
     if (path / "config.toml").exists():
         raise TrainingError(f"{path} already holds a run: go on with it by --resume "

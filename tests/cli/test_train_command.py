@@ -115,6 +115,7 @@ BAD_TRAIN = [
     (1, "needs CuPy|needs an NVIDIA GPU|no device", ["--device", "cuda:99"]),
     (1, "text.txt.*not an empty folder", ["--out-dir", "text.txt"]),
     (1, "cannot make the run runs/quick: File name too long: aaaa", ["--data", "a" * 300]),
+    (1, "out_dir must be the name of a folder, not ''", ["--data", "text.txt", "--out-dir", ""]),
     (1, "cannot use the run folder", ["--data", "text.txt", "--out-dir", "text.txt/run"]),
     (1, "absent", ["--data", "text.txt", "--tokenizer", "absent"]),
 ]

@@ -43,6 +43,14 @@ def test_it_is_taken_or_refused(folder, command, capsys, monkeypatch):
         refused(capsys, 1, "unknown device 'gpu'", name, "run", *more, "--checkpoint", "1", "--device", "gpu")
 
 
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "finetune" not in command])
+def test_no_name_does_not_name_the_current_folder(folder, command, capsys, monkeypatch):
+    monkeypatch.chdir(folder / "run")
+    name, *more = command.split()
+    why = "no model is named: give a run's folder, a model's, its name on the hub, or a GGUF file"
+    refused(capsys, 1, why, name, "", *more)
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, "evaluate --data pairs.jsonl"])
 def test_a_model_by_itself_has_no_steps_to_choose_from(folder, command, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
