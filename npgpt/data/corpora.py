@@ -139,8 +139,9 @@ def _draw(documents: Sequence[str], fraction: float, seed: int) -> set[str]:
 
 def table_to_records(path: Path) -> str | None:
     """What makes records of the table that a file is by its name, or None."""
-    make = TABLES.get(path.suffix.lower())
-    return make and make.format(name=str(path), out=str(path.with_suffix(".jsonl")))
+    name, _ = split_name(path)                             # pandas unpacks
+    make    = TABLES.get(name.suffix.lower())
+    return make and make.format(name=str(path), out=str(name.with_suffix(".jsonl")))
 
 
 def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:

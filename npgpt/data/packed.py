@@ -31,7 +31,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     try:
         with _open(path, packing) as stream:
             yield stream
-    except (OSError, EOFError, damaged) as error:
+    except (OSError, EOFError, damaged, ValueError) as error:                 # a name with a zero byte
         reason = getattr(error, "strerror", None) or f"{error}; mend the file or leave it out"
         raise DataError(f"cannot read {path}: {reason}") from error
 

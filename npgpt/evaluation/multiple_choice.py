@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from npgpt.data.packed import opened
 from npgpt.errors import DataError
 from npgpt.evaluation.bootstrap import Interval, mean_interval
 from npgpt.evaluation.scoring import Model, Progress, Span, surprisals
@@ -62,13 +63,10 @@ class MultipleChoice(NamedTuple):
 
 
 def read_questions(path: Path, limit: int | None = None) -> Questions:
-    """The first `limit` questions of a file, or all. Empty lines are passed over. Raises DataError, naming
-    file and line, for one that is no question."""
-    try:
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:                 # ValueError: a path with a zero byte
-        raise DataError(f"cannot read the questions {str(path)!r}: "
-                        f"{getattr(error, 'strerror', None) or error}") from error
+    """The first `limit` questions of a file, packed or not, or all. Empty lines are passed over. Raises
+    DataError, naming file and line, for one that is no question."""
+    with opened(path) as stream:
+        data = stream.read()
     questions: list[Question] = []
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if limit is not None and len(questions) == limit:

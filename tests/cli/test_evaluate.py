@@ -255,6 +255,6 @@ def test_an_ending_without_a_context_follows_the_end_of_text():
     ("say by --data in which file", []), ("stride is of language-modelling", ["--stride", "4"]),
     ("surprisal is of language-modelling", ["--surprisal", "x"]),
     ("texts/a.txt:1 is no JSON", ["--data", "texts/a.txt"]),
-    ("cannot read the questions 'nowhere'", ["--data", "nowhere"])])
+    ("cannot read nowhere", ["--data", "nowhere"])])
 def test_what_multiple_choice_refuses(capsys, sentence, arguments):
     refused(capsys, 1, sentence, "run", "--task", "multiple-choice", *arguments)

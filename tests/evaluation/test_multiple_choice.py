@@ -1,5 +1,6 @@
 """Endings scored in batches against each asked for alone; accuracies by hand; lines that are no question."""
 
+import gzip
 import hashlib
 import json
 import math
@@ -174,9 +175,17 @@ def test_lines_that_are_no_question(tmp_path, line, sentence):
     assert len(read_questions(path, limit=1).questions) == 1         # what is not asked for is not looked at
 
 
+def test_questions_may_be_packed(tmp_path):
+    path   = write(tmp_path, GOOD, GOOD)
+    packed = tmp_path / "questions.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    one, other = read_questions(packed), read_questions(path)
+    assert len(one.questions) == 2 and one.sha256 == other.sha256
+
+
 def test_files_that_hold_no_question(tmp_path):
     with pytest.raises(DataError, match="has no question"):
         read_questions(write(tmp_path, b"\n"))
-    for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(DataError, match="cannot read the questions"):
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "a\0b"):
+        with pytest.raises(DataError, match="cannot read "):
             read_questions(path)

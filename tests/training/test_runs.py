@@ -1,5 +1,6 @@
 """What a new run is made of: which folder, whose text the tokenizer has seen, where one document ends."""
 
+import gzip
 import json
 import os
 from dataclasses import replace
@@ -88,15 +89,18 @@ def test_two_processes_do_not_make_one_run(tmp_path):
     assert sorted(run.path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(("name", "make"), [("a.csv", "read_csv"), ("a.tsv", "read_table"), ("a.txt", None)])
+@pytest.mark.parametrize(("name", "make"), [("a.csv", "read_csv"), ("a.tsv", "read_table"), ("a.txt", None),
+                                            ("a.csv.gz", "read_csv")])
 def test_a_table_is_learned_as_text_and_told_to_be(tmp_path, name, make):
-    (tmp_path / name).write_text("question,answer\nto be,or not to be\n" * 99)
+    table = b"question,answer\nto be,or not to be\n" * 99
+    (tmp_path / name).write_bytes(gzip.compress(table) if name.endswith(".gz") else table)
     config = TrainConfig(**tiny.SETTINGS | {"data": str(tmp_path / name)})
     run = create_run(tmp_path / "run", config, (said := []).append)
     assert run.tokenizer.decode(run.train[:15]) == "question,answer"
     told = [line for line in said if "a table is learned as the text that it is" in line]
     assert len(told) == bool(make)
-    assert all(f"pandas.{make}({str(tmp_path / name)!r})" in line for line in told)
+    assert all(f"pandas.{make}({str(tmp_path / name)!r}).to_json({str(tmp_path / 'a.jsonl')!r}" in line
+               for line in told)
 
 
 def test_a_prepared_folder_brings_its_tokenizer_its_split_and_all_its_shards(tmp_path, monkeypatch):
