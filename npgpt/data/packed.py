@@ -27,11 +27,13 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     name, packing = split_name(path)
     if packing and name.suffix.lower() == ".tar":
         raise DataError(f"{path} is an archive of several files: unpack it")
+    if "\0" in str(path):
+        raise DataError(f"cannot read {str(path)!r}: a name with a zero byte")
     damaged = _zstandard().ZstdError if packing == ".zst" else zlib.error
     try:
         with _open(path, packing) as stream:
             yield stream
-    except (OSError, EOFError, damaged, ValueError) as error:                 # a name with a zero byte
+    except (OSError, EOFError, damaged) as error:
         reason = getattr(error, "strerror", None) or f"{error}; mend the file or leave it out"
         raise DataError(f"cannot read {path}: {reason}") from error
 

@@ -216,6 +216,12 @@ def test_zstandard_files(tmp_path):
             read(tmp_path / "a.txt.zst")
 
 
+def test_what_goes_wrong_with_what_was_read_is_no_fault_of_the_file(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(ValueError, match="^a fault$"), packed.opened(tmp_path / "a.txt"):
+        raise ValueError("a fault")
+
+
 def test_without_zstandard_is_one_sentence(tmp_path, monkeypatch):
     for name in ("compression", "backports"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
